@@ -1,0 +1,276 @@
+"""BreakHis names and the 7909 rows of data_manifest.csv: parse, format, scan and verify.
+
+Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopathological Image Classification",
+IEEE TBME 63(7), 2016, and the data set's own readme.
+"""
+
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from bcdlib.errors import InputError
+
+CLASSES = ("benign", "malignant")
+MAGNIFICATIONS = (40, 100, 200, 400)
+SUBTYPES = {
+    "A": "adenosis",
+    "F": "fibroadenoma",
+    "PT": "phyllodes_tumor",
+    "TA": "tubular_adenoma",
+    "DC": "ductal_carcinoma",
+    "LC": "lobular_carcinoma",
+    "MC": "mucinous_carcinoma",
+    "PC": "papillary_carcinoma",
+}
+BENIGN = ("A", "F", "PT", "TA")
+SIZE = (700, 460)  # width, height as published; four images of the 7909 known here are 700x456
+FOLD_COLUMNS = [f"fold_{k}" for k in range(1, 6)]
+IMAGE_COLUMNS = ["filename", "class", "subtype", "year", "slide", "case", "magnification", "sequence"]
+COLUMNS = [*IMAGE_COLUMNS, *FOLD_COLUMNS, "relpath"]
+
+# Table I of Abu Al-Haija & Adebanjo, as printed. 652 is a slip: the column's own total, 1995, and the data say 625.
+TABLE_I_PRINTED = pd.DataFrame(
+    {40: [652, 1370, 1995], 100: [644, 1437, 2081], 200: [623, 1390, 2013], 400: [588, 1232, 1820],
+     "total": [2480, 5429, 7909]},
+    index=["benign", "malignant", "total"],
+)
+
+_NAME = re.compile(
+    r"SOB_(?P<letter>[BM])_(?P<subtype>[A-Z]{1,2})-(?P<year>[0-9]{2})-(?P<number>[0-9]+)(?P<part>[A-Z]*)"
+    r"-(?P<magnification>40|100|200|400)-(?P<sequence>[0-9]{3})\.png"
+)
+
+
+def parse(filename: str) -> dict:
+    """Turn a BreakHis file name into a row.
+
+    Parameters
+    ----------
+    filename : str
+        For example ``"SOB_B_A-14-22549AB-40-001.png"``; no folder in front.
+
+    Returns
+    -------
+    dict with the keys of `IMAGE_COLUMNS`: str, except ``year`` (two digits), ``magnification`` and ``sequence`` (int).
+
+    Raises
+    ------
+    InputError
+        If it is not a BreakHis name, or class letter and subtype contradict each other.
+    """
+    match = _NAME.fullmatch(filename)
+    if match is None:
+        raise InputError(
+            f"{filename!r} is not a BreakHis file name; expected one like SOB_B_A-14-22549AB-40-001.png"
+        )
+    subtype, letter = match["subtype"], match["letter"]
+    if subtype not in SUBTYPES:
+        raise InputError(f"{filename!r}: unknown subtype {subtype!r}; known are {', '.join(SUBTYPES)}")
+    if (letter == "B") != (subtype in BENIGN):
+        raise InputError(f"{filename!r}: class letter {letter!r} contradicts subtype {subtype!r}")
+    case = f"{match['year']}-{match['number']}"
+    return {
+        "filename": filename,
+        "class": CLASSES[letter == "M"],
+        "subtype": subtype,
+        "year": int(match["year"]),
+        "slide": case + match["part"],
+        "case": case,
+        "magnification": int(match["magnification"]),
+        "sequence": int(match["sequence"]),
+    }
+
+
+def format_name(row) -> str:
+    """Turn a row (mapping with subtype, slide, magnification, sequence) back into the file name; checked by `parse`.
+
+    Raises
+    ------
+    InputError
+        If the values do not make a BreakHis name.
+    """
+    letter = "B" if row["subtype"] in BENIGN else "M"
+    name = (
+        f"SOB_{letter}_{row['subtype']}-{row['slide']}-{int(row['magnification'])}-{int(row['sequence']):03d}.png"
+    )
+    parse(name)
+    return name
+
+
+def relpath(filename: str) -> str:
+    """Where the official archive keeps this file: folder names join slide and subtype by ``_``, file names by ``-``."""
+    row = parse(filename)
+    slide_folder = filename.split("-")[0] + "_" + row["slide"]
+    return (
+        f"BreaKHis_v1/histology_slides/breast/{row['class']}/SOB/{SUBTYPES[row['subtype']]}/{slide_folder}"
+        f"/{row['magnification']}X/{filename}"
+    )
+
+
+@functools.cache
+def _manifest_file() -> Path:
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent, package):  # a checkout keeps it at the top, an installed wheel inside the package
+        if (folder / "data_manifest.csv").is_file():
+            return folder / "data_manifest.csv"
+    raise InputError(f"data_manifest.csv is missing beside {package}; get a complete checkout of bcdlib")
+
+
+def load() -> pd.DataFrame:
+    """All 7909 images of BreakHis, one row each, with the columns `COLUMNS` (a fresh copy)."""
+    return pd.read_csv(_manifest_file(), dtype={"slide": str, "case": str})
+
+
+def images_table(filenames: Iterable[str]) -> pd.DataFrame:
+    """Rows for BreakHis names: `IMAGE_COLUMNS`, plus the author's folds where the name is in the manifest (else NaN).
+
+    Raises
+    ------
+    InputError
+        If one of the names is not a BreakHis name.
+    """
+    rows = pd.DataFrame([parse(name) for name in filenames], columns=IMAGE_COLUMNS)
+    return rows.merge(load()[["filename", *FOLD_COLUMNS]], on="filename", how="left", validate="many_to_one")
+
+
+def labels(images: pd.DataFrame):
+    """Label encoding of the paper: benign 0, malignant 1; int64 array (N,)."""
+    return (images["class"] == CLASSES[1]).to_numpy().astype("int64")
+
+
+def table_i(images: pd.DataFrame) -> pd.DataFrame:
+    """Table I of the paper, as counted in `images`: rows benign, malignant, total; columns 40, 100, 200, 400, total."""
+    counts = pd.crosstab(images["class"], images["magnification"])
+    counts = counts.reindex(index=list(CLASSES), columns=list(MAGNIFICATIONS), fill_value=0)
+    counts["total"] = counts.sum(axis=1)
+    counts.loc["total"] = counts.sum()
+    counts.index.name = counts.columns.name = None
+    return counts
+
+
+def slide_folders(images: pd.DataFrame) -> int:
+    """How many slide folders: 82 in BreakHis, since slide 14-13412 is filed under both DC and LC."""
+    return len(images[["subtype", "slide"]].drop_duplicates())
+
+
+@dataclass
+class Scan:
+    """What stands in a source: `images` (IMAGE_COLUMNS, folds, ``path`` inside the source) and the names left out."""
+
+    images: pd.DataFrame
+    not_breakhis: list[str]
+    duplicates: list[str]
+
+    @property
+    def partial(self) -> bool:
+        """True if it is a part of BreakHis rather than all of it."""
+        return set(load()["filename"]) - set(self.images["filename"]) != set()
+
+
+def scan(source) -> Scan:
+    """List the BreakHis images of a `sources.Source`, in any folder depth.
+
+    A name that occurs twice is used once (the first path in sorted order) and reported in ``duplicates``.
+
+    Raises
+    ------
+    InputError
+        If not one BreakHis image is found.
+    """
+    paths, not_breakhis, duplicates = {}, [], []
+    for path in source.names():
+        name = path.rsplit("/", 1)[-1]
+        try:
+            parse(name)
+        except InputError:
+            not_breakhis.append(path)
+            continue
+        if name in paths:
+            duplicates.append(path)
+        else:
+            paths[name] = path
+    if not paths:
+        raise InputError(
+            f"{source.path}: no BreakHis image found ({len(not_breakhis)} other images); "
+            "expected names like SOB_B_A-14-22549AB-40-001.png"
+        )
+    images = images_table(sorted(paths))
+    images["path"] = images["filename"].map(paths)
+    return Scan(images, not_breakhis, duplicates)
+
+
+@dataclass
+class Verification:
+    """A source against the manifest. `images` has the manifest's and the extra rows with status, width and height."""
+
+    path: str
+    images: pd.DataFrame
+    not_breakhis: list[str]
+    duplicates: list[str]
+
+    def names(self, status: str) -> list[str]:
+        """File names with this status: present, missing, extra or unreadable."""
+        return self.images.loc[self.images["status"] == status, "filename"].tolist()
+
+    @property
+    def wrong_size(self) -> pd.DataFrame:
+        """Readable images that are not 700x460: filename, width, height."""
+        odd = self.images["width"].notna() & (
+            (self.images["width"] != SIZE[0]) | (self.images["height"] != SIZE[1])
+        )
+        return self.images.loc[odd, ["filename", "width", "height"]].astype({"width": int, "height": int})
+
+    @property
+    def partial(self) -> bool:
+        """True if an image of BreakHis is missing or unreadable."""
+        return bool(self.images["status"].isin(["missing", "unreadable"]).any())
+
+    def counts(self) -> pd.DataFrame:
+        """Number of images by class and magnification (rows) and status (columns)."""
+        table = pd.crosstab([self.images["class"], self.images["magnification"]], self.images["status"])
+        return table.reindex(columns=["present", "missing", "extra", "unreadable"], fill_value=0)
+
+    def summary(self) -> dict[str, int]:
+        """Totals: present, missing, extra, unreadable, wrong_size, not_breakhis, duplicates."""
+        status = self.images["status"].value_counts()
+        totals = {key: int(status.get(key, 0)) for key in ("present", "missing", "extra", "unreadable")}
+        return totals | {
+            "wrong_size": len(self.wrong_size),
+            "not_breakhis": len(self.not_breakhis),
+            "duplicates": len(self.duplicates),
+        }
+
+
+def verify(source, progress: bool = True) -> Verification:
+    """Read and decode every image of a `sources.Source` and hold it against data_manifest.csv.
+
+    Statuses: ``present`` (in the manifest, decodes), ``missing``, ``unreadable`` (in the manifest, does not decode),
+    ``extra`` (a BreakHis name that the manifest does not have). Sizes other than 700x460 are told apart by
+    `Verification.wrong_size`; they do not make an image unusable.
+
+    Raises
+    ------
+    InputError
+        If not one BreakHis image is found.
+    """
+    from bcdlib import pixels  # here, not above: names alone must work without an image library
+
+    found = scan(source)
+    rows = load()[IMAGE_COLUMNS].assign(status="missing")
+    extra = found.images[~found.images["filename"].isin(rows["filename"])]
+    rows = pd.concat([rows, extra[IMAGE_COLUMNS].assign(status="extra")], ignore_index=True)
+    rows = rows.set_index("filename")
+    rows["width"] = rows["height"] = float("nan")
+    rows["reason"] = ""
+    for name, array, reason in pixels.decode_all(source, found.images, progress=progress, label="Verify"):
+        if array is None:
+            rows.loc[name, ["status", "reason"]] = ["unreadable", reason]
+            continue
+        rows.loc[name, ["height", "width"]] = array.shape[:2]
+        if rows.at[name, "status"] == "missing":
+            rows.at[name, "status"] = "present"
+    return Verification(str(source.path), rows.reset_index(), found.not_breakhis, found.duplicates)

@@ -1,0 +1,33 @@
+"""ResNet-50 transfer learning: the paper's own method (its last row of Table II)."""
+
+import keras
+
+from bcdlib.methods import backbones
+from bcdlib.methods.base import KerasMethod, Published
+
+
+class ResNet50(KerasMethod):
+    """ResNet-50 with ImageNet weights, pooled, Dense 1024, ReLU, dropout 40 %, Dense 1, sigmoid.
+
+    Publication: Abu Al-Haija & Adebanjo, "Breast Cancer Diagnosis in Histopathological Images Using ResNet-50
+    Convolutional Neural Network". Printed: 99.10 % (Table II), trained on 100X, 200X and 400X, tested on 40X of the
+    same 82 slides. Stated there: size 144x96, loss MSE, RMSprop, batch 32, 200 epochs of 200 steps (section III).
+    Silent there, chosen here: global average pooling; RMSprop's rate 0.001 (Keras' default); the augmentation
+    (flips, which together make half turns, and zooms of up to 10 %); normalisation as the ImageNet weights expect.
+    Figure 4 draws a frozen base with a retrained classifier, the text says fine-tuning: ``trainable`` offers both.
+    """
+
+    key = "resnet50"
+    title = "ResNet-50"
+    reference = "Abu Al-Haija & Adebanjo"
+    published = Published(99.10, "2 classes; train 100X+200X+400X, test 40X of the same slides")
+    architecture = "resnet50"
+
+    def build_base(self, input_shape):
+        return backbones.build(self.architecture, input_shape, self.weights_, self.batch_norm_momentum)
+
+    def build_head(self, x):
+        x = keras.layers.Dense(1024, name="dense")(x)
+        x = keras.layers.ReLU(name="relu")(x)
+        x = keras.layers.Dropout(0.4, name="dropout")(x)
+        return keras.layers.Dense(1, activation="sigmoid", name="probability")(x)

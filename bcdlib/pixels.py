@@ -1,0 +1,249 @@
+"""Pictures as arrays: decode, resize, the uint8 cache that training maps into memory, and batches from it."""
+
+import collections
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from bcdlib.errors import InputError
+from bcdlib.runs import write_csv, write_json
+
+LARGEST_PICTURE = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
+RESAMPLING = "lanczos"
+CACHE_FORMAT = 1
+
+
+def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode one picture, and resize it with antialiasing (Lanczos) if a size is given.
+
+    Pillow, because it says so when a file is cut off or damaged, where OpenCV may return half a picture.
+
+    Parameters
+    ----------
+    content : bytes
+        A PNG, JPEG, TIFF or BMP file.
+    size : (width, height), optional
+
+    Returns
+    -------
+    uint8 array (height, width, 3), RGB, 0..255.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be decoded to 8-bit RGB; the message says why.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(content))
+            if picture.width * picture.height > LARGEST_PICTURE:
+                raise ValueError(f"declares {picture.width}x{picture.height} pixels")
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(f"not an 8-bit picture (mode {picture.mode})")
+            picture = ImageOps.exif_transpose(picture).convert("RGB")
+    except ValueError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many kinds on damaged input: SyntaxError, struct.error, ...
+        raise ValueError(f"cannot be decoded ({type(error).__name__}: {error})".splitlines()[0]) from None
+    if size is not None and picture.size != tuple(size):
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def decode_all(
+    source, images: pd.DataFrame, size=None, workers: int | None = None, progress: bool = True, label: str = "Decode"
+) -> Iterator[tuple[str, np.ndarray | None, str]]:
+    """Decode many images of a `sources.Source` on all cores, in the order in which they are stored.
+
+    Parameters
+    ----------
+    images : DataFrame with the columns ``filename`` and ``path`` (inside the source).
+    size : (width, height), optional
+        As in `decode`.
+    workers : int, optional
+        Threads; default: one a core. The pixels do not depend on it.
+
+    Yields
+    ------
+    (filename, array, reason) : array as from `decode`, or None with the reason why not.
+    """
+
+    def work(item):
+        name, content, reason = item
+        if content is None:
+            return name, None, reason
+        try:
+            return name, decode(content, size), ""
+        except ValueError as error:
+            return name, None, str(error)
+
+    filenames = dict(zip(images["path"], images["filename"], strict=True))
+    workers = workers or os.cpu_count() or 1
+    pending = collections.deque()  # a bounded window: memory does not grow with the data set
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(images), desc=label, unit="image", disable=not progress) as bar,
+    ):
+        for item in source.read(list(filenames)):
+            pending.append(pool.submit(work, item))
+            if len(pending) >= 4 * workers:
+                bar.update()
+                name, *rest = pending.popleft().result()
+                yield filenames[name], *rest
+        while pending:
+            bar.update()
+            name, *rest = pending.popleft().result()
+            yield filenames[name], *rest
+
+
+@dataclass(frozen=True)
+class PixelCache:
+    """All usable images of a source, decoded and resized once.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+    images : DataFrame
+        One row an image in the order of the pixels: manifest.IMAGE_COLUMNS and the author's folds.
+    pixels : uint8 array (N, height, width, 3), RGB, mapped from disk (read-only)
+    skipped : DataFrame
+        ``filename`` and ``reason`` of the images that could not be read.
+    """
+
+    folder: Path
+    images: pd.DataFrame
+    pixels: np.ndarray
+    skipped: pd.DataFrame
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the cached pictures."""
+        return self.pixels.shape[2], self.pixels.shape[1]
+
+    def rows(self, filenames) -> np.ndarray:
+        """Positions of these file names in `pixels`; int64 (n,). Raises InputError for a name that is not cached."""
+        index = pd.Index(self.images["filename"]).get_indexer(list(filenames))
+        if (index < 0).any():
+            missing = [name for name, place in zip(filenames, index, strict=True) if place < 0]
+            raise InputError(f"{missing[0]}: not among the cached images ({len(missing)} such names); preprocess again")
+        return index
+
+
+def cache_key(fingerprint: str, images: pd.DataFrame, size: tuple[int, int]) -> str:
+    """Name of the cache made from this source (its fingerprint), these images, at this (width, height)."""
+    recipe = json.dumps([CACHE_FORMAT, fingerprint, images["path"].tolist(), list(size), RESAMPLING])
+    return f"pixels-{size[0]}x{size[1]}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def open_cache(folder) -> PixelCache:
+    """Map a finished cache into memory.
+
+    Raises
+    ------
+    InputError
+        If there is no finished cache in this folder.
+    """
+    folder = Path(folder)
+    try:
+        images = pd.read_csv(folder / "images.csv", dtype={"slide": str, "case": str})
+        skipped = pd.read_csv(folder / "skipped.csv", dtype=str)
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no readable pixel cache ({error}); run 02_preprocess first") from None
+    return PixelCache(folder, images, pixels, skipped)
+
+
+def build_cache(source, images: pd.DataFrame, size: tuple[int, int], root, progress: bool = True) -> PixelCache:
+    """Decode and resize every image once; or return at once if this very cache stands already.
+
+    The cache is written beside its final name and renamed when it is whole, so that a cut-off run leaves nothing
+    that looks finished.
+
+    Parameters
+    ----------
+    source : sources.Source
+    images : DataFrame with IMAGE_COLUMNS and ``path``, for example ``manifest.scan(source).images``
+    size : (width, height)
+    root : path-like
+        Folder that holds caches.
+
+    Raises
+    ------
+    InputError
+        If not one image can be decoded.
+    """
+    images = images.reset_index(drop=True)
+    folder = Path(root) / cache_key(source.fingerprint(), images, size)
+    if (folder / "cache.json").is_file():
+        return open_cache(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=folder.name + ".part-", dir=folder.parent))
+    try:
+        _fill(part, source, images, size, progress)
+        write_json(part / "cache.json", {"size": list(size), "resampling": RESAMPLING, "made_from": str(source.path)})
+        try:
+            part.rename(folder)
+        except OSError:
+            if not (folder / "cache.json").is_file():  # another run finished the same cache first: use that one
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return open_cache(folder)
+
+
+def _fill(part: Path, source, images: pd.DataFrame, size, progress: bool) -> None:
+    width, height = size
+    shape = (len(images), height, width, 3)
+    place = {name: row for row, name in enumerate(images["filename"])}
+    reasons = dict.fromkeys(place, "not found when it was to be read")
+    raw = part / "pixels.all.npy"
+    pixels = np.lib.format.open_memmap(raw, mode="w+", dtype="uint8", shape=shape)
+    for name, array, reason in decode_all(source, images, size, progress=progress, label="Decode and resize"):
+        reasons[name] = reason
+        if array is not None:
+            pixels[place[name]] = array
+            del reasons[name]
+    good = ~images["filename"].isin(list(reasons)).to_numpy()
+    if not good.any():
+        raise InputError(f"{source.path}: none of the {len(images)} images can be decoded; first: {min(reasons)}")
+    pixels.flush()
+    if good.all():
+        raw.rename(part / "pixels.npy")
+    else:
+        kept = np.lib.format.open_memmap(part / "pixels.npy", mode="w+", dtype="uint8", shape=(good.sum(), *shape[1:]))
+        for row, origin in enumerate(np.flatnonzero(good)):
+            kept[row] = pixels[origin]
+        kept.flush()
+        raw.unlink()
+    write_csv(part / "images.csv", images[good])
+    write_csv(part / "skipped.csv", pd.DataFrame(sorted(reasons.items()), columns=["filename", "reason"]))
+
+
+def batch_rows(n: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """Which of n rows make up a training batch: an endless chain of permutations, cut into batches.
+
+    Depends on nothing but its arguments, so that a run that was cut off goes on with the batch it would have had.
+    Every row comes once before any comes twice.
+
+    Returns
+    -------
+    int64 array (batch_size,) of positions in 0..n-1.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    rounds = np.unique(positions // n)
+    order = {number: np.random.default_rng([seed, number]).permutation(n) for number in rounds}
+    return np.array([order[position // n][position % n] for position in positions])

@@ -1,0 +1,159 @@
+"""The five protocols: which images train, validate and test. A split is a table with columns filename, fold, role.
+
+`magnification` is the paper's; `image`, `slide` and `case` are k folds, stratified by class and grouped as they are
+called; `official` are the data set author's five folds. See `PROTOCOLS` for what leaks in each.
+"""
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from bcdlib import manifest
+from bcdlib.errors import InputError
+
+ROLES = ("train", "validation", "test")
+PROTOCOLS = {
+    "magnification": "train 100X+200X+400X, test 40X (the paper's); every test slide is also in training",
+    "image": "random by image; other images of the same slide are in training",
+    "official": "the data set author's five folds; none by slide folder, but cases are shared",
+    "slide": "grouped by slide (the literature's patient-wise); cases may be shared",
+    "case": "grouped by case, the strictest that the names allow; nothing shared",
+}
+_GROUP = {"image": None, "slide": "slide", "case": "case", "official": "case"}
+
+
+def make(images: pd.DataFrame, protocol: str, folds: int = 5, seed: int = 0, validation: float = 0.15) -> pd.DataFrame:
+    """Make a split table.
+
+    Parameters
+    ----------
+    images : DataFrame
+        One row an image: filename, class, slide, case, magnification (and fold_1..fold_5 for ``official``).
+    protocol : str
+        One of `PROTOCOLS`.
+    folds : int
+        Number of folds of ``image``, ``slide``, ``case``; ``official`` has five, ``magnification`` one.
+    seed : int
+        Shuffles ``image``, ``slide`` and ``case``, and the choice of validation images.
+    validation : float
+        Share of the training part that is set aside with the protocol's own grouping (``official``: by case).
+        ``magnification`` has none: the paper does not, and nothing is chosen there.
+
+    Returns
+    -------
+    DataFrame with columns filename, fold (from 0) and role (train, validation, test); each image once a fold.
+
+    Raises
+    ------
+    InputError
+        Unknown protocol, or too few images, slides or cases for it.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"unknown split {protocol!r}; known are {', '.join(PROTOCOLS)}")
+    images = images.reset_index(drop=True)
+    tests = list(_test_parts(images, protocol, folds, seed))
+    tables = []
+    for fold, test in enumerate(tests):
+        role = np.where(test, "test", "train").astype(object)
+        if protocol != "magnification" and validation > 0:
+            rows = np.flatnonzero(~test)
+            role[rows[_held_out(images.loc[rows], _GROUP[protocol], validation, seed + fold)]] = "validation"
+        tables.append(pd.DataFrame({"filename": images["filename"], "fold": fold, "role": role}))
+    split = pd.concat(tables, ignore_index=True)
+    _check(split, images, protocol)
+    return split
+
+
+def _test_parts(images: pd.DataFrame, protocol: str, folds: int, seed: int):
+    if protocol == "magnification":
+        yield (images["magnification"] == 40).to_numpy()
+        return
+    if protocol == "official":
+        columns = [c for c in manifest.FOLD_COLUMNS if c in images and images[c].notna().all()]
+        if len(columns) != len(manifest.FOLD_COLUMNS):
+            raise InputError("split 'official': these images are not in data_manifest.csv; choose another split")
+        yield from ((images[column] == "test").to_numpy() for column in columns)
+        return
+    for _, test in _folds(images, _GROUP[protocol], folds, seed, f"split {protocol!r}"):
+        yield np.isin(np.arange(len(images)), test)
+
+
+def _folds(images: pd.DataFrame, group: str | None, folds: int, seed: int, what: str):
+    units = images["class"] if group is None else images.drop_duplicates([group, "class"])["class"]
+    fewest = units.value_counts().reindex(manifest.CLASSES, fill_value=0).min()
+    if folds < 2 or fewest < folds:
+        raise InputError(f"{what}: {folds} folds asked for, {fewest} {group or 'image'}s in the smaller class; use 2 to that")
+    splitter = (StratifiedKFold if group is None else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
+    return splitter.split(images, images["class"], None if group is None else images[group])
+
+
+def _held_out(images: pd.DataFrame, group: str | None, share: float, seed: int) -> np.ndarray:
+    """Positions set aside for validation: the first of about 1/share folds with the same grouping."""
+    units = images["class"] if group is None else images.drop_duplicates([group, "class"])["class"]
+    fewest = units.value_counts().reindex(manifest.CLASSES, fill_value=0).min()
+    if fewest < 2:  # a very small data set: better no validation than none of a class in training
+        return np.array([], dtype=int)
+    folds = min(round(1 / share), fewest)
+    return next(iter(_folds(images, group, folds, seed, "validation")))[1]
+
+
+def _check(split: pd.DataFrame, images: pd.DataFrame, protocol: str) -> None:
+    kinds = split.merge(images[["filename", "class"]], on="filename")
+    for fold, part in kinds.groupby("fold"):
+        for role in ("train", "test"):
+            found = set(part.loc[part["role"] == role, "class"])
+            if (role == "train" and len(found) < 2) or not found:
+                raise InputError(
+                    f"split {protocol!r}, fold {fold}: {role} part has "
+                    f"{'only ' + found.pop() + ' images' if found else 'no image'}; use more images or another split"
+                )
+
+
+def fold_of(split: pd.DataFrame, fold: int) -> pd.DataFrame:
+    """The rows of one fold; InputError if the split does not have it."""
+    part = split[split["fold"] == fold]
+    if part.empty:
+        raise InputError(f"fold {fold}: the split has folds {sorted(split['fold'].unique())}")
+    return part
+
+
+def overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Who leaks into whose test set, a row a fold.
+
+    Training here means the roles train and validation: what was fitted or chosen on.
+
+    Parameters
+    ----------
+    split : DataFrame with filename, role and, if there are several, fold
+    images : DataFrame with filename, subtype, slide, case
+
+    Returns
+    -------
+    DataFrame with columns fold, test_images, and for each of image, slide, case: ``<unit>s_shared`` (how many of the
+    test part's units are also in training) of ``test_<unit>s``, and ``test_images_of_shared_<unit>s``.
+    Slides are counted as slide folders (subtype and slide: 82 in BreakHis), but shared as soon as their name is.
+    """
+    if "fold" not in split:
+        split = split.assign(fold=0)
+    facts = split.merge(images[["filename", "subtype", "slide", "case"]].drop_duplicates("filename"), on="filename")
+    facts["folder"] = facts["subtype"] + "_" + facts["slide"]
+    rows = []
+    for fold, part in facts.groupby("fold"):
+        test, training = part[part["role"] == "test"], part[part["role"] != "test"]
+        row = {"fold": fold, "test_images": len(test)}
+        row["images_shared"] = int(test["filename"].isin(training["filename"]).sum())
+        for unit, count_by in (("slide", "folder"), ("case", "case")):
+            shared = test[unit].isin(training[unit])
+            row[f"test_{unit}s"] = test[count_by].nunique()
+            row[f"{unit}s_shared"] = test.loc[shared, count_by].nunique()
+            row[f"test_images_of_shared_{unit}s"] = int(shared.sum())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def overlap_line(row) -> str:
+    """One row of `overlap` as a sentence."""
+    return (
+        f"{row['slides_shared']} of {row['test_slides']} test slides and {row['cases_shared']} of {row['test_cases']} "
+        f"test cases were also in training ({row['test_images_of_shared_cases']} of {row['test_images']} test images)."
+    )

@@ -1,0 +1,13 @@
+"""One look for all figures: benign and malignant have the same two colours everywhere, safe for colour-blind readers."""
+
+import matplotlib.pyplot as plt
+
+# Okabe & Ito's palette: told apart under all common kinds of colour blindness, and in grey
+COLOURS = {"benign": "#0072B2", "malignant": "#D55E00"}
+MEASURED, PUBLISHED, TRAINING, HELD_OUT = "#009E73", "#999999", "#56B4E9", "#CC79A7"
+
+
+def subplots(rows: int = 1, columns: int = 1, width: float = 8.0, height: float = 4.5, **options):
+    """``plt.subplots`` with the suite's style; sizes in inches."""
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none"})
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
