@@ -5,3 +5,7 @@ Beneath them the nouns that they share: `manifest`, `sources`, `pixels`, `splits
 """
 
 __version__ = "0.1.0"
+
+# The one place for the repository's address; `python -m bcdlib stamp` writes it into badges and first cells.
+REPOSITORY = "https://github.com/bcdlib/bcdlib"
+BRANCH = "main"

@@ -94,9 +94,10 @@ def format_name(row) -> str:
         If the values do not make a BreakHis name.
     """
     letter = "B" if row["subtype"] in BENIGN else "M"
-    name = (
-        f"SOB_{letter}_{row['subtype']}-{row['slide']}-{int(row['magnification'])}-{int(row['sequence']):03d}.png"
-    )
+    try:
+        name = f"SOB_{letter}_{row['subtype']}-{row['slide']}-{row['magnification']:d}-{row['sequence']:03d}.png"
+    except ValueError:
+        raise InputError(f"magnification and sequence must be whole numbers in {dict(row)}") from None
     parse(name)
     return name
 
@@ -227,7 +228,8 @@ class Verification:
     @property
     def partial(self) -> bool:
         """True if an image of BreakHis is missing or unreadable."""
-        return bool(self.images["status"].isin(["missing", "unreadable"]).any())
+        known = self.images["filename"].isin(load()["filename"])
+        return bool(self.images.loc[known, "status"].isin(["missing", "unreadable"]).any())
 
     def counts(self) -> pd.DataFrame:
         """Number of images by class and magnification (rows) and status (columns)."""
@@ -248,8 +250,8 @@ class Verification:
 def verify(source, progress: bool = True) -> Verification:
     """Read and decode every image of a `sources.Source` and hold it against data_manifest.csv.
 
-    Statuses: ``present`` (in the manifest, decodes), ``missing``, ``unreadable`` (in the manifest, does not decode),
-    ``extra`` (a BreakHis name that the manifest does not have). Sizes other than 700x460 are told apart by
+    Statuses: ``present`` (in the manifest, decodes), ``missing``, ``unreadable`` (does not decode),
+    ``extra`` (a BreakHis name that the manifest does not have; damaged ones are ``unreadable`` too). Sizes other than 700x460 are told apart by
     `Verification.wrong_size`; they do not make an image unusable.
 
     Raises

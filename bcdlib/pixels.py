@@ -52,7 +52,7 @@ def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
             picture = Image.open(io.BytesIO(content))
             if picture.width * picture.height > LARGEST_PICTURE:
                 raise ValueError(f"declares {picture.width}x{picture.height} pixels")
-            if picture.mode.startswith(("I", "F")):
+            if picture.mode.startswith(("I", "F")) or _sixteen_bit(content):
                 raise ValueError(f"not an 8-bit picture (mode {picture.mode})")
             picture = ImageOps.exif_transpose(picture).convert("RGB")
     except ValueError:
@@ -62,6 +62,11 @@ def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     if size is not None and picture.size != tuple(size):
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(picture)
+
+
+def _sixteen_bit(content: bytes) -> bool:
+    # Pillow opens a 16-bit colour PNG as 8-bit without a word; the bit depth is byte 24 of every PNG
+    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"
 
 
 def decode_all(
@@ -224,7 +229,7 @@ def _fill(part: Path, source, images: pd.DataFrame, size, progress: bool) -> Non
     if good.all():
         raw.rename(part / "pixels.npy")
     else:
-        kept = np.lib.format.open_memmap(part / "pixels.npy", mode="w+", dtype="uint8", shape=(good.sum(), *shape[1:]))
+        kept = np.lib.format.open_memmap(part / "pixels.npy", mode="w+", dtype="uint8", shape=(int(good.sum()), *shape[1:]))
         for row, origin in enumerate(np.flatnonzero(good)):
             kept[row] = pixels[origin]
         kept.flush()

@@ -8,7 +8,7 @@ from bcdlib.errors import InputError
 
 @dataclass(frozen=True)
 class Profile:
-    """Settings of a run. Defaults are the paper's, or, where it is silent, those of ../DESIGN of this project.
+    """Settings of a run. Defaults are the paper's, or field practice where it is silent.
 
     Attributes
     ----------
@@ -26,8 +26,9 @@ class Profile:
         Folds of image, slide and case. 04_train fits the first fold only; 06_compare all, with a frozen base.
     compare_splits : tuple of str
         Protocols that 06_compare measures with ``trainable="head"``.
-    head_epochs : int
-        Epochs of the head on a frozen base.
+    head_epochs, head_learning_rate : int, float
+        Of the head on a frozen base. At RMSprop's 0.001 its sigmoid saturates in the first steps, and MSE has no
+        gradient there.
     needs_pretrained : bool
         Whether to stop when ImageNet weights cannot be had, rather than go on from random ones.
     """
@@ -42,7 +43,8 @@ class Profile:
     splits: tuple[str, ...] = ("magnification", "case")
     folds: int = 5
     compare_splits: tuple[str, ...] = ("magnification", "image", "official", "slide", "case")
-    head_epochs: int = 50
+    head_epochs: int = 30
+    head_learning_rate: float = 0.0001
     needs_pretrained: bool = True
 
 

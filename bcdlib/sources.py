@@ -4,6 +4,7 @@ import hashlib
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class FolderSource(Source):
     def fingerprint(self):
         digest = hashlib.sha256()
         for name in self.names():
-            status = (self.path / name).stat()
+            status = (self.path / name).lstat()  # not stat: a link that leads nowhere is one unreadable image
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
@@ -98,7 +99,7 @@ class ZipSource(_ArchiveSource):
                     continue
                 try:
                     yield info.filename, archive.read(info), ""
-                except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+                except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError) as error:
                     yield info.filename, None, str(error)
 
 
@@ -110,6 +111,9 @@ class TarSource(_ArchiveSource):
                     if member.isfile():
                         yield archive, member
                     archive.members = []  # or a million members would pile up in memory
+                # tarfile takes a cut before or inside a header for the end; a whole archive ends with a block of zeros
+                if archive.fileobj.pos < archive.offset + tarfile.BLOCKSIZE:
+                    raise EOFError("it is cut off")
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             raise InputError(f"{self.path}: not a readable tar archive ({error}); download it again") from None
 

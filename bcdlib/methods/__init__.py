@@ -1,6 +1,6 @@
 """The methods that are compared: one file each, found here by its name.
 
-A method file defines one class with the attributes ``key``, ``title`` and ``published`` and scikit-learn's ``fit`` and
+A method file defines one class with the attributes ``key`` and ``title`` and scikit-learn's ``fit`` and
 ``predict_proba`` (see `base.Method`). To add one, put a file into this folder, or name a file elsewhere by its path.
 """
 
@@ -11,9 +11,9 @@ import pkgutil
 from pathlib import Path
 
 from bcdlib.errors import InputError
-from bcdlib.methods.base import KerasMethod, Method, Published
+from bcdlib.methods.base import KerasMethod, Method
 
-__all__ = ["KerasMethod", "Method", "Published", "get", "names"]
+__all__ = ["KerasMethod", "Method", "get", "names"]
 
 _NOT_METHODS = ("base", "backbones")
 

@@ -1,5 +1,6 @@
 """Convolutional bases from keras.applications: their weights, and their normalisation as layers."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,21 @@ class Weights:
         return self.path is not None
 
 
+def choice(weights: str | None = None) -> str:
+    """What the user wants: the argument, else the folder that BCD_WEIGHTS_DIR names, else ``"imagenet"``."""
+    return weights or os.environ.get("BCD_WEIGHTS_DIR") or "imagenet"
+
+
+@functools.cache
+def _download_problem(architecture: str) -> str:
+    """Empty if Keras has or gets the ImageNet weights, else why not; asked once a process."""
+    try:
+        ARCHITECTURES[architecture][0](include_top=False, weights="imagenet")
+    except Exception as error:  # urllib, ssl, OSError, Keras' own: all mean that the download failed
+        return f"ImageNet weights of {architecture} cannot be downloaded ({error})".splitlines()[0]
+    return ""
+
+
 def find_weights(architecture: str, weights: str | None = None, required: bool = True) -> Weights:
     """Decide which weights a base starts from, and make sure that they can be had.
 
@@ -36,7 +52,7 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
         A key of `ARCHITECTURES`.
     weights : str, optional
         ``"imagenet"`` (Keras downloads them), ``"none"``, or a folder with ``<architecture>_notop.weights.h5``.
-        Default: the folder that the environment variable BCD_WEIGHTS_DIR names, else ``"imagenet"``.
+        Default: see `choice`.
     required : bool
         If False, weights that cannot be had mean random ones.
 
@@ -45,23 +61,20 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
     InputError
         If they cannot be had and are required, or if a named folder does not exist.
     """
-    weights = weights or os.environ.get("BCD_WEIGHTS_DIR") or "imagenet"
+    weights = choice(weights)
     if weights == "none":
         return Weights(None, "random initial weights")
     if weights == "imagenet":
-        try:
-            constructor = ARCHITECTURES[architecture][0]
-            constructor(include_top=False, weights="imagenet")
+        problem = _download_problem(architecture)
+        if not problem:
             return Weights("imagenet", "ImageNet weights (Keras)")
-        except Exception as error:  # urllib, ssl, OSError, Keras' own: all mean that the download failed
-            problem = f"ImageNet weights of {architecture} cannot be downloaded ({error})".splitlines()[0]
     else:
         folder = Path(weights).expanduser().absolute()
         if not folder.is_dir():
             raise InputError(f"{weights}: no such folder of weights; name a folder, 'imagenet' or 'none'")
         file = folder / f"{architecture}_notop.weights.h5"
         if file.is_file():
-            return Weights(str(file), f"ImageNet weights from the folder {folder.name!r}")
+            return Weights(str(file), f"ImageNet weights (file {file.parent.name}/{file.name})")
         problem = f"{file}: no such file"
     if required:
         raise InputError(

@@ -1,9 +1,7 @@
 """What a method is, and the part that all methods trained with Keras share."""
 
 import importlib.util
-import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -17,26 +15,16 @@ from bcdlib.pixels import batch_rows
 from bcdlib.runs import replacing, write_csv
 
 
-@dataclass(frozen=True)
-class Published:
-    """A printed accuracy in percent, and what it was measured on ("as printed" where that is not known)."""
-
-    accuracy: float
-    protocol: str = "as printed"
-
-
 class Method(ClassifierMixin, BaseEstimator, ABC):
     """A classifier of images, scikit-learn style.
 
     ``X`` is uint8 (N, height, width, 3), RGB 0..255; ``y`` is int (N,), benign 0, malignant 1.
 
-    Class attributes: ``key`` (the registry's name), ``title``, ``reference`` (authors and year), ``published``.
+    Class attributes: ``key`` (the registry's name) and ``title``.
     """
 
     key: str
     title: str
-    reference: str
-    published: Published | None = None
 
     @abstractmethod
     def fit(self, X, y, validation_data=None, folder=None):
@@ -246,13 +234,12 @@ class KerasMethod(Method):
             if validation_data is not None:
                 validation_data = (self.transform(validation_data[0]), validation_data[1])
         keras.utils.set_random_seed(self.seed)
-        head = self._compile(self._fresh_head())
-        head = self._fit(head, X, y, validation_data, folder)
+        head = self._compile(keras.models.clone_model(self._head()))
+        head = self._fit(head, X, y, validation_data, folder=None)  # seconds: not worth a checkpoint
         self._head().set_weights(head.get_weights())
+        if folder is not None:
+            write_csv(Path(folder) / "history.csv", self.history_)
         return self
-
-    def _fresh_head(self) -> keras.Model:
-        return keras.models.clone_model(self._head())
 
     def _fit(self, model, X, y, validation_data, folder):
         steps = self.steps_per_epoch or -(-len(y) // self.batch_size)
@@ -270,7 +257,10 @@ class KerasMethod(Method):
                 validation_data=None if validation_data is None else Ordered(*validation_data),
                 epochs=self.epochs, initial_epoch=epoch, callbacks=callbacks, shuffle=False, verbose=self.verbose,
             )
-        self.history_ = pd.DataFrame(model.history.history) if folder is None else _history(folder)
+        if folder is not None:
+            self.history_ = _history(folder)
+        else:
+            self.history_ = pd.DataFrame(model.history.history).rename_axis("epoch").reset_index()
         return model
 
     def _resume(self, model, steps: int, folder: Path):
@@ -294,11 +284,9 @@ class KerasMethod(Method):
     def save(self, path) -> None:
         """Write ``model_`` as a .keras file: raw RGB uint8 in, probability of malignant out."""
         with replacing(path) as temporary:
-            self.model_.save(temporary, include_optimizer=False)
+            # a model that was never compiled: without the optimizer's state the file is half as large
+            keras.Model(self.model_.inputs, self.model_.outputs, name=self.key).save(temporary)
 
-    def recipe(self) -> str:
-        """All parameters as JSON, with what the weights turned out to be. Needs `build`."""
-        return json.dumps(self.get_params() | {"weights": self.weights_.label}, sort_keys=True)
 
 
 def augmentation(seed: int = 0) -> keras.Sequential:

@@ -3,7 +3,7 @@
 import keras
 
 from bcdlib.methods import backbones
-from bcdlib.methods.base import KerasMethod, Published
+from bcdlib.methods.base import KerasMethod
 
 
 class ResNet50(KerasMethod):
@@ -19,8 +19,6 @@ class ResNet50(KerasMethod):
 
     key = "resnet50"
     title = "ResNet-50"
-    reference = "Abu Al-Haija & Adebanjo"
-    published = Published(99.10, "2 classes; train 100X+200X+400X, test 40X of the same slides")
     architecture = "resnet50"
 
     def build_base(self, input_shape):

@@ -1,0 +1,195 @@
+"""The command line: ``python -m bcdlib COMMAND``. Exit status 0, 1 if a notebook failed, 2 on bad input."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would bury the one line that counts
+
+import click
+
+from bcdlib import __version__, manifest
+from bcdlib.errors import InputError
+
+# Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
+
+data_option = click.option(
+    "--data", default="synthetic", show_default=True, help="Folder or archive of BreakHis, or 'synthetic' (drawn tissue)."
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of every random choice.")
+out_option = click.option("--out", default=None, help="Run folder.  [default: runs/<data>-<profile>]")
+weights_option = click.option(
+    "--weights", default=None,
+    help="'imagenet', 'none', or a folder with <architecture>_notop.weights.h5.  [default: $BCD_WEIGHTS_DIR or imagenet]",
+)
+profile_option = click.option("--profile", default="demo", show_default=True, help="demo, quick or paper.")
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main():
+    """Breast cancer diagnosis on BreakHis: the paper's system, its rivals, and what "99 %" is worth."""
+
+
+@main.command()
+@data_option
+@profile_option
+@out_option
+@click.option("--only", multiple=True, help="Run this notebook only (for example 05_evaluate); may be repeated.")
+@seed_option
+@weights_option
+def run(data, profile, out, only, seed, weights):
+    """Execute the six notebooks; write report.html and summary.json."""
+    from bcdlib import mount, suite
+
+    folder = mount.open_run(out, data, profile)
+    suite.check(data, profile, weights, only, seed)
+    # the notebooks stand elsewhere: a path that is relative to here must not become relative to there
+    place = data if data == "synthetic" else str(Path(data).expanduser().absolute())
+    weights = str(Path(weights).expanduser().absolute()) if weights and Path(weights).is_dir() else weights or ""
+    if os.environ.get("BCD_WEIGHTS_DIR"):
+        os.environ["BCD_WEIGHTS_DIR"] = str(Path(os.environ["BCD_WEIGHTS_DIR"]).expanduser().absolute())
+    parameters = {"data": place, "profile": profile, "out": str(folder.folder), "seed": seed, "weights": weights}
+    try:
+        summary = suite.run(folder, parameters, only)
+    except suite.StageError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(1) from None
+    click.echo(suite.result_lines(summary))
+    click.echo(f"Report: {folder.folder / 'report.html'}")
+
+
+@main.command()
+@click.argument("source")
+def verify(source):
+    """Hold a folder or archive against data_manifest.csv: missing, extra, unreadable, sizes."""
+    from bcdlib import sources
+
+    found = manifest.verify(sources.open_source(source))
+    click.echo(found.counts().to_string())
+    totals = found.summary()
+    click.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in totals.items()))
+    for row in found.wrong_size.head(20).itertuples():
+        click.echo(f"not 700x460: {row.filename} is {row.width}x{row.height}")
+    if len(found.wrong_size) > 20:
+        click.echo(f"not 700x460: and {len(found.wrong_size) - 20} more")
+    for row in found.images[found.images["status"] == "unreadable"].itertuples():
+        click.echo(f"unreadable: {row.filename}: {row.reason}")
+    for kind, names in (("not a BreakHis name", found.not_breakhis), ("second copy, not used", found.duplicates)):
+        for name in names[:20]:
+            click.echo(f"{kind}: {name}")
+    click.echo("partial copy: usable" if found.partial else "complete")
+
+
+@main.command()
+@click.option("--data", default=None, help="Folder or archive.  [default: all 7909 rows of data_manifest.csv]")
+@click.option("--split", default=None, help="One protocol.  [default: all]")
+@click.option("--folds", default=5, show_default=True)
+@seed_option
+@click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
+def audit(data, split, folds, seed, as_json):
+    """Who leaks into whose test set: images, slides and cases that are on both sides of a split."""
+    import pandas as pd
+
+    from bcdlib import mount, splits
+
+    images = manifest.load() if data is None else manifest.scan(mount.find(data, seed=seed)).images
+    names = [split] if split else list(splits.PROTOCOLS)
+    tables = []
+    for name in names:
+        try:
+            table = splits.overlap(splits.make(images, name, folds, seed), images)
+        except InputError:
+            if split:
+                raise
+            continue  # among all protocols, one that these images do not allow is left out
+        table.insert(0, "split", name)
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
+    if as_json:
+        click.echo(table.to_json(orient="records", indent=2))
+    else:
+        for _, row in table.iterrows():
+            click.echo(f"{row['split']}, fold {row['fold'] + 1}: {splits.overlap_line(row)}")
+
+
+@main.command()
+@data_option
+@profile_option
+@out_option
+@click.option("--methods", default="resnet50", show_default=True, help="Comma-separated, or 'all'.")
+@click.option("--splits", default="", help="Comma-separated.  [default: all that the data allow]")
+@click.option("--folds", type=int, default=None, help="Folds of image, slide and case.  [default: the profile's]")
+@click.option("--seeds", default=1, show_default=True, help="How many seeds, from --seed on.")
+@click.option("--trainable", type=click.Choice(["head", "all"]), default="head", show_default=True)
+@seed_option
+@weights_option
+def compare(data, profile, out, methods, splits, folds, seeds, trainable, seed, weights):
+    """Run methods under protocols; trials that are finished already are not run again."""
+    from bcdlib import compare as comparing
+    from bcdlib import methods as registry
+    from bcdlib import mount, preprocess, profiles
+
+    settings = profiles.get(profile, folds=folds)
+    names = registry.names() if methods == "all" else _names(methods)
+    for name in names:
+        registry.get(name)
+    folder = mount.open_run(out, data, profile)
+    mount.start(folder, data, seed)
+    cache = preprocess.resize(folder, mount.open_data(folder), settings, mount.cache_root())
+    preprocess.make_splits(folder, cache, settings, seed)
+    predictions = comparing.run_trials(
+        folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights
+    )
+    click.echo(comparing.protocols(predictions).drop(columns="what is shared").to_string(index=False))
+    click.echo(f"Table: {folder.folder / 'comparison.csv'}")
+
+
+@main.command()
+@click.argument("predictions")
+def evaluate(predictions):
+    """Metrics of any model's predictions table: overall, by magnification, by subtype."""
+    from bcdlib import evaluate as evaluating
+    from bcdlib import metrics
+
+    table = metrics.read_predictions(predictions)
+    parts = [evaluating.results(table), evaluating.by(table, "magnification"), evaluating.by(table, "subtype")]
+    click.echo("\n\n".join(part.to_string(index=False) for part in parts))
+
+
+@main.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
+def predict(model, images, as_json):
+    """Classify pictures with a saved model. For research and teaching, not a medical device."""
+    from bcdlib import evaluate as evaluating
+
+    table = evaluating.predict(model, images)
+    click.echo(evaluating.as_json(table) if as_json else table.to_string(index=False))
+
+
+@main.command()
+def stamp():
+    """Write the repository's address (bcdlib/__init__.py) into the notebooks and the README."""
+    from bcdlib import stamp as stamping
+
+    for path in stamping.stamp(Path(__file__).resolve().parent.parent):
+        click.echo(f"stamped {path}")
+
+
+def cli() -> None:
+    """Entry point: turns a user's mistake into one line on stderr and exit status 2."""
+    try:
+        main()
+    except InputError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,97 @@
+"""The paper's preprocessing operations: resizing, label encoding, shuffling, generation, normalisation, reshaping."""
+
+import numpy as np
+import pandas as pd
+
+from bcdlib import manifest, pixels, splits
+from bcdlib.methods import backbones
+from bcdlib.methods.base import Batches, augmentation
+from bcdlib.pixels import PixelCache
+from bcdlib.profiles import Profile
+from bcdlib.runs import Run, write_csv
+
+
+def resize(run: Run, source, profile: Profile, cache_root, progress: bool = True) -> PixelCache:
+    """Decode each image of the run once, resize it (paper: 144x96) and keep it as uint8; or find that cache again.
+
+    Records the cache's place in the run, so that later stages find it.
+
+    Parameters
+    ----------
+    source : sources.Source
+    profile : Profile
+        Its ``size`` is (width, height).
+    cache_root : path-like
+        Folder of caches, shared by runs.
+
+    Raises
+    ------
+    InputError
+        If not one image can be decoded.
+    """
+    cache = pixels.build_cache(source, run.images(), profile.size, cache_root, progress)
+    run.record(cache=str(cache.folder), profile=profile.name)
+    return cache
+
+
+def open_cache(run: Run) -> PixelCache:
+    """The cache that `resize` recorded in this run."""
+    return pixels.open_cache(run.settings.get("cache", run.folder / "cache"))
+
+
+def summary(cache: PixelCache) -> pd.DataFrame:
+    """What the cache holds, as a two-column table."""
+    rows = {
+        "images used": len(cache.images),
+        "images left out (unreadable)": len(cache.skipped),
+        "array": f"{cache.pixels.dtype} {cache.pixels.shape}, 0..255",
+        "size on disk": f"{cache.pixels.nbytes / 2**20:.1f} MiB",
+    }
+    return pd.DataFrame(rows.items(), columns=["what", "value"])
+
+
+def encode(cache: PixelCache) -> pd.DataFrame:
+    """Label encoding: benign 0, malignant 1; one row a class with its code and number of images."""
+    codes = pd.Series(manifest.labels(cache.images)).value_counts().sort_index()
+    return pd.DataFrame({"class": [manifest.CLASSES[code] for code in codes.index], "label": codes.index,
+                         "images": codes.to_numpy()})
+
+
+def make_splits(run: Run, cache: PixelCache, profile: Profile, seed: int = 0) -> pd.DataFrame:
+    """Write ``splits/<protocol>.csv`` for every protocol that the images allow, and show who trains and tests where.
+
+    Returns
+    -------
+    DataFrame: one row a protocol with folds, mean number of images a role, and what leaks (or why it cannot be made).
+    """
+    rows = []
+    for protocol in dict.fromkeys((*profile.splits, *profile.compare_splits)):
+        row = {"split": protocol, "what it is": splits.PROTOCOLS[protocol]}
+        try:
+            split = splits.make(cache.images, protocol, profile.folds, seed)
+        except splits.InputError as error:
+            rows.append(row | {"folds": 0, "what it is": f"left out: {error}"})
+            continue
+        write_csv(run.folder / "splits" / f"{protocol}.csv", split)
+        folds = split["fold"].nunique()
+        counts = split["role"].value_counts().reindex(list(splits.ROLES), fill_value=0) / folds
+        rows.append(row | {"folds": folds} | counts.round().astype(int).to_dict())
+    return pd.DataFrame(rows)
+
+
+def batch(cache: PixelCache, split: pd.DataFrame, batch_size: int = 32, seed: int = 0, augment: bool = True):
+    """Shuffling and generation: the first training batch of a split, as training sees it.
+
+    Returns
+    -------
+    (X, y) : float32 (batch, height, width, 3), RGB 0..255, augmented if asked; float32 labels (batch, 1)
+    """
+    train = cache.rows(splits.fold_of(split, 0).query("role == 'train'")["filename"])
+    X, y = Batches(cache.pixels[train], manifest.labels(cache.images)[train], batch_size, 1, seed)[0]
+    X = X.astype("float32")
+    return (np.asarray(augmentation(seed)(X, training=True)) if augment else X), y
+
+
+def normalise(X, architecture: str = "resnet50") -> np.ndarray:
+    """What the network's first convolution gets: RGB 0..255 normalised as the ImageNet weights expect; float32."""
+    return np.asarray(backbones.normalise(np.asarray(X, dtype="float32"), architecture))

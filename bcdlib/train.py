@@ -1,0 +1,108 @@
+"""Train the paper's network under the paper's protocol and under an honest one, and show how it went."""
+
+from collections.abc import Iterable
+
+import keras
+import pandas as pd
+
+from bcdlib import methods, pixels, splits, style, trials
+from bcdlib.profiles import Profile
+from bcdlib.runs import Run
+
+
+def plan(run: Run, profile: Profile, split_names: Iterable[str] = (), method: str = "resnet50", seed: int = 0,
+         trainable: str = "all") -> list[trials.Trial]:
+    """The trials of 04_train: the first fold of each split.
+
+    Parameters
+    ----------
+    split_names : protocols, in order; empty means the profile's.
+    """
+    names = tuple(split_names) or profile.splits
+    return [trials.Trial(method, name, read_split(run, name), 0, seed, trainable) for name in names]
+
+
+def read_split(run: Run, name: str) -> pd.DataFrame:
+    """A split that 02_preprocess wrote; InputError if it did not, or if there is no such protocol."""
+    if name not in splits.PROTOCOLS:
+        raise splits.InputError(f"unknown split {name!r}; known are {', '.join(splits.PROTOCOLS)}")
+    return run.read_csv(f"splits/{name}.csv", "02_preprocess")
+
+
+def show_plan(planned: list[trials.Trial]) -> pd.DataFrame:
+    """One row a trial: method, split, fold, images in each role."""
+    rows = []
+    for trial in planned:
+        part = splits.fold_of(trial.split_table, trial.fold)
+        counts = part["role"].value_counts().reindex(list(splits.ROLES), fill_value=0)
+        folds = trial.split_table["fold"].nunique()
+        rows.append({"method": trial.label, "split": trial.split, "fold": f"{trial.fold + 1} of {folds}",
+                     "seed": trial.seed} | counts.to_dict())
+    return pd.DataFrame(rows)
+
+
+def network(run: Run, profile: Profile, weights: str | None = None, method: str = "resnet50", trainable: str = "all"):
+    """The compiled network, for looking at; `fit` builds its own."""
+    trial = trials.Trial(method, "", pd.DataFrame(), trainable=trainable)
+    return trial.estimator(profile, weights).build(_cache(run).pixels.shape[1:])
+
+
+def show_network(model: keras.Model):
+    """Figures 6 and 7: the network's blocks with their output shapes and numbers of weights, as a figure."""
+    layers = [layer for layer in model.layers if layer.count_params() or not isinstance(layer, keras.layers.InputLayer)]
+    figure, axes = style.subplots(width=8, height=0.5 * len(layers) + 0.6)
+    for row, layer in enumerate(layers):
+        frozen = layer.count_params() and not layer.trainable_weights
+        colour = "#E8E8E8" if not layer.count_params() else "#BBD9EE" if frozen else "#FBE3C0"
+        text = f"{layer.name}  ({type(layer).__name__})"
+        shape = " x ".join(str(size) for size in layer.output.shape[1:])
+        axes.text(0.02, -row, text, va="center", bbox={"boxstyle": "round", "facecolor": colour, "edgecolor": "#666666"})
+        axes.text(0.62, -row, shape, va="center", ha="center")
+        axes.text(0.98, -row, f"{layer.count_params():,}", va="center", ha="right")
+    for x, title, align in ((0.02, "layer", "left"), (0.62, "output shape", "center"), (0.98, "weights", "right")):
+        axes.text(x, 0.9, title, ha=align, weight="bold")
+    axes.set(xlim=(0, 1), ylim=(0.4 - len(layers), 1.4))
+    axes.axis("off")
+    return style.finish(figure)
+
+
+def fit(run: Run, planned: list[trials.Trial], profile: Profile, weights: str | None = None,
+        verbose=None) -> list[trials.Result]:
+    """Train every trial that is not finished yet, save its model, and add its predictions to ``predictions.csv``.
+
+    A trial that was cut off goes on after its last whole epoch.
+    """
+    cache = _cache(run)
+    results = []
+    for number, trial in enumerate(planned, 1):
+        print(f"Trial {number} of {len(planned)}: {trial.label}, split {trial.split}, fold {trial.fold}, "
+              f"seed {trial.seed}", flush=True)
+        result = trials.run(trial, cache, profile, run.folder / "trials", weights, verbose)
+        trials.add_predictions(run.folder / "predictions.csv", result.predictions)
+        results.append(result)
+    return results
+
+
+def _cache(run: Run) -> pixels.PixelCache:
+    return pixels.open_cache(run.settings.get("cache", run.folder / "cache"))
+
+
+def curves(results: list[trials.Result], quantity: str = "loss"):
+    """Figure 8 (``quantity="loss"``, MSE) or Figure 9 (``"accuracy"``) of the paper, one panel a trial.
+
+    The second curve is drawn on the validation part, or, where a protocol has none (the paper's), on the test part:
+    the legend says which. Nothing is chosen by it.
+    """
+    figure, axes = style.subplots(1, len(results), width=4.2 * len(results) + 0.6, height=3.4, squeeze=False)
+    for axis, result in zip(axes[0], results, strict=True):
+        epochs = result.history["epoch"] + 1
+        axis.plot(epochs, result.history[quantity], color=style.TRAINING, label="training")
+        axis.plot(epochs, result.history[f"val_{quantity}"], color=style.HELD_OUT, label=result.held_out)
+        axis.set(xlabel="epoch", ylabel="loss (MSE)" if quantity == "loss" else "accuracy", ylim=(0, None),
+                 title=f"{methods.get(result.trial.method).title}, split {result.trial.split}")
+        if quantity == "accuracy":
+            axis.set_ylim(0, 1.02)
+        axis.legend()
+    weights = dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)
+    figure.supxlabel("started from " + "; ".join(weights), fontsize=8)
+    return style.finish(figure)

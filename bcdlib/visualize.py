@@ -1,0 +1,249 @@
+"""Figures of the data set: samples, what preprocessing and augmentation make of them, counts, stains.
+
+Every function returns a matplotlib Figure that pyplot has let go of, so that a notebook shows it once.
+"""
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from bcdlib import manifest, pixels, style
+from bcdlib.errors import InputError
+from bcdlib.methods import backbones
+from bcdlib.methods.base import augmentation
+
+# Ruifrok & Johnston 2001: how strongly hematoxylin and eosin (rows) take red, green and blue light
+STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+IMAGES_PER_SLIDE = 24  # enough for a steady mean, few enough for the whole of BreakHis in seconds
+# channel -> colour (told apart by colour-blind readers) and line
+CHANNELS = {"R": ("red", "#D55E00", "-"), "G": ("green", "#009E73", "--"), "B": ("blue", "#0072B2", ":")}
+
+
+def grid(pictures, captions, columns: int, title: str | None = None, colours=None):
+    """Pictures in rows of `columns`, each with its caption below. Raises InputError if there is no picture.
+
+    Parameters
+    ----------
+    pictures : uint8 array (N, height, width, 3), or a list of such pictures; None leaves a place empty
+    captions, colours : lists of str (N,); the colours are those of the frames
+    """
+    if len(pictures) == 0:
+        raise InputError("no picture to show; ask for one at least")
+    columns = min(columns, len(pictures))
+    figure, axes = _canvas(-(-len(pictures) // columns), columns, pictures[0].shape, title)
+    for number, axis in enumerate(axes.flat):
+        if number >= len(pictures) or pictures[number] is None:
+            axis.remove()
+        else:
+            _show(axis, pictures[number], captions[number], colours[number] if colours is not None else None)
+    return _done(figure)
+
+
+def class_samples(images: pd.DataFrame, source, per_class: int = 4, seed: int = 0):
+    """Figure 3 of the paper: originals at full size, row (a) benign, row (b) malignant; subtypes take turns.
+
+    `images` has the columns filename, class, subtype, magnification and path (inside the `sources.Source`).
+    Others stand in for images that cannot be read; raises InputError if not one can be read.
+    """
+    images = images.iloc[_turns(images["subtype"], seed)]
+    found = {name: _readable(images[images["class"] == name], source, per_class) for name in manifest.CLASSES}
+    found = {name: samples for name, samples in found.items() if samples}
+    if not found:
+        raise InputError(f"{source.path}: none of these {len(images)} images can be read")
+    columns = max(map(len, found.values()))
+    padded = [samples + [(None, "")] * (columns - len(samples)) for samples in found.values()]
+    pictures, captions = zip(*sum(padded, []), strict=True)
+    title = "Originals, {1} × {0} pixels".format(*pictures[0].shape)
+    figure = grid(pictures, captions, columns, title, np.repeat([style.COLOURS[c] for c in found], columns))
+    for name, start in zip(found, (0, len(next(iter(found.values())))), strict=False):
+        letter = "ab"[manifest.CLASSES.index(name)]
+        figure.axes[start].set_ylabel(f"({letter}) {name}", color=style.COLOURS[name], weight="bold")
+    return figure
+
+
+def random_samples(cache, n: int = 12, seed: int = 0):
+    """Random pictures of a `pixels.PixelCache` at the new size, with encoded labels: "0 benign, F 100X"."""
+    rows = np.random.default_rng(seed).permutation(len(cache.images))[:n]
+    title = "Random images at the new size, {} × {} pixels, with encoded labels".format(*cache.size)
+    return grid(cache.pixels[rows], _captions(cache, rows), 4, title, _colours(cache, rows))
+
+
+def augmented_samples(cache, n: int = 4, copies: int = 5, seed: int = 0):
+    """Each row: a cached picture, then `copies` versions of it as training sees them."""
+    rows = _turns(cache.images["class"], seed)[:n]
+    batch = np.repeat(cache.pixels[rows], copies, axis=0).astype("float32")
+    batch = keras.ops.convert_to_numpy(augmentation(seed)(batch, training=True))
+    batch = batch.round().clip(0, 255).astype("uint8")
+    pictures, captions = [], []
+    for number, (row, caption) in enumerate(zip(rows, _captions(cache, rows), strict=True)):
+        pictures += [cache.pixels[row], *batch[number * copies : (number + 1) * copies]]
+        captions += [caption, *(f"augmented {copy}" for copy in range(1, copies + 1))]
+    title = "Left the cached picture, then random flips and zooms of up to 10 %"
+    return grid(pictures, captions, 1 + copies, title, np.repeat(_colours(cache, rows), 1 + copies))
+
+
+def normalised(pictures, architecture: str = "resnet50") -> np.ndarray:
+    """What the network's base takes: float32 (N, height, width, 3) from uint8 pictures of the same shape.
+
+    Raises InputError if the architecture is unknown.
+    """
+    if architecture not in backbones.ARCHITECTURES:
+        raise InputError(f"unknown architecture {architecture!r}; use {' or '.join(backbones.ARCHITECTURES)}")
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, backbones.normalise(inputs, architecture))
+    return keras.ops.convert_to_numpy(model(np.asarray(pictures, dtype="float32"), training=False))
+
+
+def normalised_samples(cache, architecture: str = "resnet50", n: int = 4, seed: int = 0):
+    """Each row: a cached picture, the same normalised for the network, the histogram of its values.
+
+    The normalised picture has its channels in the network's order, each rescaled to its own range.
+    Raises InputError if the architecture is unknown.
+    """
+    rows = _turns(cache.images["class"], seed)[:n]
+    values = normalised(cache.pixels[rows], architecture)
+    # a red, a green and a blue pixel tell in which order the network takes the channels
+    probe = normalised(255 * np.eye(3)[None, None], architecture)[0, 0]
+    order = "".join("RGB"[k] for k in probe.argmax(axis=0))
+    title = f"Normalised for {architecture}: channels {order} in this order, each rescaled for display"
+    figure, axes = _canvas(len(rows), 3, values.shape[1:], title)
+    items = zip(axes, rows, values, _colours(cache, rows), _captions(cache, rows), strict=True)
+    for (left, middle, right), row, value, colour, caption in items:
+        _show(left, cache.pixels[row], caption, colour)
+        low, high = value.min(axis=(0, 1)), value.max(axis=(0, 1))
+        caption = f"values {low.min():.4g} to {high.max():.4g}".replace("-", "−")
+        _show(middle, (value - low) / np.maximum(high - low, 1e-6), caption, colour)
+        for channel, letter in enumerate(order):
+            share, edges = np.histogram(value[..., channel], bins=32, range=(values.min(), values.max()))
+            name, colour, dashes = CHANNELS[letter]
+            right.stairs(100 * share / share.sum(), edges, color=colour, linestyle=dashes, lw=1.4, label=name)
+        right.set_ylabel("pixels [%]", fontsize=9)
+    right.set_xlabel("normalised value [no unit]", fontsize=9)
+    axes[0, 2].legend(frameon=False, fontsize=8, handlelength=1.6)
+    for axis, text in zip(axes[0], ("cached", "normalised", "histogram of the channels"), strict=True):
+        axis.set_title(text, fontsize=10)
+    return _done(figure)
+
+
+def counts(images: pd.DataFrame):
+    """Numbers of images, by magnification and by subtype; columns needed: class, subtype, magnification."""
+    figure, (left, right) = style.subplots(1, 2, height=3.6, gridspec_kw={"width_ratios": [1.25, 1]})
+    table = manifest.table_i(images)
+    for number, name in enumerate(manifest.CLASSES):
+        places = np.arange(len(manifest.MAGNIFICATIONS)) + 0.4 * number - 0.2
+        *heights, total = table.loc[name]
+        bars = left.bar(places, heights, 0.38, color=style.COLOURS[name], label=f"{name} ({total})")
+        left.bar_label(bars, fontsize=8, padding=1)
+    left.set_xticks(range(len(manifest.MAGNIFICATIONS)), [f"{m}X" for m in manifest.MAGNIFICATIONS])
+    left.set(xlabel="magnification", ylabel="number of images", title="By magnification and class")
+    left.margins(y=0.22)  # room for the legend above the bars
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", handlelength=1.2, columnspacing=1)
+    by_subtype = images["subtype"].value_counts().reindex(list(manifest.SUBTYPES), fill_value=0)
+    colours = [style.COLOURS[manifest.CLASSES[code not in manifest.BENIGN]] for code in by_subtype.index]
+    bars = right.barh([f"{_name(code)} ({code})" for code in by_subtype.index], by_subtype, color=colours)
+    right.bar_label(bars, fontsize=8, padding=2)
+    right.yaxis.set_inverted(True)
+    right.set(xlabel="number of images", title="By subtype", xmargin=0.2)
+    return _done(figure)
+
+
+def stain_colours(cache, seed: int = 0):
+    """Left: each slide at its mean hematoxylin and eosin density. Right: the slides' mean colours, by class.
+
+    By colour deconvolution with fixed stain vectors, from up to `IMAGES_PER_SLIDE` random images a slide.
+    """
+    slides = _slide_means(cache, seed)
+    figure, (plane, *strips) = style.subplots(1, 3, height=4.6, gridspec_kw={"width_ratios": [7, 1.1, 1.1]})
+    for _, case in slides.groupby("case"):
+        plane.plot(case["hematoxylin"], case["eosin"], color="#555555", lw=0.9, zorder=1)
+    for (name, colour), axis, shape in zip(style.COLOURS.items(), strips, "o^", strict=True):
+        group = slides[slides["class"] == name].sort_values("brightness")
+        face = group[["red", "green", "blue"]].to_numpy() / 255
+        marker = {"s": 130, "marker": shape, "edgecolors": colour, "linewidths": 1.8}
+        plane.scatter([], [], c="white", label=f"{name} ({len(group)} slides)", **marker)
+        if len(group):
+            plane.scatter(group["hematoxylin"], group["eosin"], c=face, zorder=2, **marker)
+            axis.imshow(face[:, None], aspect="auto", interpolation="nearest")
+        axis.set_title(name, color=colour, fontsize=9)
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    strips[0].set_ylabel("mean colour of each slide, dark at the top", fontsize=9)
+    plane.plot([], [], color="#555555", lw=0.9, label="slides of one case")
+    plane.legend(frameon=False, fontsize=8)
+    labels = [f"{stain}, mean optical density (no unit)" for stain in ("hematoxylin", "eosin")]
+    plane.set(xlabel=labels[0], ylabel=labels[1])
+    figure.suptitle("Each slide has its own stain (marker and stripe: its mean colour)", fontsize=11)
+    return _done(figure)
+
+
+def _slide_means(cache, seed: int) -> pd.DataFrame:
+    """One row a slide: its class, mean colour (0..255) and brightness, and the densities of both stains."""
+    random = np.random.default_rng(seed)
+    density = -np.log10(np.maximum(np.arange(256), 1) / 255)  # Beer-Lambert, against white glass
+    vectors = np.vstack([STAINS, np.cross(*STAINS)])  # the third takes up what neither stain explains
+    separate = np.linalg.inv(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    found = []
+    for slide, rows in cache.images.groupby("slide").indices.items():
+        rows = np.sort(random.permutation(rows)[:IMAGES_PER_SLIDE])
+        # every second pixel both ways; the deconvolution is linear, so it may act on the mean
+        sample = cache.pixels[rows, ::2, ::2]
+        colour = sample.mean(axis=(0, 1, 2))
+        stains = density[sample].mean(axis=(0, 1, 2)) @ separate
+        first = cache.images.iloc[rows[0]]
+        found.append([slide, first["case"], first["class"], *colour, colour.mean(), *stains[:2]])
+    return pd.DataFrame(found, columns="slide case class red green blue brightness hematoxylin eosin".split())
+
+
+def _readable(images: pd.DataFrame, source, wanted: int) -> list[tuple]:
+    """(picture, caption) of the first `wanted` readable images, in passes of `wanted` through the source."""
+    found = []
+    for start in range(0, len(images), wanted):
+        part = images.iloc[start : start + wanted]
+        decoded = {name: array for name, array, _ in pixels.decode_all(source, part, progress=False)}
+        columns = part["filename"], part["subtype"].map(_name), part["magnification"]
+        cells = [(decoded.get(file), f"{name}, {power}X") for file, name, power in zip(*columns, strict=True)]
+        found += [cell for cell in cells if cell[0] is not None]
+        if len(found) >= wanted:
+            break
+    return found[:wanted]
+
+
+def _turns(groups: pd.Series, seed: int) -> np.ndarray:
+    """A random order of the positions in which the groups take turns, so that few rows show all of them."""
+    order = np.random.default_rng(seed).permutation(len(groups))
+    turn = pd.Series(order).groupby(groups.to_numpy()[order]).cumcount()
+    return order[np.argsort(turn.to_numpy(), kind="stable")]
+
+
+def _captions(cache, rows) -> list[str]:
+    images = cache.images.iloc[rows]
+    columns = manifest.labels(images), images["class"], images["subtype"], images["magnification"]
+    return [f"{label} {name}, {code} {power}X" for label, name, code, power in zip(*columns, strict=True)]
+
+
+def _colours(cache, rows) -> list[str]:
+    return cache.images["class"].iloc[rows].map(style.COLOURS).tolist()
+
+
+def _name(subtype: str) -> str:
+    return manifest.SUBTYPES[subtype].replace("_", " ")
+
+
+def _canvas(rows: int, columns: int, shape, title: str | None):
+    """Axes (rows, columns), as high as pictures of this shape (height, width, ...) with captions need."""
+    height = rows * (8 / columns * shape[0] / shape[1] + 0.25) + 0.35
+    figure, axes = style.subplots(rows, columns, height=height, squeeze=False)
+    figure.suptitle(title or "", fontsize=11)
+    return figure, axes
+
+
+def _show(axis, picture, caption: str, colour: str | None) -> None:
+    axis.imshow(picture)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(visible=colour is not None, color=colour, linewidth=2)
+    axis.set_xlabel(caption, fontsize=8 if len(axis.figure.axes) > 12 else 9)
+
+
+def _done(figure):
+    plt.close(figure)  # or a notebook would show it twice: as the cell's value and as pyplot's open figure
+    return figure

@@ -1,0 +1,66 @@
+"""Shared fixtures: real images and weights where the environment names them, and a tiny made data set."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from bcdlib import manifest
+
+matplotlib.use("Agg")
+
+
+def _folder(variable):
+    if not os.environ.get(variable):
+        pytest.skip(f"set {variable} to run")
+    folder = Path(os.environ[variable])
+    assert folder.is_dir(), f"{variable}={folder}: no such folder"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def breakhis():
+    """Folder with half/, original/ (real images) and breakhis_images.csv (facts about all of it)."""
+    return _folder("BCD_BREAKHIS")
+
+
+@pytest.fixture(scope="session")
+def weights_dir():
+    """Folder with pretrained weights."""
+    return _folder("BCD_WEIGHTS_DIR")
+
+
+def _tiny_names():
+    """96 names of year 99: 12 cases (6 a class), two with two slides, 4 magnifications, 2 images each."""
+    names = []
+    for number, subtype in enumerate(["A", "F", "PT", "TA", "A", "F", "DC", "LC", "MC", "PC", "DC", "DC"]):
+        letter = "B" if subtype in ("A", "F", "PT", "TA") else "M"
+        for magnification in (40, 100, 200, 400):
+            for sequence in (1, 2):
+                part = "ABC"[sequence - 1] if number in (0, 6) else ""
+                slide = f"99-{10001 + number}{part}"
+                names.append(f"SOB_{letter}_{subtype}-{slide}-{magnification}-{sequence:03d}.png")
+    return names
+
+
+@pytest.fixture(scope="session")
+def tiny_names():
+    """The names of the images of `tiny`: 6 cases, 7 slides and 48 images a class."""
+    return _tiny_names()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, tiny_names):
+    """Folder with 96 noise images of 40x30 in the official layout. Copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for number, name in enumerate(tiny_names):
+        file = folder / manifest.relpath(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng([99, number]).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(file)
+    return folder

@@ -1,0 +1,109 @@
+"""The run folder: whole files or none, and messages that say which stage is missing."""
+
+import json
+import stat
+import xml.etree.ElementTree
+
+import matplotlib.figure
+import pandas as pd
+import pytest
+from PIL import Image
+
+from bcdlib import manifest, runs
+from bcdlib.errors import InputError
+
+
+def test_replacing_writes_the_whole_file(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    with runs.replacing(path) as temporary:
+        assert temporary.suffix == ".txt" and temporary.parent == path.parent
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_replacing_leaves_the_old_file_when_the_body_raises(kind, tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(kind), runs.replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise kind("stop")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_failed_writers_leave_the_old_file(tmp_path):
+    runs.write_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(tmp_path / "a.json", {"new": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_write_csv_has_no_index_column(tmp_path):
+    runs.write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [1, 2], "y": ["b", "c,d"]}, index=[7, 8]))
+    assert (tmp_path / "a.csv").read_text() == 'x,y\n1,b\n2,"c,d"\n'
+
+
+def test_open_run_makes_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = runs.open_run("deep/run")
+    assert run.folder == tmp_path / "deep" / "run" and run.folder.is_dir()
+    assert list(run.folder.iterdir()) == []
+    assert runs.open_run(run.folder) == run
+
+
+@pytest.mark.parametrize("below", [(), ("run",), ("deep", "run")])
+def test_open_run_at_or_under_a_regular_file(below, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError) as caught:
+        runs.open_run(tmp_path.joinpath("file", *below))
+    assert str(tmp_path / "file") in str(caught.value) and "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_settings_are_added_up(tmp_path):
+    run = runs.open_run(tmp_path)
+    with pytest.raises(InputError, match="01_mount"):
+        run.settings  # noqa: B018
+    run.record(data="folder", seed=1)
+    run.record(seed=2, size=[224, 224])
+    assert run.settings == {"data": "folder", "seed": 2, "size": [224, 224]}
+    assert json.loads((tmp_path / "settings.json").read_text()) == run.settings
+
+
+def test_read_csv_names_the_stage(tmp_path):
+    run = runs.open_run(tmp_path)
+    with pytest.raises(InputError, match="03_split") as caught:
+        run.read_csv("splits/case.csv", "03_split")
+    assert str(tmp_path / "splits" / "case.csv") in str(caught.value)
+    with pytest.raises(InputError, match="01_mount"):
+        run.images()
+
+
+def test_images_come_back_as_written(tmp_path):
+    images = manifest.images_table(["SOB_B_A-99-10001-40-001.png", manifest.load()["filename"][0]])
+    runs.write_csv(tmp_path / "images.csv", images)
+    pd.testing.assert_frame_equal(runs.open_run(tmp_path).images(), images, check_dtype=False)
+
+
+def test_save_table(tmp_path):
+    table = pd.DataFrame({"method": ["paper"], "accuracy": [0.125]})
+    assert runs.open_run(tmp_path).save_table("all", table) is table
+    assert (tmp_path / "tables" / "all.csv").read_text() == "method,accuracy\npaper,0.125\n"
+
+
+def test_save_figure_writes_png_and_svg(tmp_path):
+    figure = matplotlib.figure.Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1], [1, 0])
+    assert runs.open_run(tmp_path).save_figure("curve", figure) is figure
+    assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == ["curve.png", "curve.svg"]
+    with Image.open(tmp_path / "figures" / "curve.png") as picture:
+        assert picture.format == "PNG" and picture.width > 200
+        low, high = picture.convert("L").getextrema()
+        assert low < 100 and high == 255
+    root = xml.etree.ElementTree.parse(tmp_path / "figures" / "curve.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
