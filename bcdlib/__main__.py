@@ -6,6 +6,9 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes would bury the one line that counts
 
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", "20")  # a log file wants a line now and then, not ten a second
+
 import click
 
 from bcdlib import __version__, manifest

@@ -251,8 +251,8 @@ def verify(source, progress: bool = True) -> Verification:
     """Read and decode every image of a `sources.Source` and hold it against data_manifest.csv.
 
     Statuses: ``present`` (in the manifest, decodes), ``missing``, ``unreadable`` (does not decode),
-    ``extra`` (a BreakHis name that the manifest does not have; damaged ones are ``unreadable`` too). Sizes other than 700x460 are told apart by
-    `Verification.wrong_size`; they do not make an image unusable.
+    ``extra`` (a BreakHis name that the manifest does not have; damaged ones are ``unreadable`` too). Sizes other than
+    700x460 are told apart by `Verification.wrong_size`; they do not make an image unusable.
 
     Raises
     ------

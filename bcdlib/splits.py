@@ -82,7 +82,7 @@ def _folds(images: pd.DataFrame, group: str | None, folds: int, seed: int, what:
     units = images["class"] if group is None else images.drop_duplicates([group, "class"])["class"]
     fewest = units.value_counts().reindex(manifest.CLASSES, fill_value=0).min()
     if folds < 2 or fewest < folds:
-        raise InputError(f"{what}: {folds} folds asked for; give 2 to {fewest}, the {group or 'image'}s of the smaller class")
+        raise InputError(f"{what}: {folds} folds; give 2 to {fewest}, the {group or 'image'}s of the smaller class")
     splitter = (StratifiedKFold if group is None else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
     return splitter.split(images, images["class"], None if group is None else images[group])
 

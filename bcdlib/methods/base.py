@@ -118,7 +118,8 @@ class KerasMethod(Method):
     Parameters
     ----------
     trainable : "all" or "head"
-        Fine-tune the whole network, or train the head on the frozen base's features, computed once.
+        Fine-tune the whole network, or train the head on the frozen base's features: computed once, standardised
+        by the training images.
     weights : str, optional
         As in `backbones.find_weights`.
     pretrained_required : bool
@@ -187,6 +188,8 @@ class KerasMethod(Method):
         # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
         x = base(x, training=None if base.trainable else False)
         features = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        if self.trainable == "head":  # a frozen base's channels differ in scale by orders of magnitude
+            features = keras.layers.Normalization(name="standardise")(features)
         self.model_ = self._compile(keras.Model(images, self.build_head(features), name=self.key))
         return self.model_
 
@@ -235,6 +238,7 @@ class KerasMethod(Method):
                 validation_data = (self.transform(validation_data[0]), validation_data[1])
         keras.utils.set_random_seed(self.seed)
         head = self._compile(keras.models.clone_model(self._head()))
+        head.get_layer("standardise").adapt(np.asarray(X))  # on the training images only
         head = self._fit(head, X, y, validation_data, folder=None)  # seconds: not worth a checkpoint
         self._head().set_weights(head.get_weights())
         if folder is not None:

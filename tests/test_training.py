@@ -1,0 +1,186 @@
+"""The paper's recipe on the compiled model and the trial; resuming, saving and loading, through public functions."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from bcdlib import manifest, methods, pixels, profiles, sources, splits, trials
+from bcdlib.errors import InputError
+from bcdlib.methods import backbones
+
+SIZE = (48, 32)
+PAPER = profiles.get("paper")
+TINY = profiles.get("demo", size=SIZE, epochs=3, steps_per_epoch=2, batch_size=8, head_epochs=3)
+
+
+@pytest.fixture(scope="module")
+def cache(tiny, tmp_path_factory):
+    source = sources.open_source(tiny)
+    return pixels.build_cache(source, manifest.scan(source).images, SIZE, tmp_path_factory.mktemp("cache"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def trial(cache):
+    return trials.Trial("resnet50", "magnification", splits.make(cache.images, "magnification"))
+
+
+def test_paper_recipe_on_the_compiled_model(trial):
+    model = trial.estimator(PAPER, "none").build((PAPER.size[1], PAPER.size[0], 3))
+    assert model.input_shape == (None, 96, 144, 3) and model.input.dtype == "uint8"
+    assert model.output_shape == (None, 1)
+    layers = {layer.name: layer for layer in model.layers}
+    assert type(layers["pool"]) is keras.layers.GlobalAveragePooling2D
+    assert layers["dense"].units == 1024 and isinstance(layers["relu"], keras.layers.ReLU)
+    assert layers["dropout"].rate == 0.4
+    assert layers["probability"].units == 1 and layers["probability"].activation.__name__ == "sigmoid"
+    order = [layer.name for layer in model.layers]
+    assert order.index("dense") < order.index("relu") < order.index("dropout") < order.index("probability")
+    assert type(model.optimizer) is keras.optimizers.RMSprop
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.001)
+    assert model.loss == "mean_squared_error"
+    # fine-tuned: every weight of the base but the batch norm statistics; the count is ResNet-50's as published by Keras
+    assert layers["resnet50"].count_params() == 23_587_712
+    assert sum(int(np.prod(w.shape)) for w in layers["resnet50"].trainable_weights) == 23_534_592
+    norms = [layer for layer in layers["resnet50"].layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert len(norms) == 53 and {layer.momentum for layer in norms} == {0.99}
+
+
+def test_paper_recipe_on_the_trial():
+    images = manifest.load()
+    split = splits.make(images, PAPER.splits[0])
+    roles = split["role"].value_counts()
+    assert PAPER.splits[0] == "magnification" and roles.to_dict() == {"train": 5914, "test": 1995}
+    method = trials.Trial("resnet50", "magnification", split).estimator(PAPER, "none")
+    assert (method.epochs, method.steps_per_epoch, method.batch_size) == (200, 200, 32)
+    assert method.trainable == "all" and method.augment and PAPER.size == (144, 96)
+    train = images.merge(split.query("role == 'train'"), on="filename")
+    assert sorted(train["magnification"].unique()) == [100, 200, 400]
+
+
+def test_paper_needs_pretrained_weights(trial, tmp_path):
+    with pytest.raises(InputError, match="resnet50_notop.weights.h5"):
+        trial.estimator(PAPER, str(tmp_path)).build((32, 48, 3))
+    with pytest.raises(InputError, match="no such folder"):
+        trial.estimator(PAPER, str(tmp_path / "nowhere")).build((32, 48, 3))
+    found = backbones.find_weights("resnet50", str(tmp_path), required=False)
+    assert not found.pretrained and "random" in found.label
+
+
+def test_weights_file_that_does_not_fit(trial, tmp_path):
+    (tmp_path / "resnet50_notop.weights.h5").write_bytes(b"not an HDF5 file")
+    with pytest.raises(InputError, match="does not load"):
+        trial.estimator(PAPER, str(tmp_path)).build((32, 48, 3))
+
+
+def test_normalisation_is_keras_own(weights_dir):
+    X = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype="uint8")
+    method = methods.get("resnet50")(trainable="head", weights=str(weights_dir), verbose=0)
+    method.build(X.shape[1:])
+    file = f"{weights_dir}/resnet50_notop.weights.h5"
+    base = keras.applications.ResNet50(include_top=False, weights=file, input_shape=X.shape[1:], pooling="avg")
+    expected = base.predict(keras.applications.resnet50.preprocess_input(X.astype("float32")), verbose=0)
+    np.testing.assert_allclose(method.transform(X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_trial_cut_off_and_resumed_equals_undisturbed(trial, cache, tmp_path):
+    class Cut(Exception):
+        pass
+
+    class CutAfterFirstEpoch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                raise Cut
+
+    whole = trials.run(trial, cache, TINY, tmp_path / "whole", "none", verbose=0)
+    original = keras.Model.fit
+
+    def cut(self, *args, **kwargs):
+        kwargs["callbacks"] = [*kwargs["callbacks"], CutAfterFirstEpoch()]
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(keras.Model, "fit", cut)
+        trials.run(trial, cache, TINY, tmp_path / "cut", "none", verbose=0)
+    resumed = trials.run(trial, cache, TINY, tmp_path / "cut", "none", verbose=0)
+    assert resumed.history["epoch"].tolist() == [0, 1, 2]
+    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
+    pd.testing.assert_frame_equal(resumed.predictions, whole.predictions, check_exact=True)
+
+
+def test_finished_trial_is_not_run_again(trial, cache, tmp_path, monkeypatch):
+    profile = replace(TINY, epochs=1)
+    first = trials.run(trial, cache, profile, tmp_path, "none", verbose=0)
+    monkeypatch.setattr(keras.Model, "fit", None)
+    again = trials.run(trial, cache, profile, tmp_path, "none", verbose=0)
+    pd.testing.assert_frame_equal(first.predictions, again.predictions)
+    with pytest.raises(TypeError):  # other settings are another trial
+        trials.run(trial, cache, replace(profile, epochs=2), tmp_path, "none", verbose=0)
+
+
+def test_saved_model_needs_no_bcdlib_and_predicts_the_same(trial, cache, tmp_path):
+    result = trials.run(trial, cache, replace(TINY, epochs=1), tmp_path, "none", verbose=0)
+    test = cache.pixels[cache.rows(result.predictions["filename"])]
+    np.save(tmp_path / "X.npy", test)
+    code = (
+        "import sys, numpy as np, keras; assert not any('bcdlib' in p for p in sys.modules);"
+        f"m = keras.models.load_model({str(result.folder / 'model.keras')!r}, safe_mode=True);"
+        f"np.save({str(tmp_path / 'p.npy')!r}, m.predict(np.load({str(tmp_path / 'X.npy')!r}), verbose=0))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""})
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy")[:, 0], result.predictions["probability"], atol=1e-5)
+
+
+def test_head_on_features_is_the_whole_network(cache, tmp_path):
+    trial = trials.Trial("resnet50", "case", splits.make(cache.images, "case", folds=3), 1, trainable="head")
+    result = trials.run(trial, cache, TINY, tmp_path, "none", verbose=0)
+    model = keras.models.load_model(result.folder / "model.keras")
+    whole = model.predict(cache.pixels[cache.rows(result.predictions["filename"])], verbose=0)[:, 0]
+    np.testing.assert_allclose(whole, result.predictions["probability"], atol=1e-4)
+    assert result.held_out == "validation" and set(result.predictions["method"]) == {"resnet50-head"}
+
+
+def test_same_seed_same_result_other_seed_another(cache):
+    labels = manifest.labels(cache.images)
+
+    def fitted(seed):
+        method = methods.get("resnet50")(weights="none", epochs=1, steps_per_epoch=2, batch_size=4, seed=seed, verbose=0)
+        return method.fit(cache.pixels, labels).predict_proba(cache.pixels)
+
+    first = fitted(0)
+    np.testing.assert_array_equal(first, fitted(0))
+    assert np.abs(first - fitted(1)).max() > 1e-6
+    np.testing.assert_allclose(first.sum(axis=1), 1)
+
+
+def test_registry():
+    assert methods.names()[0] == "resnet50"
+    with pytest.raises(InputError, match="resnet51"):
+        methods.get("resnet51")
+    with pytest.raises(InputError, match="trainable"):
+        methods.get("resnet50")(trainable="some", weights="none").build((32, 48, 3))
+
+
+def test_method_from_a_file_outside_the_package(cache, tmp_path):
+    file = tmp_path / "prior.py"
+    file.write_text(
+        "import numpy as np\nfrom bcdlib.methods import Method\n"
+        "class Prior(Method):\n"
+        "    key, title = 'prior', 'Share of malignant images in training'\n"
+        "    def fit(self, X, y, validation_data=None, folder=None):\n"
+        "        self.share_ = float(np.mean(y)); return self\n"
+        "    def predict_proba(self, X):\n"
+        "        return np.tile([1 - self.share_, self.share_], (len(X), 1))\n"
+        "    def save(self, path):\n"
+        "        path.write_text(str(self.share_))\n"
+    )
+    split = splits.make(cache.images, "case", folds=3)
+    result = trials.run(trials.Trial(str(file), "case", split), cache, TINY, tmp_path / "trials")
+    train = split.query("fold == 0 and role == 'train'")["filename"]
+    share = cache.images.set_index("filename").loc[train, "class"].eq("malignant").mean()
+    np.testing.assert_allclose(result.predictions["probability"], share)
