@@ -241,6 +241,7 @@ class KerasMethod(Method):
         head.get_layer("standardise").adapt(np.asarray(X))  # on the training images only
         head = self._fit(head, X, y, validation_data, folder=None)  # seconds: not worth a checkpoint
         self._head().set_weights(head.get_weights())
+        self.model_.get_layer("standardise").finalize_state()  # set_weights leaves the layer's derived mean as it was
         if folder is not None:
             write_csv(Path(folder) / "history.csv", self.history_)
         return self
