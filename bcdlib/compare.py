@@ -34,7 +34,7 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
         Unknown method or split, or a split that these images do not allow. Any other failure of a trial is kept in
         ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is raised.
     """
-    cache = pixels.open_cache(run.settings.get("cache", "cache"))
+    cache = pixels.cache_of(run)
     tables = _split_tables(run, profile, tuple(split_names))
     planned = [
         trials.Trial(method, name, table, fold, seed, trainable)

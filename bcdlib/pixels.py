@@ -172,6 +172,11 @@ def open_cache(folder) -> PixelCache:
     return PixelCache(folder, images, pixels, skipped)
 
 
+def cache_of(run) -> PixelCache:
+    """The cache that 02_preprocess recorded in a `runs.Run`; InputError if it has not run yet."""
+    return open_cache(run.settings.get("cache", run.folder / "cache"))
+
+
 def build_cache(source, images: pd.DataFrame, size: tuple[int, int], root, progress: bool = True) -> PixelCache:
     """Decode and resize every image once; or return at once if this very cache stands already.
 

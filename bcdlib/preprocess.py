@@ -34,11 +34,6 @@ def resize(run: Run, source, profile: Profile, cache_root, progress: bool = True
     return cache
 
 
-def open_cache(run: Run) -> PixelCache:
-    """The cache that `resize` recorded in this run."""
-    return pixels.open_cache(run.settings.get("cache", run.folder / "cache"))
-
-
 def summary(cache: PixelCache) -> pd.DataFrame:
     """What the cache holds, as a two-column table."""
     rows = {
@@ -93,5 +88,5 @@ def batch(cache: PixelCache, split: pd.DataFrame, batch_size: int = 32, seed: in
 
 
 def normalise(X, architecture: str = "resnet50") -> np.ndarray:
-    """What the network's first convolution gets: RGB 0..255 normalised as the ImageNet weights expect; float32."""
-    return np.asarray(backbones.normalise(np.asarray(X, dtype="float32"), architecture))
+    """What the network's first convolution gets: see `backbones.normalised`."""
+    return backbones.normalised(X, architecture)

@@ -44,7 +44,7 @@ def show_plan(planned: list[trials.Trial]) -> pd.DataFrame:
 def network(run: Run, profile: Profile, weights: str | None = None, method: str = "resnet50", trainable: str = "all"):
     """The compiled network, for looking at; `fit` builds its own."""
     trial = trials.Trial(method, "", pd.DataFrame(), trainable=trainable)
-    return trial.estimator(profile, weights).build(_cache(run).pixels.shape[1:])
+    return trial.estimator(profile, weights).build(pixels.cache_of(run).pixels.shape[1:])
 
 
 def show_network(model: keras.Model):
@@ -72,7 +72,7 @@ def fit(run: Run, planned: list[trials.Trial], profile: Profile, weights: str | 
 
     A trial that was cut off goes on after its last whole epoch.
     """
-    cache = _cache(run)
+    cache = pixels.cache_of(run)
     results = []
     for number, trial in enumerate(planned, 1):
         print(f"Trial {number} of {len(planned)}: {trial.label}, split {trial.split}, fold {trial.fold}, "
@@ -81,10 +81,6 @@ def fit(run: Run, planned: list[trials.Trial], profile: Profile, weights: str | 
         trials.add_predictions(run.folder / "predictions.csv", result.predictions)
         results.append(result)
     return results
-
-
-def _cache(run: Run) -> pixels.PixelCache:
-    return pixels.open_cache(run.settings.get("cache", run.folder / "cache"))
 
 
 def curves(results: list[trials.Result], quantity: str = "loss"):

@@ -4,7 +4,6 @@ Every function returns a matplotlib Figure that pyplot has let go of, so that a 
 """
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -37,7 +36,7 @@ def grid(pictures, captions, columns: int, title: str | None = None, colours=Non
             axis.remove()
         else:
             _show(axis, pictures[number], captions[number], colours[number] if colours is not None else None)
-    return _done(figure)
+    return style.finish(figure)
 
 
 def class_samples(images: pd.DataFrame, source, per_class: int = 4, seed: int = 0):
@@ -83,18 +82,6 @@ def augmented_samples(cache, n: int = 4, copies: int = 5, seed: int = 0):
     return grid(pictures, captions, 1 + copies, title, np.repeat(_colours(cache, rows), 1 + copies))
 
 
-def normalised(pictures, architecture: str = "resnet50") -> np.ndarray:
-    """What the network's base takes: float32 (N, height, width, 3) from uint8 pictures of the same shape.
-
-    Raises InputError if the architecture is unknown.
-    """
-    if architecture not in backbones.ARCHITECTURES:
-        raise InputError(f"unknown architecture {architecture!r}; use {' or '.join(backbones.ARCHITECTURES)}")
-    inputs = keras.Input((None, None, 3))
-    model = keras.Model(inputs, backbones.normalise(inputs, architecture))
-    return keras.ops.convert_to_numpy(model(np.asarray(pictures, dtype="float32"), training=False))
-
-
 def normalised_samples(cache, architecture: str = "resnet50", n: int = 4, seed: int = 0):
     """Each row: a cached picture, the same normalised for the network, the histogram of its values.
 
@@ -102,9 +89,9 @@ def normalised_samples(cache, architecture: str = "resnet50", n: int = 4, seed: 
     Raises InputError if the architecture is unknown.
     """
     rows = _turns(cache.images["class"], seed)[:n]
-    values = normalised(cache.pixels[rows], architecture)
+    values = backbones.normalised(cache.pixels[rows], architecture)
     # a red, a green and a blue pixel tell in which order the network takes the channels
-    probe = normalised(255 * np.eye(3)[None, None], architecture)[0, 0]
+    probe = backbones.normalised(255 * np.eye(3)[None, None], architecture)[0, 0]
     order = "".join("RGB"[k] for k in probe.argmax(axis=0))
     title = f"Normalised for {architecture}: channels {order} in this order, each rescaled for display"
     figure, axes = _canvas(len(rows), 3, values.shape[1:], title)
@@ -123,7 +110,7 @@ def normalised_samples(cache, architecture: str = "resnet50", n: int = 4, seed: 
     axes[0, 2].legend(frameon=False, fontsize=8, handlelength=1.6)
     for axis, text in zip(axes[0], ("cached", "normalised", "histogram of the channels"), strict=True):
         axis.set_title(text, fontsize=10)
-    return _done(figure)
+    return style.finish(figure)
 
 
 def counts(images: pd.DataFrame):
@@ -145,7 +132,7 @@ def counts(images: pd.DataFrame):
     right.bar_label(bars, fontsize=8, padding=2)
     right.yaxis.set_inverted(True)
     right.set(xlabel="number of images", title="By subtype", xmargin=0.2)
-    return _done(figure)
+    return style.finish(figure)
 
 
 def stain_colours(cache, seed: int = 0):
@@ -173,7 +160,7 @@ def stain_colours(cache, seed: int = 0):
     labels = [f"{stain}, mean optical density (no unit)" for stain in ("hematoxylin", "eosin")]
     plane.set(xlabel=labels[0], ylabel=labels[1])
     figure.suptitle("Each slide has its own stain (marker and stripe: its mean colour)", fontsize=11)
-    return _done(figure)
+    return style.finish(figure)
 
 
 def _slide_means(cache, seed: int) -> pd.DataFrame:
@@ -242,8 +229,3 @@ def _show(axis, picture, caption: str, colour: str | None) -> None:
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set(visible=colour is not None, color=colour, linewidth=2)
     axis.set_xlabel(caption, fontsize=8 if len(axis.figure.axes) > 12 else 9)
-
-
-def _done(figure):
-    plt.close(figure)  # or a notebook would show it twice: as the cell's value and as pyplot's open figure
-    return figure

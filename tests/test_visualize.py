@@ -9,6 +9,7 @@ from PIL import Image
 
 from bcdlib import manifest, sources, visualize
 from bcdlib.errors import InputError
+from bcdlib.methods import backbones
 from bcdlib.pixels import PixelCache
 
 # 14-4659 with two slides of one case; the other slides have a case of their own
@@ -120,11 +121,11 @@ def test_augmented_samples_differ_from_the_cached_ones_and_repeat(cache):
 
 def test_normalised_as_keras_does(cache):
     expected = keras.applications.resnet50.preprocess_input(cache.pixels.astype("float32"))
-    values = visualize.normalised(cache.pixels, "resnet50")
+    values = backbones.normalised(cache.pixels, "resnet50")
     assert values.shape == cache.pixels.shape and values.dtype == np.float32
     np.testing.assert_allclose(values, expected, atol=1e-4)
     with pytest.raises(InputError, match="use resnet50"):
-        visualize.normalised(cache.pixels, "nothing")
+        backbones.normalised(cache.pixels, "nothing")
 
 
 def test_normalised_samples(cache):
@@ -134,7 +135,7 @@ def test_normalised_samples(cache):
     for (cached, caption), (display, values) in zip(cells[::2], cells[1::2]):
         row = next(k for k, known in enumerate(cache.pixels) if np.array_equal(cached, known))
         assert caption == encoded(cache.images.iloc[row])
-        exact = visualize.normalised(cached[None])[0]
+        exact = backbones.normalised(cached[None])[0]
         assert values == f"values {exact.min():.4g} to {exact.max():.4g}".replace("-", "−")
         assert display.min() == 0 and display.max() == 1
         # the first channel is blue

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from bcdlib.errors import InputError
 
@@ -95,6 +96,27 @@ def normalise(x, architecture: str):
         x = keras.ops.flip(x, axis=-1)  # RGB -> BGR
         return keras.layers.Normalization(mean=[103.939, 116.779, 123.68], variance=[1.0] * 3, name="normalisation")(x)
     raise ValueError(f"unknown normalisation {mode!r}")
+
+
+def normalised(pictures, architecture: str = "resnet50") -> np.ndarray:
+    """Pictures as the base gets them.
+
+    Parameters
+    ----------
+    pictures : array (N, height, width, 3), RGB 0..255
+
+    Returns
+    -------
+    float32 array of the same shape, in the network's order of channels.
+
+    Raises
+    ------
+    InputError
+        If the architecture is unknown.
+    """
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"unknown architecture {architecture!r}; use {' or '.join(ARCHITECTURES)}")
+    return keras.ops.convert_to_numpy(normalise(np.asarray(pictures, dtype="float32"), architecture))
 
 
 def build(architecture: str, input_shape: tuple[int, int, int], weights: Weights, momentum: float | None = None):
