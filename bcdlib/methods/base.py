@@ -253,7 +253,7 @@ class KerasMethod(Method):
             folder = Path(folder)
             model, epoch = self._resume(model, steps, folder)
             callbacks += [keras.callbacks.CSVLogger(folder / "history.csv", append=True)]
-            if importlib.util.find_spec("tensorflow"):
+            if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
                 callbacks += [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
             callbacks += [Checkpoint(folder / "checkpoint.keras")]
         if epoch < self.epochs:
