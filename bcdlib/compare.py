@@ -37,7 +37,7 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
     cache = pixels.cache_of(run)
     tables = _split_tables(run, profile, tuple(split_names))
     planned = [
-        trials.Trial(method, name, table, fold, seed, trainable)
+        trials.Trial(method, name, table, int(fold), seed, trainable)
         for method in dict.fromkeys(method_names)
         if methods.get(method)
         for seed in seeds
