@@ -60,7 +60,8 @@ def make_splits(run: Run, cache: PixelCache, profile: Profile, seed: int = 0) ->
     DataFrame: one row a protocol with folds, mean number of images a role, and what leaks (or why it cannot be made).
     """
     rows = []
-    for protocol in dict.fromkeys((*profile.splits, *profile.compare_splits)):
+    wanted = {*profile.splits, *profile.compare_splits}
+    for protocol in (name for name in splits.PROTOCOLS if name in wanted):
         row = {"split": protocol, "what it is": splits.PROTOCOLS[protocol]}
         try:
             split = splits.make(cache.images, protocol, profile.folds, seed)
