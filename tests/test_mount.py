@@ -244,6 +244,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         site = self.server
         site.seen.append(dict(self.headers))
         payload, first, status = site.payload, 0, site.statuses.pop(0) if site.statuses else 200
+        # taken before the answer goes out: afterwards the test may already be setting the next one's
+        cut = site.always if site.always is not None else (site.cuts.pop(0) if site.cuts else None)
         asked = self.headers.get("Range") if site.ranges and status == 200 else None
         if asked and (self.headers.get("If-Range") == site.validators.get("ETag") or not site.heeds_if_range):
             first = max(0, int(asked[len("bytes="):-1]) - site.early)
@@ -257,7 +259,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if site.length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        cut = site.always if site.always is not None else (site.cuts.pop(0) if site.cuts else None)
         self.wfile.write(body[:cut])  # with a cut, the connection is closed early
 
 
