@@ -93,6 +93,7 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
     if (folder / "trial.json").is_file() and (folder / "predictions.csv").is_file():
         return _load(trial, folder)
     started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
     estimator, inputs = _prepare(trial, estimator, cache, {} if shared is None else shared)
     labels = manifest.labels(cache.images)
     rows = {role: cache.rows(part.loc[part["role"] == role, "filename"]) for role in splits.ROLES}
