@@ -50,7 +50,7 @@ class Trial:
             "steps_per_epoch": None if head else profile.steps_per_epoch,
             "batch_size": profile.batch_size,
             "learning_rate": profile.head_learning_rate if head else profile.learning_rate,
-            "batch_norm_momentum": profile.batch_norm_momentum,
+            "batch_norm": profile.batch_norm,
             "seed": self.seed,
             "verbose": int(os.environ.get("BCD_VERBOSE", 1)) if verbose is None else verbose,
         }

@@ -119,13 +119,8 @@ def normalised(pictures, architecture: str = "resnet50") -> np.ndarray:
     return keras.ops.convert_to_numpy(normalise(np.asarray(pictures, dtype="float32"), architecture))
 
 
-def build(architecture: str, input_shape: tuple[int, int, int], weights: Weights, momentum: float | None = None):
+def build(architecture: str, input_shape: tuple[int, int, int], weights: Weights):
     """The base without its top: (height, width, 3) -> feature map.
-
-    Parameters
-    ----------
-    momentum : float, optional
-        Replaces the batch norm layers' momentum (Keras: 0.99).
 
     Raises
     ------
@@ -134,11 +129,17 @@ def build(architecture: str, input_shape: tuple[int, int, int], weights: Weights
     """
     constructor = ARCHITECTURES[architecture][0]
     try:
-        base = constructor(include_top=False, weights=weights.path, input_shape=input_shape, name=architecture)
+        return constructor(include_top=False, weights=weights.path, input_shape=input_shape, name=architecture)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(f"{weights.path}: does not load as {architecture} ({error})".splitlines()[0]) from None
-    if momentum is not None:
-        for layer in base.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.momentum = momentum
-    return base
+
+
+def set_trainable(base: keras.Model, trainable: bool, batch_norm: float | str | None = None) -> None:
+    """Fine-tune or freeze a base; ``batch_norm`` as in `profiles.Profile`."""
+    base.trainable = trainable
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization) and batch_norm is not None:
+            if batch_norm == "frozen":
+                layer.trainable = False  # Keras: a frozen batch norm layer also uses its moving statistics in training
+            else:
+                layer.momentum = batch_norm

@@ -124,7 +124,7 @@ class KerasMethod(Method):
         As in `backbones.find_weights`.
     pretrained_required : bool
         Whether random weights in place of ImageNet's are an error.
-    epochs, steps_per_epoch, batch_size, learning_rate, batch_norm_momentum
+    epochs, steps_per_epoch, batch_size, learning_rate, batch_norm
         As in `profiles.Profile`.
     augment : bool
         Flips and small zooms; they act on training batches of ``trainable="all"`` only.
@@ -145,7 +145,7 @@ class KerasMethod(Method):
     architecture: str
 
     def __init__(self, *, trainable="all", weights=None, pretrained_required=True, epochs=200, steps_per_epoch=None,
-                 batch_size=32, learning_rate=0.001, batch_norm_momentum=None, augment=True, seed=0, verbose="auto"):
+                 batch_size=32, learning_rate=0.001, batch_norm=None, augment=True, seed=0, verbose="auto"):
         self.trainable = trainable
         self.weights = weights
         self.pretrained_required = pretrained_required
@@ -153,7 +153,7 @@ class KerasMethod(Method):
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
         self.learning_rate = learning_rate
-        self.batch_norm_momentum = batch_norm_momentum
+        self.batch_norm = batch_norm
         self.augment = augment
         self.seed = seed
         self.verbose = verbose
@@ -184,7 +184,7 @@ class KerasMethod(Method):
             x = augmentation(self.seed)(x)
         x = backbones.normalise(x, self.architecture)
         base = self.build_base(input_shape)
-        base.trainable = self.trainable == "all"
+        backbones.set_trainable(base, self.trainable == "all", self.batch_norm)
         # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
         x = base(x, training=None if base.trainable else False)
         features = keras.layers.GlobalAveragePooling2D(name="pool")(x)

@@ -22,7 +22,7 @@ class ResNet50(KerasMethod):
     architecture = "resnet50"
 
     def build_base(self, input_shape):
-        return backbones.build(self.architecture, input_shape, self.weights_, self.batch_norm_momentum)
+        return backbones.build(self.architecture, input_shape, self.weights_)
 
     def build_head(self, x):
         x = keras.layers.Dense(1024, name="dense")(x)
