@@ -91,11 +91,8 @@ def home() -> Path:
     return (here.parent if here.name == "notebooks" else here) / "runs"
 
 
-def cache_root(run: runs.Run | None = None) -> Path:
-    """Where decoded images and the like are kept: the environment variable BCD_CACHE, else ``home()/cache``.
-
-    One cache serves all runs, so `run` makes no difference.
-    """
+def cache_root() -> Path:
+    """Where decoded images and the like are kept, for all runs: $BCD_CACHE, else ``home()/cache``."""
     if os.environ.get("BCD_CACHE"):
         return Path(os.environ["BCD_CACHE"]).expanduser().absolute()
     return home() / "cache"

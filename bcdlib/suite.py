@@ -75,6 +75,8 @@ def run(run: Run, parameters: dict, only: tuple[str, ...] = (), verbose: bool = 
     # the kernel must be this very Python, not one that the user's Jupyter settings name "python3"
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ.setdefault("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2")
+    # and its caches ours: the notebooks work in their own folder, which need not be beside the user's
+    os.environ["BCD_HOME"] = str(mount.home())
     stages = [stage for stage in STAGES if not only or stage in only]
     for number, stage in enumerate(stages, 1):
         print(f"[{number}/{len(stages)}] {stage}", flush=True)

@@ -88,6 +88,16 @@ def check_run(folder):
     return summary
 
 
+def test_run_from_another_folder_keeps_everything_there(tiny, tmp_path):
+    command = [sys.executable, "-m", "bcdlib", "run", "--data", str(tiny), "--only", "01_mount", "--only", "02_preprocess"]
+    env = {k: v for k, v in os.environ.items() if k not in ("BCD_CACHE", "BCD_HOME")} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / f"{Path(tiny).name}-demo"
+    cache = Path(json.loads((run / "settings.json").read_text())["cache"])
+    assert cache.parent == tmp_path / "runs" / "cache" and (cache / "pixels.npy").is_file()
+
+
 @pytest.mark.slow
 def test_run_end_to_end_and_notebook_failures(tiny, tmp_path):
     done = run_suite(tmp_path / "run", tiny)
