@@ -60,11 +60,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished trial: its folder, predictions of the test part, and the curves (None if the method has none)."""
+    """A finished trial: its folder, its predictions tables, and the curves (None if the method has none).
+
+    ``validation`` has the columns of ``predictions``; it is empty where the protocol has no validation part.
+    """
 
     trial: Trial
     folder: Path
     predictions: pd.DataFrame
+    validation: pd.DataFrame
     history: pd.DataFrame | None
 
     @property
@@ -90,7 +94,7 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
     folder = Path(root) / _name(trial, estimator, part, cache)
-    if (folder / "trial.json").is_file() and (folder / "predictions.csv").is_file():
+    if all((folder / name).is_file() for name in ("trial.json", "predictions.csv", "validation.csv")):
         return _load(trial, folder)
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,16 +106,16 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
         inputs[rows["train"]], labels[rows["train"]],
         validation_data=(inputs[rows[curves_on]], labels[rows[curves_on]]), folder=folder,
     )
-    test = cache.images.iloc[rows["test"]]
     weights_label = getattr(getattr(estimator, "weights_", None), "label", "no pre-trained weights")
-    predictions = test[["filename", "slide", "case", "magnification", "subtype"]].assign(
-        label=labels[rows["test"]],
-        probability=estimator.predict_proba(inputs[rows["test"]])[:, 1],
-        fold=trial.fold, method=trial.label, split=trial.split, seed=trial.seed, weights=weights_label,
-    )
     if keep_model:
         estimator.save(folder / "model.keras")
-    write_csv(folder / "predictions.csv", predictions[[*COLUMNS, "weights"]])
+    for role, name in (("validation", "validation.csv"), ("test", "predictions.csv")):  # the test part is read last
+        table = cache.images.iloc[rows[role]][["filename", "slide", "case", "magnification", "subtype"]].assign(
+            label=labels[rows[role]],
+            probability=estimator.predict_proba(inputs[rows[role]])[:, 1] if len(rows[role]) else 0.0,
+            fold=trial.fold, method=trial.label, split=trial.split, seed=trial.seed, weights=weights_label,
+        )
+        write_csv(folder / name, table[[*COLUMNS, "weights"]])
     write_json(folder / "trial.json", {
         "method": trial.label, "split": trial.split, "fold": trial.fold, "seed": trial.seed,
         "folds": int(trial.split_table["fold"].nunique()), "curves_on": curves_on,
@@ -140,9 +144,11 @@ def _name(trial: Trial, estimator, part: pd.DataFrame, cache: PixelCache) -> str
 
 
 def _load(trial: Trial, folder: Path) -> Result:
-    predictions = pd.read_csv(folder / "predictions.csv", dtype={"slide": str, "case": str})
+    predictions, validation = (
+        pd.read_csv(folder / name, dtype={"slide": str, "case": str}) for name in ("predictions.csv", "validation.csv")
+    )
     history = folder / "history.csv"
-    return Result(trial, folder, predictions, pd.read_csv(history) if history.is_file() else None)
+    return Result(trial, folder, predictions, validation, pd.read_csv(history) if history.is_file() else None)
 
 
 def add_predictions(path, new: pd.DataFrame) -> pd.DataFrame:
