@@ -89,35 +89,49 @@ def verify(source):
 
 
 @main.command()
-@click.option("--data", default=None, help="Folder or archive.  [default: all 7909 rows of data_manifest.csv]")
-@click.option("--split", default=None, help="One protocol.  [default: all]")
+@click.option("--data", default=None, help="Folder or archive; its pictures are compared too.  [default: data_manifest.csv]")
+@click.option("--split", default=None, help="A protocol, or a CSV with filename, role and perhaps fold.  [default: all]")
 @click.option("--folds", default=5, show_default=True)
 @seed_option
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
 def audit(data, split, folds, seed, as_json):
-    """Who leaks into whose test set: images, slides and cases that are on both sides of a split."""
-    import pandas as pd
+    """Who leaks into whose test set: images, slides, cases and near-identical pictures on both sides of a split."""
+    import json
 
-    from bcdlib import mount, splits
+    from bcdlib import splits
 
-    images = manifest.load() if data is None else manifest.scan(mount.find(data, seed=seed)).images
-    names = [split] if split else list(splits.PROTOCOLS)
-    tables = []
-    for name in names:
+    images, found = manifest.load(), None
+    if data is not None:
+        from bcdlib import lookalikes, mount, pixels, profiles
+
+        source = mount.find(data, seed=seed)
+        images = manifest.scan(source).images
+        cache = pixels.build_cache(source, images, profiles.get("paper").size, mount.cache_root())
+        found = lookalikes.pairs(cache)
+    rows = []
+    for name in [split] if split else splits.PROTOCOLS:
         try:
-            table = splits.overlap(splits.make(images, name, folds, seed), images)
+            table = splits.read(name, images) if name.endswith(".csv") else splits.make(images, name, folds, seed)
         except InputError:
             if split:
                 raise
             continue  # among all protocols, one that these images do not allow is left out
-        table.insert(0, "split", name)
-        tables.append(table)
-    table = pd.concat(tables, ignore_index=True)
+        alike = None if found is None else lookalikes.across(found, table)
+        for row in json.loads(splits.overlap(table, images).to_json(orient="records")):
+            if alike is not None:
+                mine = alike[alike["fold"] == row["fold"]]
+                row["near_identical_pairs"] = mine[["test", "training", "correlation"]].to_dict("records")
+            rows.append({"split": name} | row)
     if as_json:
-        click.echo(table.to_json(orient="records", indent=2))
-    else:
-        for _, row in table.iterrows():
-            click.echo(f"{row['split']}, fold {row['fold'] + 1}: {splits.overlap_line(row)}")
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        fold = row["fold"] + 1 if row["split"] in splits.PROTOCOLS else row["fold"]
+        click.echo(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
+        for pair in row.get("near_identical_pairs", [])[:5]:
+            click.echo(f"  near-identical ({pair['correlation']:.3f}): test {pair['test']}, training {pair['training']}")
+        if len(row.get("near_identical_pairs", [])) > 5:
+            click.echo(f"  near-identical: and {len(row['near_identical_pairs']) - 5} more pairs")
 
 
 @main.command()
@@ -154,14 +168,29 @@ def compare(data, profile, out, methods, splits, folds, seeds, trainable, seed, 
 
 @main.command()
 @click.argument("predictions")
-def evaluate(predictions):
-    """Metrics of any model's predictions table: overall, by magnification, by subtype."""
-    from bcdlib import evaluate as evaluating
-    from bcdlib import metrics
+@click.option("--validation", default="", help="Predictions table of the validation part, for threshold and calibration.")
+@click.option("--rule", default="youden", show_default=True, help="How validation sets the threshold: youden, sensitivity.")
+@click.option("--sensitivity", default=0.95, show_default=True, help="That is wished for, with --rule sensitivity.")
+@click.option("--calibration", default="temperature", show_default=True, help="temperature, platt or none.")
+@click.option("--out", default=None, help="Folder of the report.  [default: runs/evaluate-<name of the table>]")
+def evaluate(predictions, validation, rule, sensitivity, calibration, out):
+    """The full report for any model's predictions table: 05_evaluate on it, and report.html."""
+    from bcdlib import decisions, metrics, mount, suite
 
     table = metrics.read_predictions(predictions)
-    parts = [evaluating.results(table), evaluating.by(table, "magnification"), evaluating.by(table, "subtype")]
-    click.echo("\n\n".join(part.to_string(index=False) for part in parts))
+    decisions.lock(metrics.read_predictions(validation) if validation else table[:0], rule, sensitivity, calibration)
+    folder = mount.open_run(out, f"{Path(predictions).stem}", "evaluate")
+    folder.record(data=str(Path(predictions).absolute()), profile="predictions made elsewhere")
+    paths = {"predictions": str(Path(predictions).absolute()),
+             "validation": str(Path(validation).absolute()) if validation else ""}
+    parameters = paths | {"rule": rule, "sensitivity": sensitivity, "calibration": calibration, "out": str(folder.folder)}
+    try:
+        summary = suite.run(folder, parameters, ("05_evaluate",))
+    except suite.StageError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(1) from None
+    click.echo(suite.result_lines(summary))
+    click.echo(f"Report: {folder.folder / 'report.html'}")
 
 
 @main.command()

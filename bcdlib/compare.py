@@ -6,10 +6,12 @@ import matplotlib.ticker
 import pandas as pd
 from tqdm import tqdm
 
-from bcdlib import methods, metrics, paper, pixels, splits, style, trials
+from bcdlib import intervals, methods, metrics, paper, pixels, splits, style, trials
 from bcdlib.errors import InputError
 from bcdlib.profiles import Profile
 from bcdlib.runs import Run, write_csv
+
+SHOWN = {"accuracy": "accuracy", "auc": "AUC", "slide_recognition": "slide recognition", "case_auc": "case AUC"}
 
 
 def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resnet50",), split_names: Iterable[str] = (),
@@ -17,11 +19,12 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
                progress: bool = True) -> pd.DataFrame:
     """Every method x split x fold x seed; trials that are finished already are read, not run.
 
-    Writes ``comparison_predictions.csv`` and ``comparison.csv`` into the run.
+    Writes ``comparison_predictions.csv``, ``comparison_validation.csv`` and ``comparison.csv`` into the run.
 
     Parameters
     ----------
     split_names : protocols; empty means those of the profile's ``compare_splits`` that 02_preprocess could make.
+    seeds : each seed trains anew and, where a protocol is random, on folds that are shuffled anew
     trainable : "head" (features of the frozen base once, then seconds a trial) or "all"
 
     Returns
@@ -35,82 +38,126 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
         ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is raised.
     """
     cache = pixels.cache_of(run)
-    tables = _split_tables(run, profile, tuple(split_names))
     planned = [
         trials.Trial(method, name, table, int(fold), seed, trainable)
         for method in dict.fromkeys(method_names)
         if methods.get(method)
         for seed in seeds
-        for name, table in tables.items()
+        for name, table in _split_tables(run, profile, cache.images, tuple(split_names), seed).items()
         for fold in sorted(table["fold"].unique())
     ]
     done, failed, shared = [], [], {}
     with tqdm(planned, desc="Compare", unit="trial", disable=not progress) as bar:
         for trial in bar:
-            bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}")
+            bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}, seed {trial.seed}")
             try:
-                result = trials.run(trial, cache, profile, run.folder / "trials", weights, 0, False, shared)
-                done.append(result.predictions)
+                done.append(trials.run(trial, cache, profile, run.folder / "trials", weights, 0, False, shared))
             except InputError:
                 raise
             except Exception as error:  # one method's failure must not cost the others' hours
                 failed.append((trial, error))
     if not done:
         raise failed[0][1]
-    predictions = pd.concat(done, ignore_index=True)
+    predictions, validation = (
+        pd.concat([getattr(result, part) for result in done], ignore_index=True) for part in ("predictions", "validation")
+    )
     errors = [{"method": t.label, "split": t.split, "error": f"fold {t.fold}, seed {t.seed}: {e}"} for t, e in failed]
+    write_csv(run.folder / "comparison_validation.csv", validation)
     write_csv(run.folder / "comparison_predictions.csv", predictions)
     write_csv(run.folder / "comparison.csv", pd.concat([metrics.table(predictions), pd.DataFrame(errors)]))
     return predictions
 
 
-def _split_tables(run: Run, profile: Profile, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-    unknown = [name for name in names if name not in splits.PROTOCOLS]
-    if unknown:
-        raise InputError(f"unknown split {unknown[0]!r}; known are {', '.join(splits.PROTOCOLS)}")
+def _split_tables(run: Run, profile: Profile, images: pd.DataFrame, names: tuple[str, ...], seed: int):
+    """Split name -> table. The run's own seed uses what 02_preprocess wrote; another seed shuffles the folds anew."""
     if not names:
         names = [name for name in profile.compare_splits if (run.folder / "splits" / f"{name}.csv").is_file()]
-    return {name: run.read_csv(f"splits/{name}.csv", "02_preprocess") for name in names}
+    tables = {}
+    for name in names:
+        splits.describe(name)
+        file = f"splits/{name}.csv" if seed == run.settings.get("seed", 0) else f"splits/{name}-seed{seed}.csv"
+        if not (run.folder / file).is_file():
+            write_csv(run.folder / file, splits.make(images, name, profile.folds, seed))
+        tables[name] = run.read_csv(file, "02_preprocess")
+    return tables
 
 
 def protocols(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row a method and split, folds pooled, with what each split shares between training and test."""
+    """One row a method and split, folds pooled, with 95 % intervals over cases and what each split shares.
+
+    Returns
+    -------
+    DataFrame: method, split, images, slides, cases, folds, seeds, accuracy, AUC, slide recognition, case AUC (each with
+    its interval, as text), what is shared
+    """
     table = metrics.table(predictions)
-    return table.assign(**{"what is shared": table["split"].map(splits.PROTOCOLS)})
+    found = intervals.table(predictions, tuple(SHOWN))
+    texts = found.assign(text=[intervals.text(row) for row in found.itertuples()])
+    texts = texts.pivot(index=["method", "split"], columns="figure", values="text")
+    texts = texts.loc[pd.MultiIndex.from_frame(table[["method", "split"]])].reset_index()
+    columns = ["method", "split", "images", "slides", "cases", "folds", "seeds"]
+    return table[columns].assign(**{name: texts[figure] for figure, name in SHOWN.items()},
+                                 **{"what is shared": table["split"].map(splits.describe)})
 
 
 def protocol_figure(predictions: pd.DataFrame):
-    """Accuracy and AUC of each method under each protocol: the same pictures and the same network in every row."""
-    table = metrics.table(predictions).iloc[::-1]
-    names = [f"{r['method']}, {r['split']}\n{r['images']} images, {r['cases']} cases" for _, r in table.iterrows()]
+    """Accuracy and AUC of each method under each protocol with 95 % intervals: same pictures, same network."""
+    order = {name: place for place, name in enumerate(splits.PROTOCOLS)}
+    predictions = predictions.sort_values("split", key=lambda names: names.map(order), kind="stable")
+    found = intervals.table(predictions)
     chance = max(predictions["label"].mean(), 1 - predictions["label"].mean())
-    figure, axes = style.subplots(1, 2, width=9, height=0.55 * len(table) + 1.4, sharey=True)
-    for axis, column, floor, what in ((axes[0], "accuracy", chance, "the larger class"), (axes[1], "auc", 0.5, "chance")):
-        bars = axis.barh(names, table[column], color=style.MEASURED)
-        axis.bar_label(bars, fmt="%.2f", padding=3)
+    figure, axes = style.subplots(1, 2, width=9, height=0.5 * len(found) / 2 + 1.7, sharey=True)
+    limits = (("accuracy", chance, "always the larger class"), ("auc", 0.5, "chance"))
+    for axis, (column, floor, what) in zip(axes, limits, strict=True):
+        rows = found[found["figure"] == column].iloc[::-1].reset_index(drop=True)
+        names = [f"{r.split}{_beside(found, r.method)}\n{r.images} images, {r.cases} cases" for r in rows.itertuples()]
+        reach = [(rows["value"] - rows["low"]).clip(0), (rows["high"] - rows["value"]).clip(0)]
+        axis.errorbar(rows["value"], names, xerr=reach, fmt="o", color=style.MEASURED, capsize=4, markersize=7)
+        for place, row in rows.iterrows():
+            axis.annotate(f"{row['value']:.2f}", (row["value"], place), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
-        axis.set(xlim=(0, 1.08), xlabel=f"{'AUC' if column == 'auc' else column} on test images")
-        axis.legend(loc="lower right", fontsize=8)
-    figure.supxlabel("started from " + metrics.weights_note(predictions), fontsize=8)
+        axis.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.2))
+        axis.set_xlabel(f"{'AUC' if column == 'auc' else column} on test images, with 95 % interval over cases")
+        axis.legend(loc="lower left", fontsize=8)
+    methods_text = ", ".join(dict.fromkeys(predictions["method"]))
+    figure.supxlabel(f"{methods_text}; {_trials_text(predictions)}; started from {metrics.weights_note(predictions)}",
+                     fontsize=8)
     return style.finish(figure)
 
 
+def _beside(found: pd.DataFrame, method: str) -> str:
+    return f", {method}" if found["method"].nunique() > 1 else ""
+
+
+def _trials_text(predictions: pd.DataFrame) -> str:
+    folds, seeds = predictions["fold"].nunique(), predictions["seed"].nunique()
+    return f"{folds} fold{'s' * (folds > 1)} x {seeds} seed{'s' * (seeds > 1)}"
+
+
 def gap(predictions: pd.DataFrame) -> str:
-    """A sentence in bold Markdown: accuracy by image against accuracy by case, and the share of the larger class.
+    """A paragraph a method, in Markdown: accuracy by image against accuracy by case, with the paired interval.
 
     Only where both were measured for a method; empty if for none.
     """
     lines = []
-    for method, part in metrics.table(predictions).groupby("method", sort=False):
-        accuracy = part.set_index("split")["accuracy"]
-        if {"image", "case"} <= set(accuracy.index):
-            share = predictions.loc[predictions["split"] == "case", "label"].mean()
+    for method, part in predictions.groupby("method", sort=False):
+        by_split = dict(list(part.groupby("split")))
+        if {"image", "case"} <= set(by_split):
+            accuracy = metrics.table(part).set_index("split")["accuracy"]
+            paired = intervals.difference(by_split["image"], by_split["case"])
+            share = by_split["case"]["label"].mean()
             lines.append(
                 f"**{method}: accuracy {accuracy['image']:.3f} with a split by image, {accuracy['case']:.3f} with a split "
                 f"by case (always guessing the larger class: {max(share, 1 - share):.3f}).** The difference, "
-                f"{accuracy['image'] - accuracy['case']:+.3f}, is what recognising slides rather than disease is worth."
+                f"{paired['value']:+.3f} (95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}, "
+                f"{paired['cases']} cases), is what recognising slides rather than disease is worth."
             )
     return "\n\n".join(lines)
+
+
+def differences(predictions: pd.DataFrame, figure: str = "accuracy") -> pd.DataFrame:
+    """Each method against the first one, split by split: paired, with intervals over cases and Holm's correction."""
+    return intervals.differences(predictions, "method", figure)
 
 
 def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:

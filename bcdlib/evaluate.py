@@ -1,4 +1,4 @@
-"""From the predictions table to the figures of a paper: metrics, confusion matrix, ROC, and who leaked into the test."""
+"""From the predictions table to what it is worth: leaks, metrics with intervals, threshold, calibration, referral."""
 
 import json
 from pathlib import Path
@@ -6,31 +6,99 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
-from bcdlib import manifest, metrics, pixels, splits, style
+from bcdlib import decisions, intervals, lookalikes, manifest, metrics, pixels, splits, style
 from bcdlib.errors import InputError
-from bcdlib.runs import Run
+from bcdlib.runs import Run, write_csv
+
+GROUP = ["method", "split"]
+INTERVALS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc", *metrics.UNIT_FIGURES)
 
 
-def predictions(run: Run) -> pd.DataFrame:
-    """The run's predictions table, checked; see `metrics.read_predictions`."""
+def locked(run: Run, rule: str = "youden", sensitivity: float = decisions.WISHED_SENSITIVITY,
+           calibration: str = "temperature", validation: str = "") -> pd.DataFrame:
+    """Threshold and calibration of each trial, from the validation predictions only; see `decisions.lock`.
+
+    Writes ``locked.csv``. Call it before `predictions`: it does not look at the test part.
+
+    Parameters
+    ----------
+    validation : path of a validation predictions table made elsewhere; empty means the run's own ``validation.csv``.
+        Where there is none, nothing is locked and the threshold stays at 0.5.
+    """
+    path = Path(validation) if validation else run.folder / "validation.csv"
+    if validation or (path.is_file() and len(pd.read_csv(path, nrows=1))):
+        table = decisions.lock(metrics.read_predictions(path), rule, sensitivity, calibration)
+    else:
+        table = decisions.lock(pd.DataFrame(columns=metrics.COLUMNS), rule, sensitivity, calibration)
+    write_csv(run.folder / "locked.csv", table)
+    return table
+
+
+def predictions(run: Run, lock: pd.DataFrame | None = None, path: str = "") -> pd.DataFrame:
+    """A predictions table, checked (see `metrics.read_predictions`), with what was locked beside it.
+
+    Parameters
+    ----------
+    lock : as from `locked`; None leaves the table as it is
+    path : of a predictions table made elsewhere, which is copied into the run; empty means the run's own
+    """
+    if path:
+        write_csv(run.folder / "predictions.csv", metrics.read_predictions(path))
     run.read_csv("predictions.csv", "04_train")
-    return metrics.read_predictions(run.folder / "predictions.csv")
+    table = metrics.read_predictions(run.folder / "predictions.csv")
+    return table if lock is None else decisions.apply(table, lock)
 
 
 def results(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a method and split: images, slides, cases, accuracy, MSE, sensitivity, specificity, precision, F1, AUC."""
-    return metrics.table(table)
+    """Each figure of each method and split, threshold 0.5, with its 95 % interval over cases, and the one by image.
+
+    Returns
+    -------
+    DataFrame: method, split, images, slides, cases, figure, value, by case, by image (too narrow)
+    """
+    found = intervals.table(table, INTERVALS)
+    shown = found[[*GROUP, "images", "slides", "cases", "figure", "value"]]
+    return shown.assign(**{
+        "95 % by case": [_range(row.low, row.high) for row in found.itertuples()],
+        "by image (too narrow)": [_range(row.low_by_image, row.high_by_image) for row in found.itertuples()],
+    })
+
+
+def _range(low: float, high: float) -> str:
+    return "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
+
+
+def thresholds(table: pd.DataFrame) -> pd.DataFrame:
+    """All metrics at threshold 0.5 and at the locked threshold, side by side: one row a method, split and threshold."""
+    both = [metrics.table(table).assign(threshold="0.5")]
+    if "threshold" in table:
+        names = table.groupby(GROUP, sort=False)["threshold"].agg(
+            lambda values: "locked: " + ", ".join(f"{value:.3f}" for value in dict.fromkeys(values))
+        )
+        both.append(metrics.table(table, threshold="threshold").assign(threshold=names.to_numpy()))
+    columns = [*GROUP, "threshold", "images", "cases", *metrics.FIGURES, "slide_recognition"]
+    return pd.concat(both)[columns].sort_values(GROUP, kind="stable", ignore_index=True)
+
+
+def cross_validation(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, spread and pooled value over folds and seeds; see `metrics.cross_validation`."""
+    return metrics.cross_validation(table)
 
 
 def by(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """`results` by magnification or subtype as well. A subtype has one class only: AUC and one rate are not defined."""
-    return metrics.table(table.sort_values(["method", "split", column], kind="stable"), ("method", "split", column))
+    """Metrics by magnification, subtype or slide as well. With one class only AUC and one of the rates are not defined."""
+    found = metrics.table(table.sort_values([*GROUP, column], kind="stable"), (*GROUP, column))
+    return found.drop(columns=["folds", "seeds", "weights", *metrics.UNIT_FIGURES], errors="ignore")
 
 
 def leak_lines(run: Run, table: pd.DataFrame) -> str:
     """Markdown: for each split and fold that was tested, in bold, how much of the test part was also in training."""
+    if not (run.folder / "images.csv").is_file():
+        return ("These predictions were made elsewhere: what their model was trained on is not known here. "
+                "`python -m bcdlib audit --split TABLE.csv` audits a split table with the columns filename and role.")
     images, lines = run.images(), []
     for name, part in table.groupby("split", sort=False):
         audit = splits.overlap(run.read_csv(f"splits/{name}.csv", "02_preprocess"), images)
@@ -39,9 +107,42 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def lookalike_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """Near-identical pictures of which one was tested and the other trained on: split, fold, test, training, correlation."""
+    columns = ["split", "fold", "test", "training", "correlation", "difference"]
+    if "cache" not in (run.settings if (run.folder / "settings.json").is_file() else {}):
+        return pd.DataFrame(columns=columns)
+    found, tables = lookalikes.pairs(pixels.cache_of(run)), []
+    for name, part in table.groupby("split", sort=False):
+        split = run.read_csv(f"splits/{name}.csv", "02_preprocess")
+        tables.append(lookalikes.across(found, split[split["fold"].isin(part["fold"])]).assign(split=name))
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def lookalike_figure(run: Run, found: pd.DataFrame, most: int = 4):
+    """The most alike pairs of `lookalike_pairs`, side by side; or a figure that says that there is none."""
+    shown = found.drop_duplicates(["test", "training"]).head(most)
+    figure, axes = style.subplots(max(len(shown), 1), 2, width=7, height=2.4 * max(len(shown), 1), squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    if shown.empty:
+        for axis in axes.flat:
+            axis.remove()
+        figure.set_size_inches(7, 0.6)
+        figure.text(0.5, 0.5, "no near-identical pictures across training and test", ha="center", va="center")
+        return style.finish(figure)
+    cache = pixels.cache_of(run)
+    for (left, right), pair in zip(axes, shown.itertuples(), strict=True):
+        for axis, name, role in ((left, pair.test, "test"), (right, pair.training, "training")):
+            axis.imshow(cache.pixels[cache.rows([name])[0]])
+            axis.set_title(f"{role}: {name}", fontsize=7)
+        left.set_ylabel(f"{pair.split}, fold {pair.fold}\ncorrelation {pair.correlation:.3f}", fontsize=7)
+    return style.finish(figure)
+
+
 def confusion(table: pd.DataFrame):
     """Confusion matrices at threshold 0.5, a panel a method and split; rows true, columns predicted class."""
-    groups = list(table.groupby(["method", "split"], sort=False))
+    groups = list(table.groupby(GROUP, sort=False))
     figure, axes = style.subplots(1, len(groups), width=3.6 * len(groups), height=3.4, squeeze=False)
     for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
         called = (part["probability"] >= metrics.THRESHOLD).astype(int)
@@ -55,7 +156,7 @@ def confusion(table: pd.DataFrame):
 def roc(table: pd.DataFrame):
     """ROC curves, one a method and split; groups with one class only have none and are left out."""
     figure, axis = style.subplots(width=5, height=4.4)
-    for (method, split), part in table.groupby(["method", "split"], sort=False):
+    for (method, split), part in table.groupby(GROUP, sort=False):
         if part["label"].nunique() == 2:
             name = f"{method}, split {split} ({part['case'].nunique()} cases)"
             RocCurveDisplay.from_predictions(part["label"], part["probability"], name=name, ax=axis)
@@ -63,6 +164,39 @@ def roc(table: pd.DataFrame):
     axis.set(xlabel="1 - specificity", ylabel="sensitivity (malignant found)")
     axis.legend(loc="lower right", fontsize=8)
     return _with_note(figure, table)
+
+
+def reliability(table: pd.DataFrame):
+    """Reliability diagrams, before and after the calibration that was fitted on validation, a panel a method and split."""
+    groups = list(table.groupby(GROUP, sort=False))
+    figure, axes = style.subplots(1, len(groups), width=3.8 * len(groups), height=3.8, squeeze=False)
+    for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
+        for column, colour, marker in (("probability", style.PUBLISHED, "s"), ("calibrated", style.MEASURED, "o")):
+            if column in part:
+                error = metrics.calibration_error(part["label"], part[column])
+                name = f"{'before' if column == 'probability' else 'after'}, ECE {error:.3f}"
+                CalibrationDisplay.from_predictions(part["label"], part[column], n_bins=metrics.BINS, name=name, ax=axis,
+                                                    color=colour, marker=marker, ref_line=column == "probability")
+        axis.set_title(f"{method}, split {split}\n{part['case'].nunique()} cases", fontsize=9)
+        axis.set(xlabel="mean probability of malignant", ylabel="share malignant")
+        axis.legend(fontsize=7, loc="upper left")
+    return _with_note(figure, table)
+
+
+def selective_figure(table: pd.DataFrame):
+    """Accuracy of the images that are decided, against their share, when the least certain are referred."""
+    found = decisions.selective(table, shares=np.linspace(0.1, 1, 19))
+    figure, axis = style.subplots(width=5, height=3.6)
+    for (method, split), part in found.groupby(GROUP, sort=False):
+        axis.plot(100 * part["decided"], part["accuracy"], marker=".", label=f"{method}, split {split}")
+    axis.set(xlabel="images decided (%); the others go to a pathologist", ylabel="accuracy of these", ylim=(0, 1.02))
+    axis.legend(fontsize=8, loc="lower left")
+    return _with_note(figure, table)
+
+
+def referral(table: pd.DataFrame) -> pd.DataFrame:
+    """What must be referred for 99 % sensitivity; see `decisions.referral`."""
+    return decisions.referral(table)
 
 
 def _with_note(figure, table: pd.DataFrame):

@@ -1,8 +1,11 @@
 """The five protocols: which images train, validate and test. A split is a table with columns filename, fold, role.
 
 `magnification` is the paper's; `image`, `slide` and `case` are k folds, stratified by class and grouped as they are
-called; `official` are the data set author's five folds. See `PROTOCOLS` for what leaks in each.
+called; `official` are the data set author's five folds, over all magnifications, and `official-40` (100, 200, 400) the
+same for the images of one magnification, as their author used them. See `PROTOCOLS` for what leaks in each.
 """
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +22,16 @@ PROTOCOLS = {
     "slide": "grouped by slide (the literature's patient-wise); cases may be shared",
     "case": "grouped by case, the strictest that the names allow; nothing shared",
 }
+OFFICIAL_AT = {f"official-{m}": f"{PROTOCOLS['official']}; {m}X only" for m in manifest.MAGNIFICATIONS}
 _GROUP = {"image": None, "slide": "slide", "case": "case", "official": "case"}
+
+
+def describe(protocol: str) -> str:
+    """What a protocol trains and tests on, and what leaks; InputError if there is no such protocol."""
+    known = PROTOCOLS | OFFICIAL_AT
+    if protocol not in known:
+        raise InputError(f"unknown split {protocol!r}; known are {', '.join(known)}")
+    return known[protocol]
 
 
 def make(images: pd.DataFrame, protocol: str, folds: int = 5, seed: int = 0, validation: float = 0.15) -> pd.DataFrame:
@@ -30,7 +42,7 @@ def make(images: pd.DataFrame, protocol: str, folds: int = 5, seed: int = 0, val
     images : DataFrame
         One row an image: filename, class, slide, case, magnification (and fold_1..fold_5 for ``official``).
     protocol : str
-        One of `PROTOCOLS`.
+        One of `PROTOCOLS` or `OFFICIAL_AT`.
     folds : int
         Number of folds of ``image``, ``slide``, ``case``; ``official`` has five, ``magnification`` one.
     seed : int
@@ -48,8 +60,12 @@ def make(images: pd.DataFrame, protocol: str, folds: int = 5, seed: int = 0, val
     InputError
         Unknown protocol, or too few images, slides or cases for it.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"unknown split {protocol!r}; known are {', '.join(PROTOCOLS)}")
+    describe(protocol)
+    if protocol in OFFICIAL_AT:
+        protocol, at = protocol.split("-")
+        images = images[images["magnification"] == int(at)]
+        if images.empty:
+            raise InputError(f"split 'official-{at}': there is no {at}X image; choose another split")
     images = images.reset_index(drop=True)
     tests = list(_test_parts(images, protocol, folds, seed))
     tables = []
@@ -117,6 +133,50 @@ def fold_of(split: pd.DataFrame, fold: int) -> pd.DataFrame:
     return part
 
 
+def folds_of(split: pd.DataFrame):
+    """(fold, its rows) of a split table, in order; a table without a column ``fold`` is fold 0."""
+    yield from (split if "fold" in split else split.assign(fold=0)).groupby("fold")
+
+
+def read(path, images: pd.DataFrame) -> pd.DataFrame:
+    """Read a split table that was made elsewhere: a CSV with filename, role and, if there are several, fold.
+
+    Parameters
+    ----------
+    images : DataFrame with filename; names that it does not have cannot be audited
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, a column is missing, a role is not train, validation or test, a name comes twice in a
+        fold or is not among the images, or a fold has no test or no training image.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such split table")
+    try:
+        table = pd.read_csv(path, dtype={"filename": str, "role": str})
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable CSV ({error})".splitlines()[0]) from None
+    for column in ("filename", "role"):
+        if column not in table:
+            raise InputError(f"{path}: column {column!r} is missing; a split table has filename, role and perhaps fold")
+    checks = (
+        (~table["role"].isin(ROLES), f"has a role that is not {', '.join(ROLES)}"),
+        (~table["filename"].isin(images["filename"]), "is not among the images that are audited"),
+    )
+    for bad, what in checks:
+        if bad.any():
+            raise InputError(f"{path}: {table.loc[bad, 'filename'].iloc[0]} {what} ({bad.sum()} such rows)")
+    for fold, part in folds_of(table):
+        # a name that stands in train and test is what an audit is for; twice in one role is a slip
+        twice = part.duplicated(["filename", "role"])
+        if twice.any():
+            raise InputError(f"{path}: {part.loc[twice, 'filename'].iloc[0]} comes twice in fold {fold}")
+        if not {"train", "test"} <= set(part["role"]):
+            raise InputError(f"{path}: fold {fold} has no image with role 'train' or none with role 'test'")
+    return table
+
+
 def overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """Who leaks into whose test set, a row a fold.
 
@@ -130,13 +190,13 @@ def overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame with columns fold, test_images, and for each of image, slide, case: ``<unit>s_shared`` (how many of the
-    test part's units are also in training) of ``test_<unit>s``, and ``test_images_of_shared_<unit>s``.
+    test part's units are also in training) of ``test_<unit>s``, ``test_images_of_shared_<unit>s``, and (slide, case)
+    ``shared_<unit>_names``, a sorted list.
     Slides are counted as slide folders (subtype and slide: 82 in BreakHis), but shared as soon as their name is.
     """
-    if "fold" not in split:
-        split = split.assign(fold=0)
+    split = pd.concat([part for _, part in folds_of(split)])
     facts = split.merge(images[["filename", "subtype", "slide", "case"]].drop_duplicates("filename"), on="filename")
-    facts["folder"] = facts["subtype"] + "_" + facts["slide"]
+    facts["folder"] = facts["subtype"].fillna("") + "_" + facts["slide"]
     rows = []
     for fold, part in facts.groupby("fold"):
         test, training = part[part["role"] == "test"], part[part["role"] != "test"]
@@ -147,13 +207,16 @@ def overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
             row[f"test_{unit}s"] = test[count_by].nunique()
             row[f"{unit}s_shared"] = test.loc[shared, count_by].nunique()
             row[f"test_images_of_shared_{unit}s"] = int(shared.sum())
+            row[f"shared_{unit}_names"] = sorted(test.loc[shared, unit].unique())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def overlap_line(row) -> str:
     """One row of `overlap` as a sentence."""
+    few = f" (slide {', '.join(row['shared_slide_names'])})" if 0 < row["slides_shared"] <= 3 else ""
     return (
-        f"{row['slides_shared']} of {row['test_slides']} test slides and {row['cases_shared']} of {row['test_cases']} "
-        f"test cases were also in training ({row['test_images_of_shared_cases']} of {row['test_images']} test images)."
+        f"{row['slides_shared']} of {row['test_slides']} test slides{few} and {row['cases_shared']} of "
+        f"{row['test_cases']} test cases were also in training "
+        f"({row['test_images_of_shared_cases']} of {row['test_images']} test images)."
     )

@@ -24,8 +24,7 @@ def plan(run: Run, profile: Profile, split_names: Iterable[str] = (), method: st
 
 def read_split(run: Run, name: str) -> pd.DataFrame:
     """A split that 02_preprocess wrote; InputError if it did not, or if there is no such protocol."""
-    if name not in splits.PROTOCOLS:
-        raise splits.InputError(f"unknown split {name!r}; known are {', '.join(splits.PROTOCOLS)}")
+    splits.describe(name)
     return run.read_csv(f"splits/{name}.csv", "02_preprocess")
 
 
@@ -68,9 +67,10 @@ def show_network(model: keras.Model):
 
 def fit(run: Run, planned: list[trials.Trial], profile: Profile, weights: str | None = None,
         verbose=None) -> list[trials.Result]:
-    """Train every trial that is not finished yet, save its model, and add its predictions to ``predictions.csv``.
+    """Train every trial that is not finished yet and save its model.
 
-    A trial that was cut off goes on after its last whole epoch.
+    Its predictions go into ``predictions.csv``, those of its validation part into ``validation.csv``. A trial that was
+    cut off goes on after its last whole epoch.
     """
     cache = pixels.cache_of(run)
     results = []
@@ -78,6 +78,7 @@ def fit(run: Run, planned: list[trials.Trial], profile: Profile, weights: str | 
         print(f"Trial {number} of {len(planned)}: {trial.label}, split {trial.split}, fold {trial.fold}, "
               f"seed {trial.seed}", flush=True)
         result = trials.run(trial, cache, profile, run.folder / "trials", weights, verbose)
+        trials.add_predictions(run.folder / "validation.csv", result.validation)
         trials.add_predictions(run.folder / "predictions.csv", result.predictions)
         results.append(result)
     return results

@@ -21,25 +21,74 @@ def test_by_hand():
     found = metrics.scores([1, 1, 1, 0, 0], [0.9, 0.5, 0.2, 0.6, 0.1])
     assert found["accuracy"] == 3 / 5 and found["sensitivity"] == 2 / 3 and found["specificity"] == 1 / 2
     assert found["precision"] == 2 / 3 and found["f1"] == pytest.approx(2 / 3)
-    assert found["mse"] == pytest.approx((0.01 + 0.25 + 0.64 + 0.36 + 0.01) / 5)
+    assert found["brier"] == pytest.approx((0.01 + 0.25 + 0.64 + 0.36 + 0.01) / 5)
     assert found["auc"] == 4 / 6  # of 6 pairs, 0.9 beats both, 0.5 and 0.2 beat 0.1 only
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_agrees_with_sklearn(seed):
+@pytest.mark.parametrize("at", [0.5, 0.31])
+def test_agrees_with_sklearn(seed, at):
     rng = np.random.default_rng(seed)
     y, p = rng.integers(0, 2, 200), rng.random(200).round(2)
-    row = metrics.table(table(y, p)).iloc[0]
-    called = p >= 0.5
+    row = metrics.table(table(y, p), threshold=at).iloc[0]
+    called = p >= at
     assert row["images"] == 200 and row["cases"] == 1
-    for name, value in {"accuracy": sk.accuracy_score(y, called), "auc": sk.roc_auc_score(y, p),
-                        "f1": sk.f1_score(y, called), "mse": sk.brier_score_loss(y, p)}.items():
-        assert row[name] == pytest.approx(value, abs=1e-9)
+    tn, fp, fn, tp = sk.confusion_matrix(y, called).ravel()
+    expected = {
+        "accuracy": sk.accuracy_score(y, called), "balanced_accuracy": sk.balanced_accuracy_score(y, called),
+        "sensitivity": tp / (tp + fn), "specificity": tn / (tn + fp), "precision": tp / (tp + fp),
+        "f1": sk.f1_score(y, called), "mcc": sk.matthews_corrcoef(y, called), "kappa": sk.cohen_kappa_score(y, called),
+        "auc": sk.roc_auc_score(y, p), "average_precision": sk.average_precision_score(y, p),
+        "brier": sk.brier_score_loss(y, p),
+    }
+    assert set(expected) | {"ece"} == set(metrics.FIGURES)
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_calibration_error_by_hand():
+    # bin 0.1..0.2: mean 0.15, none malignant; bin 0.9..1.0: mean 0.95, one of two malignant
+    assert metrics.calibration_error([0, 0, 1, 0], [0.1, 0.2 - 1e-9, 0.9, 1.0]) == pytest.approx(0.5 * 0.15 + 0.5 * 0.45)
+    assert metrics.calibration_error([0, 1], [0.5, 0.5]) == 0  # constant and right on average
+
+
+def test_slide_recognition_rate_by_hand():
+    # slide 1: 2 of 3 right, slide 2: 1 of 1, slide 3: 0 of 2: (2/3 + 1 + 0) / 3; by image it would be 3 of 6
+    y, p = [1, 1, 1, 0, 0, 0], [0.9, 0.8, 0.1, 0.2, 0.7, 0.9]
+    t = table(y, p, slide=["14-1A", "14-1A", "14-1A", "14-2", "14-3", "14-3"], case=["14-1"] * 3 + ["14-2", "14-3", "14-3"])
+    row = metrics.table(t).iloc[0]
+    assert row["slide_recognition"] == pytest.approx((2 / 3 + 1) / 3) and row["accuracy"] == 0.5
+    # mean probabilities: malignant 0.6; benign 0.2 and 0.8: one of two pairs is in order
+    assert row["slide_auc"] == 0.5 and row["case_auc"] == 0.5
+
+
+def test_a_slide_with_two_labels_counts_as_malignant():
+    t = table([1, 0, 0], [0.9, 0.1, 0.3], slide=["14-1", "14-1", "14-2"], case=["14-1", "14-1", "14-2"], subtype="")
+    unit = metrics.units(metrics.with_right(t), "slide")
+    assert unit["label"].tolist() == [1, 0] and unit["probability"].tolist() == [0.5, 0.3]
+    assert metrics.table(t)["slide_auc"][0] == 1
+
+
+def test_constant_probability_is_defined():
+    row = metrics.table(table([0, 1, 1, 0], [0.5] * 4)).iloc[0]
+    assert row["auc"] == 0.5 and row["mcc"] == 0 and row["kappa"] == 0 and row["balanced_accuracy"] == 0.5
+    assert row["average_precision"] == 0.5 and row["ece"] == 0
+
+
+def test_seeds_are_averaged_and_folds_pooled():
+    one = table([0, 1, 0, 1], [0.1, 0.9, 0.6, 0.4], fold=[0, 0, 1, 1])  # accuracies 1 and 0, pooled AUC 3 of 4
+    two = one.assign(seed=1, probability=[0.1, 0.9, 0.2, 0.8])
+    row = metrics.table(pd.concat([one, two])).iloc[0]
+    assert row["accuracy"] == 0.75 and row["auc"] == (0.75 + 1) / 2 and (row["folds"], row["seeds"]) == (2, 2)
+    spread = metrics.cross_validation(pd.concat([one, two])).set_index("figure")
+    assert spread.loc["accuracy", ["trials", "mean", "lowest", "highest", "pooled"]].tolist() == [4, 0.75, 0, 1, 0.75]
+    assert spread.loc["accuracy", "sd"] == pytest.approx(0.5)
 
 
 def test_one_class_only_is_nan_where_not_defined():
     found = metrics.scores([0, 0, 0], [0.1, 0.2, 0.3])
     assert np.isnan(found["auc"]) and np.isnan(found["sensitivity"]) and np.isnan(found["precision"])
+    assert all(np.isnan(found[name]) for name in ("balanced_accuracy", "mcc", "kappa", "average_precision", "f1"))
     assert found["specificity"] == 1 and found["accuracy"] == 1
 
 
@@ -61,6 +110,8 @@ def test_groups():
         (lambda t: t.assign(label=[0, 2]), "label of 1.png"),
         (lambda t: pd.concat([t, t]), "comes twice"),
         (lambda t: t.iloc[:0], "no rows"),
+        (lambda t: t.assign(case=["14-1", None]), "line 3 has no case"),
+        (lambda t: pd.concat([t, t.assign(seed=1, label=[0, 0])]), "1.png has two different values of label"),
     ],
 )
 def test_bad_tables(tmp_path, change, message):

@@ -101,8 +101,9 @@ def test_overlap_counted_by_hand():
         "fold": 0, "test_images": 3, "images_shared": 0,
         "test_slides": 3, "slides_shared": 1, "test_images_of_shared_slides": 1,
         "test_cases": 3, "cases_shared": 2, "test_images_of_shared_cases": 2,
+        "shared_slide_names": ["14-3"], "shared_case_names": ["14-1", "14-3"],
     }  # fmt: skip
-    assert splits.overlap_line(row).startswith("1 of 3 test slides and 2 of 3 test cases")
+    assert splits.overlap_line(row).startswith("1 of 3 test slides (slide 14-3) and 2 of 3 test cases")
 
 
 def test_overlap_sees_an_image_on_both_sides(images):
@@ -236,3 +237,52 @@ def test_protocols_on_the_real_part(breakhis):
     shared = splits.overlap(splits.make(images, "case"), images)
     assert shared["test_images"].sum() == 557
     assert (shared[["images_shared", "slides_shared", "cases_shared"]] == 0).all(axis=None)
+
+
+def test_official_at_one_magnification(images):
+    split = splits.make(images, "official-40")
+    names = set(split["filename"])
+    assert names == set(images.loc[images["magnification"] == 40, "filename"]) and split["fold"].nunique() == 5
+    facts = images.set_index("filename")
+    for fold, part in splits.folds_of(split):
+        author = facts.loc[part["filename"], f"fold_{fold + 1}"].to_numpy()
+        assert ((part["role"] == "test") == (author == "test")).all()
+    assert "40X only" in splits.describe("official-40")
+    with pytest.raises(InputError, match="unknown split 'official-50'"):
+        splits.make(images, "official-50")
+    with pytest.raises(InputError, match="no 40X image"):
+        splits.make(images[images["magnification"] == 100], "official-40")
+
+
+def test_a_table_made_elsewhere(images, tmp_path):
+    table = splits.make(images, "official")[["filename", "fold", "role"]]
+    one = table[table["fold"] == 2].drop(columns="fold")
+    one.to_csv(tmp_path / "mine.csv", index=False)
+    row = splits.overlap(splits.read(tmp_path / "mine.csv", images), images).iloc[0]
+    assert (row["test_images"], row["test_images_of_shared_cases"]) == (2577, 697)
+    assert row["shared_slide_names"] == ["14-13412"] and "(slide 14-13412)" in splits.overlap_line(row)
+    # an image on both sides is what an audit is for: counted, not refused
+    both = pd.concat([one, one[one["role"] == "test"].head(3).assign(role="train")])
+    both.to_csv(tmp_path / "both.csv", index=False)
+    assert splits.overlap(splits.read(tmp_path / "both.csv", images), images)["images_shared"][0] == 3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.rename(columns={"role": "set"}), "column 'role' is missing"),
+        (lambda t: t.assign(role="testing"), "has a role that is not train, validation, test"),
+        (lambda t: t.assign(filename="cat.png"), "cat.png is not among the images"),
+        (lambda t: pd.concat([t, t]), "comes twice in fold 0"),
+        (lambda t: t[t["role"] == "test"], "no image with role 'train' or none"),
+    ],
+)
+def test_bad_tables_made_elsewhere(images, tmp_path, change, message):
+    change(splits.make(images, "magnification")[["filename", "role"]]).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match=message):
+        splits.read(tmp_path / "t.csv", images)
+
+
+def test_no_table_made_elsewhere(images, tmp_path):
+    with pytest.raises(InputError, match="no such split table"):
+        splits.read(tmp_path / "none.csv", images)
