@@ -72,15 +72,24 @@ def _range(low: float, high: float) -> str:
 
 
 def thresholds(table: pd.DataFrame) -> pd.DataFrame:
-    """All metrics at threshold 0.5 and at the locked threshold, side by side: one row a method, split and threshold."""
-    both = [metrics.table(table).assign(threshold="0.5")]
+    """All metrics of each method and split at threshold 0.5 and at the locked threshold, side by side.
+
+    Returns
+    -------
+    DataFrame: method, split, images, cases, figure, at 0.5, at the locked threshold, locked threshold (text: one a trial)
+    """
+    columns, names = [*GROUP, "images", "cases"], [*metrics.FIGURES, *metrics.UNIT_FIGURES]
+    sides = {"at 0.5": metrics.table(table)}
     if "threshold" in table:
-        names = table.groupby(GROUP, sort=False)["threshold"].agg(
-            lambda values: "locked: " + ", ".join(f"{value:.3f}" for value in dict.fromkeys(values))
+        sides["at the locked threshold"] = metrics.table(table, threshold="threshold")
+    long = [side.melt(columns, names, "figure", name) for name, side in sides.items()]
+    found = long[0].assign(**{name: one[name] for name, one in zip(sides, long, strict=True)})
+    if "threshold" in table:
+        texts = table.groupby(GROUP, sort=False)["threshold"].agg(
+            lambda values: ", ".join(f"{value:.3f}" for value in dict.fromkeys(values))
         )
-        both.append(metrics.table(table, threshold="threshold").assign(threshold=names.to_numpy()))
-    columns = [*GROUP, "threshold", "images", "cases", *metrics.FIGURES, "slide_recognition"]
-    return pd.concat(both)[columns].sort_values(GROUP, kind="stable", ignore_index=True)
+        found["locked threshold"] = [texts[key] for key in found[GROUP].itertuples(index=False, name=None)]
+    return found.sort_values(GROUP, kind="stable", ignore_index=True)
 
 
 def cross_validation(table: pd.DataFrame) -> pd.DataFrame:
@@ -90,8 +99,11 @@ def cross_validation(table: pd.DataFrame) -> pd.DataFrame:
 
 def by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Metrics by magnification, subtype or slide as well. With one class only AUC and one of the rates are not defined."""
-    found = metrics.table(table.sort_values([*GROUP, column], kind="stable"), (*GROUP, column))
-    return found.drop(columns=["folds", "seeds", "weights", *metrics.UNIT_FIGURES], errors="ignore")
+    table = table.sort_values([*GROUP, column], kind="stable")  # before the gaps are filled: they come last
+    table[column] = table[column].astype(object).where(table[column].notna(), "not given")
+    found = metrics.table(table, (*GROUP, column))
+    figures = ["accuracy", "sensitivity", "specificity", "precision", "f1", "auc", "brier"]
+    return found[[*GROUP, column, "images", *(["cases"] if column != "slide" else []), *figures]]
 
 
 def leak_lines(run: Run, table: pd.DataFrame) -> str:
@@ -126,10 +138,10 @@ def lookalike_figure(run: Run, found: pd.DataFrame, most: int = 4):
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     if shown.empty:
-        for axis in axes.flat:
-            axis.remove()
-        figure.set_size_inches(7, 0.6)
-        figure.text(0.5, 0.5, "no near-identical pictures across training and test", ha="center", va="center")
+        figure.set_size_inches(7, 0.8)
+        axes[0, 1].remove()
+        axes[0, 0].axis("off")
+        axes[0, 0].text(0, 0.5, "No near-identical pictures across training and test were found.", va="center")
         return style.finish(figure)
     cache = pixels.cache_of(run)
     for (left, right), pair in zip(axes, shown.itertuples(), strict=True):

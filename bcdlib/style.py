@@ -1,6 +1,7 @@
 """One look for all figures: benign and malignant have the same two colours everywhere, safe for colour-blind readers."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 # Okabe & Ito's palette: told apart under all common kinds of colour blindness, and in grey
 COLOURS = {"benign": "#0072B2", "malignant": "#D55E00"}
@@ -17,3 +18,11 @@ def finish(figure):
     """Take the figure out of pyplot's hands, so that a notebook shows it once: as the value of its cell."""
     plt.close(figure)
     return figure
+
+
+def table(values: pd.DataFrame, digits: int = 3):
+    """A table as notebooks and report show it: no index, so many digits, "-" where a figure is not defined.
+
+    Text is escaped: names of files, slides and methods come from others.
+    """
+    return values.style.hide(axis="index").format(precision=digits, na_rep="-", escape="html")

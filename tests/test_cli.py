@@ -88,15 +88,40 @@ def test_evaluate(tmp_path):
     images = manifest.load().sample(200, random_state=0)
     label = manifest.labels(images)
     table = images[["filename", "slide", "case", "magnification", "subtype"]].assign(
-        label=label, probability=np.where(np.arange(200) < 150, label, 1 - label), fold=0, method="mine", split="case",
+        label=label, probability=np.where(np.arange(200) < 150, label, 1 - label), fold=0, method="mine <b>", split="case",
         seed=0,
     )
     table.to_csv(tmp_path / "p.csv", index=False)
-    done = bcdlib("evaluate", tmp_path / "p.csv")
-    assert done.returncode == 0 and "0.75" in done.stdout and "mine" in done.stdout
+    label[:60] = 1 - label[:60]  # a validation table with thresholds elsewhere than at 0.5
+    table.assign(probability=0.3 + 0.1 * label, label=label).to_csv(tmp_path / "v.csv", index=False)
+    done = bcdlib("evaluate", tmp_path / "p.csv", "--validation", tmp_path / "v.csv", "--out", tmp_path / "out")
+    assert done.returncode == 0 and "0.75" in done.stdout and "mine" in done.stdout, done.stderr
+    assert pd.read_csv(tmp_path / "out" / "locked.csv")["threshold"].tolist() == [0.4]
+    results = pd.read_csv(tmp_path / "out" / "tables" / "results.csv").set_index("figure")
+    assert results.loc["accuracy", "value"] == 0.75 and results.loc["accuracy", "cases"] == table["case"].nunique()
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "made elsewhere" in html and "mine &lt;b&gt;" in html and "mine <b>" not in html
     table.drop(columns="probability").to_csv(tmp_path / "p.csv", index=False)
     refused(bcdlib("evaluate", tmp_path / "p.csv"), "p.csv", "'probability' is missing")
     refused(bcdlib("evaluate", tmp_path / "q.csv"), "q.csv")
+    refused(bcdlib("evaluate", tmp_path / "v.csv", "--rule", "best"), "unknown threshold rule 'best'")
+    refused(bcdlib("evaluate", tmp_path / "v.csv", "--validation", tmp_path / "w.csv"), "w.csv")
+
+
+def test_audit_of_a_split_made_elsewhere(tmp_path):
+    images = manifest.load()
+    split = images[["filename"]].assign(role=np.where(images["magnification"] == 400, "test", "train"))
+    split.to_csv(tmp_path / "mine.csv", index=False)
+    (row,) = json.loads(bcdlib("audit", "--split", tmp_path / "mine.csv", "--json").stdout)
+    assert (row["test_images"], row["slides_shared"], row["test_slides"]) == (1820, 82, 82)
+    refused(bcdlib("audit", "--split", tmp_path / "none.csv"), "none.csv")
+
+
+def test_audit_compares_pictures_too(breakhis, tmp_path):
+    done = bcdlib("audit", "--data", breakhis / "half", "--split", "official", BCD_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "near-identical (1.000): test SOB_M_LC-14-13412-100-003.png" in lines[1] and "DC-14-13412" in lines[1]
 
 
 def test_predict(tiny, tmp_path):
