@@ -26,7 +26,8 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
 
 def by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """`results` by magnification or subtype as well. A subtype has one class only: AUC and one rate are not defined."""
-    return metrics.table(table.sort_values(["method", "split", column], kind="stable"), ("method", "split", column))
+    result = metrics.table(table.sort_values(["method", "split", column], kind="stable"), ("method", "split", column))
+    return result.replace({"magnification": {0: manifest.UNKNOWN}}) if column == "magnification" else result
 
 
 def leak_lines(run: Run, table: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics as sk
 
+from bcdlib import manifest
 from bcdlib.errors import InputError
 
 COLUMNS = ["filename", "slide", "case", "magnification", "subtype", "label", "probability", "fold", "method", "split",
@@ -99,7 +100,7 @@ def table(predictions: pd.DataFrame, by=("method", "split")) -> pd.DataFrame:
             dict(zip(by, key, strict=True))
             | {
                 "images": part["filename"].nunique(),
-                "slides": len(part[["subtype", "slide"]].drop_duplicates()),
+                "slides": manifest.slide_folders(part),
                 "cases": part["case"].nunique(),
                 "folds": part["fold"].nunique(),
             }

@@ -136,7 +136,7 @@ def overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     if "fold" not in split:
         split = split.assign(fold=0)
     facts = split.merge(images[["filename", "subtype", "slide", "case"]].drop_duplicates("filename"), on="filename")
-    facts["folder"] = facts["subtype"] + "_" + facts["slide"]
+    facts["folder"] = manifest.slide_folder(facts)
     rows = []
     for fold, part in facts.groupby("fold"):
         test, training = part[part["role"] == "test"], part[part["role"] != "test"]
