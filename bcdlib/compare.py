@@ -6,7 +6,7 @@ import matplotlib.ticker
 import pandas as pd
 from tqdm import tqdm
 
-from bcdlib import methods, metrics, paper, pixels, splits, style, trials
+from bcdlib import manifest, methods, metrics, paper, pixels, splits, style, trials
 from bcdlib.errors import InputError
 from bcdlib.profiles import Profile
 from bcdlib.runs import Run, write_csv
@@ -70,7 +70,7 @@ def _split_tables(run: Run, profile: Profile, names: tuple[str, ...]) -> dict[st
         raise InputError(f"unknown split {unknown[0]!r}; known are {', '.join(splits.PROTOCOLS)}")
     if not names:
         names = [name for name in profile.compare_splits if (run.folder / "splits" / f"{name}.csv").is_file()]
-    return {name: run.read_csv(f"splits/{name}.csv", "02_preprocess") for name in names}
+    return {name: splits.read(run, name) for name in names}
 
 
 def protocols(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -122,7 +122,8 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame: method, accuracy (percent), kind (published or measured), measured on, images, cases, weights
+    DataFrame: method, accuracy (percent), kind (published or measured), measured on, images, cases, weights. Only the
+    measured rows if an image is not BreakHis's (by its name): published numbers say nothing about other images.
     """
     published = paper.TABLE_II.assign(
         method=paper.TABLE_II["research"] + ": " + paper.TABLE_II["method"], kind="published"
@@ -131,7 +132,9 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
     measured["measured on"] = [_protocol_label(row) for _, row in measured.iterrows()]
     measured["accuracy"] *= 100
     columns = ["method", "accuracy", "measured on", "images", "cases", "weights"]
-    table = pd.concat([published, measured.reindex(columns=columns).assign(kind="measured")], ignore_index=True)
+    measured = measured.reindex(columns=columns).assign(kind="measured")
+    comparable = all(manifest.is_breakhis(table) for table in predictions)
+    table = pd.concat([published, measured], ignore_index=True) if comparable else measured
     return table.sort_values("accuracy", ascending=False, ignore_index=True)
 
 
@@ -149,10 +152,11 @@ def table_ii_figure(table: pd.DataFrame):
     bars = axis.barh(range(len(table)), table["accuracy"], color=colours)
     axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axis.set_yticks(range(len(table)), names, fontsize=7)
-    axis.set(xlim=(0, 108), xlabel="accuracy (%); published numbers rest on different splits and tasks")
+    published = (table["kind"] == "published").any()
+    axis.set(xlim=(0, 108), xlabel="accuracy (%)" + "; published numbers rest on different splits and tasks" * published)
     axis.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(20))
     handles = [axis.barh([0], [0], color=c, label=k) for k, c in
-               (("published", style.PUBLISHED), ("measured here", style.MEASURED))]
+               (("published", style.PUBLISHED), ("measured here", style.MEASURED))[not published :]]
     axis.legend(handles=handles, loc="lower right", fontsize=8)
     weights = table["weights"].dropna()
     if len(weights):

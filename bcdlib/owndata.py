@@ -164,6 +164,7 @@ def _read_text(csv) -> pd.DataFrame:
     except (ValueError, OSError) as error:
         raise InputError(f"{csv}: not a readable CSV ({' '.join(str(error).split())})") from None
     table.columns = table.columns.str.strip().str.lower()
+    table = table.loc[:, ~table.columns.duplicated()]
     for column in REQUIRED:
         if column not in table:
             found = ", ".join(table.columns[:10]).replace("\n", " ")[:200]
@@ -181,7 +182,7 @@ def _clean_path(csv, path: str, row: int) -> str:
         clean = clean[2:]
     if not clean:
         raise InputError(f"{csv}: row {row} has no path")
-    if clean.startswith(("/", "~")) or re.match("[A-Za-z]:", clean) or ".." in clean.split("/"):
+    if clean.startswith("/") or re.match("[A-Za-z]:", clean) or ".." in clean.split("/"):
         raise InputError(f"{csv}: path {path!r} must be relative to the data, and stay inside it")
     return clean
 
