@@ -131,10 +131,11 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
     measured = pd.concat([metrics.table(table) for table in predictions], ignore_index=True)
     measured["measured on"] = [_protocol_label(row) for _, row in measured.iterrows()]
     measured["accuracy"] *= 100
-    columns = ["method", "accuracy", "measured on", "images", "cases", "weights"]
-    measured = measured.reindex(columns=columns).assign(kind="measured")
-    comparable = all(manifest.is_breakhis(table) for table in predictions)
-    table = pd.concat([published, measured], ignore_index=True) if comparable else measured
+    measured["kind"] = "measured"
+    columns = ["method", "accuracy", "kind", "measured on", "images", "cases", "weights"]
+    table = measured.reindex(columns=columns)
+    if all(manifest.is_breakhis(made) for made in predictions):
+        table = pd.concat([published, table], ignore_index=True)
     return table.sort_values("accuracy", ascending=False, ignore_index=True)
 
 
@@ -152,7 +153,7 @@ def table_ii_figure(table: pd.DataFrame):
     bars = axis.barh(range(len(table)), table["accuracy"], color=colours)
     axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axis.set_yticks(range(len(table)), names, fontsize=7)
-    published = (table["kind"] == "published").any()
+    published = bool((table["kind"] == "published").any())
     axis.set(xlim=(0, 108), xlabel="accuracy (%)" + "; published numbers rest on different splits and tasks" * published)
     axis.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(20))
     handles = [axis.barh([0], [0], color=c, label=k) for k, c in
