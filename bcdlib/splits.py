@@ -70,6 +70,8 @@ def make(images: pd.DataFrame, protocol: str, folds: int = 5, seed: int = 0, val
 
 def _test_parts(images: pd.DataFrame, protocol: str, folds: int, seed: int):
     if protocol == "magnification":
+        if not (images["magnification"] == 40).any():
+            raise InputError("split 'magnification': no 40X image to test on; choose another split")
         yield (images["magnification"] == 40).to_numpy()
         return
     if protocol == "official":

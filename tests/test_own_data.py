@@ -189,7 +189,7 @@ def test_three_groups(tmp_path):
     assert table["folds"].to_dict() == {"magnification": 0, "image": 5, "official": 0, "slide": 0, "case": 2}
     assert "2 folds instead of 5: 2 cases have benign images" in table.loc["case", "what it is"]
     assert "the same as split 'case'" in table.loc["slide", "what it is"]
-    assert "test part has no image" in table.loc["magnification", "what it is"]
+    assert "no 40X image" in table.loc["magnification", "what it is"]
     assert preprocess.splits_note(table.reset_index()) == ""
     # 04 trains under those of its protocols that there are, and names the others in its refusal
     assert [trial.split for trial in train.plan(run, TINY)] == ["case"]
@@ -295,6 +295,15 @@ def test_published_numbers_are_of_breakhis_only():
     assert "published" not in compare.table_ii_figure(table).axes[0].get_xlabel()
     theirs = mine.assign(filename=manifest.load()["filename"].head(2))
     assert len(compare.table_ii(theirs)) == 12
+
+
+def test_in_colab_the_manifest_is_found_on_drive(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "test")
+    monkeypatch.setenv("BCD_DRIVE", str(tmp_path))
+    _, csv = draw(tmp_path / "MyDrive" / "mine", rows(THREE))
+    assert mount.find_own("mine", "mine.csv") == csv
+    run = runs.open_run(tmp_path / "run")
+    assert len(mount.start(run, "mine", own="mine.csv").images) == 60 and run.settings["manifest"] == str(csv)
 
 
 def test_command_line_refuses(tmp_path):
