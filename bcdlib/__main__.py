@@ -19,6 +19,10 @@ from bcdlib.errors import InputError
 data_option = click.option(
     "--data", default="synthetic", show_default=True, help="Folder or archive of BreakHis, or 'synthetic' (drawn tissue)."
 )
+manifest_option = click.option(
+    "--manifest", "own", default="",
+    help="CSV (path, label, group) that names the images in --data, if they are your own and not BreakHis's.",
+)
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of every random choice.")
 out_option = click.option("--out", default=None, help="Run folder.  [default: runs/<data>-<profile>]")
 weights_option = click.option(
@@ -40,23 +44,26 @@ def main():
 
 @main.command()
 @data_option
+@manifest_option
 @profile_option
 @out_option
 @click.option("--only", multiple=True, help="Run this notebook only (for example 05_evaluate); may be repeated.")
 @seed_option
 @weights_option
-def run(data, profile, out, only, seed, weights):
+def run(data, own, profile, out, only, seed, weights):
     """Execute the six notebooks; write report.html and summary.json."""
     from bcdlib import mount, suite
 
     folder = mount.open_run(out, data, profile)
-    suite.check(data, profile, weights, only, seed)
+    suite.check(data, profile, weights, only, seed, own)
     # the notebooks stand elsewhere: a path that is relative to here must not become relative to there
     place = data if data == "synthetic" else str(Path(data).expanduser().absolute())
+    own = str(mount.find_own(data, own).absolute()) if own else ""
     weights = str(Path(weights).expanduser().absolute()) if weights and Path(weights).is_dir() else weights or ""
     if os.environ.get("BCD_WEIGHTS_DIR"):
         os.environ["BCD_WEIGHTS_DIR"] = str(Path(os.environ["BCD_WEIGHTS_DIR"]).expanduser().absolute())
-    parameters = {"data": place, "profile": profile, "out": str(folder.folder), "seed": seed, "weights": weights}
+    parameters = {"data": place, "manifest": own, "profile": profile, "out": str(folder.folder), "seed": seed,
+                  "weights": weights}
     try:
         summary = suite.run(folder, parameters, only)
     except suite.StageError as error:
@@ -69,7 +76,7 @@ def run(data, profile, out, only, seed, weights):
 @main.command()
 @click.argument("source")
 def verify(source):
-    """Hold a folder or archive against data_manifest.csv: missing, extra, unreadable, sizes."""
+    """Hold a copy of BreakHis against data_manifest.csv: missing, extra, unreadable, sizes. (Not for other images.)"""
     from bcdlib import sources
 
     found = manifest.verify(sources.open_source(source))
@@ -90,28 +97,35 @@ def verify(source):
 
 @main.command()
 @click.option("--data", default=None, help="Folder or archive; its pictures are compared too.  [default: data_manifest.csv]")
+@manifest_option
 @click.option("--split", default=None, help="A protocol, or a CSV with filename, role and perhaps fold.  [default: all]")
 @click.option("--folds", default=5, show_default=True)
 @seed_option
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
-def audit(data, split, folds, seed, as_json):
+def audit(data, own, split, folds, seed, as_json):
     """Who leaks into whose test set: images, slides, cases and near-identical pictures on both sides of a split."""
     import json
 
     from bcdlib import splits
 
     images, found = manifest.load(), None
-    if data is not None:
-        from bcdlib import lookalikes, mount, pixels, profiles
+    if data is not None or own:
+        from bcdlib import lookalikes, mount, owndata, pixels, profiles
 
+        own = mount.find_own(data or "", own) if own else ""
         source = mount.find(data, seed=seed)
-        images = manifest.scan(source).images
+        images = (owndata.scan(own, source) if own else manifest.scan(source)).images
         cache = pixels.build_cache(source, images, profiles.get("paper").size, mount.cache_root())
         found = lookalikes.pairs(cache)
     rows = []
     for name in [split] if split else splits.PROTOCOLS:
         try:
-            table = splits.read(name, images) if name.endswith(".csv") else splits.make(images, name, folds, seed)
+            if name.endswith(".csv"):
+                table = splits.read_table(name, images)
+            elif split:  # folds that were asked for by name are made or refused
+                table = splits.make(images, name, folds, seed)
+            else:  # among all protocols of few images, what is possible
+                table, _ = splits.make_feasible(images, name, folds, seed)
         except InputError:
             if split:
                 raise
@@ -122,6 +136,8 @@ def audit(data, split, folds, seed, as_json):
                 mine = alike[alike["fold"] == row["fold"]]
                 row["near_identical_pairs"] = mine[["test", "training", "correlation"]].to_dict("records")
             rows.append({"split": name} | row)
+    if not rows:
+        raise InputError(f"these {len(images)} images allow no split; use more images")
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -136,6 +152,7 @@ def audit(data, split, folds, seed, as_json):
 
 @main.command()
 @data_option
+@manifest_option
 @profile_option
 @out_option
 @click.option("--methods", default="resnet50", show_default=True, help="Comma-separated, or 'all'.")
@@ -145,7 +162,7 @@ def audit(data, split, folds, seed, as_json):
 @click.option("--trainable", type=click.Choice(["head", "all"]), default="head", show_default=True)
 @seed_option
 @weights_option
-def compare(data, profile, out, methods, splits, folds, seeds, trainable, seed, weights):
+def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, seed, weights):
     """Run methods under protocols; trials that are finished already are not run again."""
     from bcdlib import compare as comparing
     from bcdlib import methods as registry
@@ -156,13 +173,15 @@ def compare(data, profile, out, methods, splits, folds, seeds, trainable, seed, 
     for name in names:
         registry.get(name)
     folder = mount.open_run(out, data, profile)
-    mount.start(folder, data, seed)
+    mount.start(folder, data, seed, own=own)
     cache = preprocess.resize(folder, mount.open_data(folder), settings, mount.cache_root())
-    preprocess.make_splits(folder, cache, settings, seed)
+    made = preprocess.make_splits(folder, cache, settings, seed)
     predictions = comparing.run_trials(
         folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights
     )
     click.echo(comparing.protocols(predictions).drop(columns="what is shared").to_string(index=False))
+    if preprocess.splits_note(made):
+        click.echo(preprocess.splits_note(made).strip("*"))
     click.echo(f"Table: {folder.folder / 'comparison.csv'}")
 
 

@@ -6,7 +6,7 @@ import matplotlib.ticker
 import pandas as pd
 from tqdm import tqdm
 
-from bcdlib import intervals, methods, metrics, paper, pixels, splits, style, trials
+from bcdlib import intervals, manifest, methods, metrics, paper, pixels, splits, style, trials
 from bcdlib.errors import InputError
 from bcdlib.profiles import Profile
 from bcdlib.runs import Run, write_csv
@@ -75,10 +75,13 @@ def _split_tables(run: Run, profile: Profile, images: pd.DataFrame, names: tuple
     tables = {}
     for name in names:
         splits.describe(name)
-        file = f"splits/{name}.csv" if seed == run.settings.get("seed", 0) else f"splits/{name}-seed{seed}.csv"
+        if seed == run.settings.get("seed", 0) and name in splits.PROTOCOLS:
+            tables[name] = splits.read(run, name)
+            continue
+        file = f"splits/{name}-seed{seed}.csv"
         if not (run.folder / file).is_file():
-            write_csv(run.folder / file, splits.make(images, name, profile.folds, seed))
-        tables[name] = run.read_csv(file, "02_preprocess")
+            write_csv(run.folder / file, splits.make_feasible(images, name, profile.folds, seed)[0])
+        tables[name] = run.read_csv(file, "06_compare")
     return tables
 
 
@@ -169,7 +172,8 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame: method, accuracy (percent), kind (published or measured), measured on, images, cases, weights
+    DataFrame: method, accuracy (percent), kind (published or measured), measured on, images, cases, weights. Only the
+    measured rows if an image is not BreakHis's (by its name): published numbers say nothing about other images.
     """
     published = paper.TABLE_II.assign(
         method=paper.TABLE_II["research"] + ": " + paper.TABLE_II["method"], kind="published"
@@ -177,8 +181,11 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
     measured = pd.concat([metrics.table(table) for table in predictions], ignore_index=True)
     measured["measured on"] = [_protocol_label(row) for _, row in measured.iterrows()]
     measured["accuracy"] *= 100
-    columns = ["method", "accuracy", "measured on", "images", "cases", "weights"]
-    table = pd.concat([published, measured.reindex(columns=columns).assign(kind="measured")], ignore_index=True)
+    measured["kind"] = "measured"
+    columns = ["method", "accuracy", "kind", "measured on", "images", "cases", "weights"]
+    table = measured.reindex(columns=columns)
+    if all(manifest.is_breakhis(made) for made in predictions):
+        table = pd.concat([published, table], ignore_index=True)
     return table.sort_values("accuracy", ascending=False, ignore_index=True)
 
 
@@ -196,10 +203,11 @@ def table_ii_figure(table: pd.DataFrame):
     bars = axis.barh(range(len(table)), table["accuracy"], color=colours)
     axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axis.set_yticks(range(len(table)), names, fontsize=7)
-    axis.set(xlim=(0, 108), xlabel="accuracy (%); published numbers rest on different splits and tasks")
+    published = bool((table["kind"] == "published").any())
+    axis.set(xlim=(0, 108), xlabel="accuracy (%)" + "; published numbers rest on different splits and tasks" * published)
     axis.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(20))
     handles = [axis.barh([0], [0], color=c, label=k) for k, c in
-               (("published", style.PUBLISHED), ("measured here", style.MEASURED))]
+               (("published", style.PUBLISHED), ("measured here", style.MEASURED))[not published :]]
     axis.legend(handles=handles, loc="lower right", fontsize=8)
     weights = table["weights"].dropna()
     if len(weights):

@@ -100,7 +100,8 @@ def cross_validation(table: pd.DataFrame) -> pd.DataFrame:
 def by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Metrics by magnification, subtype or slide as well. With one class only AUC and one of the rates are not defined."""
     table = table.sort_values([*GROUP, column], kind="stable")  # before the gaps are filled: they come last
-    table[column] = table[column].astype(object).where(table[column].notna(), "not given")
+    unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
+    table[column] = table[column].astype(object).where(~unknown, manifest.UNKNOWN)
     found = metrics.table(table, (*GROUP, column))
     figures = ["accuracy", "sensitivity", "specificity", "precision", "f1", "auc", "brier"]
     return found[[*GROUP, column, "images", *(["cases"] if column != "slide" else []), *figures]]

@@ -27,6 +27,7 @@ SUBTYPES = {
     "PC": "papillary_carcinoma",
 }
 BENIGN = ("A", "F", "PT", "TA")
+UNKNOWN = "unknown"  # the subtype of an image that is not BreakHis's and comes without one; its magnification is 0
 SIZE = (700, 460)  # width, height as published; four images of the 7909 known here are 700x456
 FOLD_COLUMNS = [f"fold_{k}" for k in range(1, 6)]
 IMAGE_COLUMNS = ["filename", "class", "subtype", "year", "slide", "case", "magnification", "sequence"]
@@ -143,19 +144,30 @@ def labels(images: pd.DataFrame):
     return (images["class"] == CLASSES[1]).to_numpy().astype("int64")
 
 
-def table_i(images: pd.DataFrame) -> pd.DataFrame:
+def is_breakhis(images: pd.DataFrame) -> bool:
+    """Whether all these images (column ``filename``) have BreakHis names; the drawn ones have, other data sets' not."""
+    return all(_NAME.fullmatch(name) for name in images["filename"].unique())
+
+
+def table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFICATIONS) -> pd.DataFrame:
     """Table I of the paper, as counted in `images`: rows benign, malignant, total; columns 40, 100, 200, 400, total."""
     counts = pd.crosstab(images["class"], images["magnification"])
-    counts = counts.reindex(index=list(CLASSES), columns=list(MAGNIFICATIONS), fill_value=0)
+    counts = counts.reindex(index=list(CLASSES), columns=list(magnifications), fill_value=0)
     counts["total"] = counts.sum(axis=1)
     counts.loc["total"] = counts.sum()
     counts.index.name = counts.columns.name = None
     return counts
 
 
+def slide_folder(images: pd.DataFrame) -> pd.Series:
+    """What counts as one slide: in BreakHis its folder (subtype and slide), elsewhere the slide by its name alone."""
+    folder = images["subtype"].astype(str) + "_" + images["slide"]
+    return folder.where(images["subtype"].isin(list(SUBTYPES)), images["slide"])
+
+
 def slide_folders(images: pd.DataFrame) -> int:
     """How many slide folders: 82 in BreakHis, since slide 14-13412 is filed under both DC and LC."""
-    return len(images[["subtype", "slide"]].drop_duplicates())
+    return int(slide_folder(images).nunique())
 
 
 @dataclass
@@ -197,7 +209,7 @@ def scan(source) -> Scan:
     if not paths:
         raise InputError(
             f"{source.path}: no BreakHis image found ({len(not_breakhis)} other images); "
-            "expected names like SOB_B_A-14-22549AB-40-001.png"
+            "expected names like SOB_B_A-14-22549AB-40-001.png, or --manifest MY.csv for images of your own"
         )
     images = images_table(sorted(paths))
     images["path"] = images["filename"].map(paths)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn import metrics as sk
 
+from bcdlib import manifest
 from bcdlib.errors import InputError
 
 COLUMNS = ["filename", "slide", "case", "magnification", "subtype", "label", "probability", "fold", "method", "split",
@@ -133,8 +134,7 @@ def units(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
     DataFrame: case, label (malignant if one of its images is), probability (mean over its images), right (share of
     its images that are called correctly), images
     """
-    keys = [predictions["case"]] if unit == "case" else [predictions["subtype"].fillna(""), predictions["slide"]]
-    grouped = predictions.groupby(keys, sort=False)
+    grouped = predictions.groupby(predictions["case"] if unit == "case" else manifest.slide_folder(predictions), sort=False)
     return grouped.agg(
         case=("case", "first"), label=("label", "max"), probability=("probability", "mean"), right=("right", "mean"),
         images=("label", "size"),
@@ -186,7 +186,7 @@ def table(predictions: pd.DataFrame, by=("method", "split"), threshold=THRESHOLD
             dict(zip(by, key, strict=True))
             | {
                 "images": part["filename"].nunique(),
-                "slides": len(part[["subtype", "slide"]].drop_duplicates()),
+                "slides": manifest.slide_folders(part),
                 "cases": part["case"].nunique(),
                 "folds": part["fold"].nunique(),
                 "seeds": part["seed"].nunique(),

@@ -15,7 +15,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from bcdlib import manifest, runs, sources
+from bcdlib import manifest, owndata, runs, sources
 from bcdlib.errors import InputError
 
 ARCHIVE_URL = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
@@ -27,6 +27,10 @@ CITATION = (
 TABLE_I_REMARK = (
     "The paper prints 652 benign images at 40X; its own totals (1995 images at 40X, 2480 benign images) "
     "and the data set say 625."
+)
+REFERENCES = (
+    "- F. A. Spanhol, L. S. Oliveira, C. Petitjean, L. Heutte, *A Dataset for Breast Cancer Histopathological Image "
+    "Classification*, IEEE TBME 63(7), 2016. Licence of the images: CC BY 4.0."
 )
 
 _CHUNK = 2**16  # what a reset connection can cost: a chunk that was begun is lost
@@ -155,12 +159,31 @@ def find(data="synthetic", seed=0, progress=True) -> sources.Source:
         return sources.open_source(synthetic.draw(folder, seed=seed, progress=progress))
     if not str(data):
         return sources.open_source(_search())
-    path = Path(data).expanduser()
+    return sources.open_source(_here_or_on_drive(data))
+
+
+def _here_or_on_drive(place) -> Path:
+    path = Path(place).expanduser()
     if in_colab() and not path.exists():
         mount_drive()
         on_drive = drive_folder() / "MyDrive" / path
         path = on_drive if on_drive.exists() else path
-    return sources.open_source(path)
+    return path
+
+
+def find_own(data, own) -> Path:
+    """The table `own` that names the images in `data`, a folder or archive that is not BreakHis; see `owndata.read`.
+
+    In Colab both may be relative to ``MyDrive``.
+
+    Raises
+    ------
+    InputError
+        If `data` is not a folder or archive of one's own. (Whether the table is there and good, `owndata.read` checks.)
+    """
+    if str(data) in ("", "synthetic"):
+        raise InputError(f"{own}: a manifest names images of your own; give their folder or archive too (--data DIR)")
+    return _here_or_on_drive(own)
 
 
 def _search() -> Path:
@@ -189,23 +212,31 @@ def _looks_like_breakhis(path: Path) -> bool:
     return name.endswith(sources.ARCHIVE_SUFFIXES)
 
 
-def start(run: runs.Run, data="synthetic", seed=0, progress=True) -> manifest.Scan:
+def start(run: runs.Run, data="synthetic", seed=0, progress=True, own="") -> manifest.Scan | owndata.OwnScan:
     """Find the data set, list its images, record both in the run's ``images.csv`` and ``settings.json``.
+
+    Parameters
+    ----------
+    own : str or path-like
+        For images that are not BreakHis's: the CSV that names them (see `owndata.read`).
 
     Returns
     -------
-    manifest.Scan
+    manifest.Scan, or owndata.OwnScan with `own`
         Its `images` have one row per image.
 
     Raises
     ------
     InputError
-        If there is no such data set or not one BreakHis image in it.
+        If there is no such data set or not one BreakHis image in it, or if `own` is not such a table.
     """
+    own = find_own(data, own).absolute() if own else ""
+    if own:
+        owndata.read(own)  # before a long listing of an archive
     source = find(data, seed=seed, progress=progress)
-    scan = manifest.scan(source)
+    scan = owndata.scan(own, source) if own else manifest.scan(source)
     runs.write_csv(run.folder / "images.csv", scan.images)
-    run.record(data=str(data), seed=seed, source=str(source.path.absolute()), partial=scan.partial)
+    run.record(data=str(data), seed=seed, source=str(source.path.absolute()), partial=scan.partial, manifest=str(own))
     return scan
 
 
@@ -227,9 +258,12 @@ def open_data(run: runs.Run) -> sources.Source:
     return sources.open_source(settings["source"])
 
 
-def overview(run: runs.Run, scan: manifest.Scan) -> pd.DataFrame:
-    """What was found, one line each, in the single column ``found`` (int; str for source and extent)."""
+def overview(run: runs.Run, scan: manifest.Scan | owndata.OwnScan) -> pd.DataFrame:
+    """What was found, one line each, in the single column ``found`` (int; str for source, manifest and extent)."""
     images = scan.images
+    if isinstance(scan, owndata.OwnScan):
+        rows = {"source": run.settings["source"], "manifest": run.settings["manifest"], **owndata.overview(scan)}
+        return pd.DataFrame({"found": pd.Series(rows, dtype=object)})
     known = manifest.load()["filename"]
     rows = {
         "source": run.settings["source"],
@@ -253,6 +287,26 @@ def table_i(images: pd.DataFrame) -> pd.DataFrame:
         Rows benign, malignant, total; columns ("counted", 40 ... "total"), then ("printed", 40 ... "total").
     """
     return pd.concat({"counted": manifest.table_i(images), "printed": manifest.TABLE_I_PRINTED}, axis=1)
+
+
+def counts(images: pd.DataFrame) -> pd.DataFrame:
+    """Images by class and magnification: `table_i` for BreakHis and drawn tissue, else `owndata.counts`."""
+    return table_i(images) if manifest.is_breakhis(images) else owndata.counts(images)
+
+
+def counts_remark(run: runs.Run) -> str:
+    """Markdown: what to know about `counts`; of images of one's own, what a case is and what is unknown."""
+    if not run.settings.get("manifest"):
+        return f"Table I as counted here, beside what the paper prints. {TABLE_I_REMARK}"
+    images = run.images()
+    remark = "These images are not BreakHis's. What the manifest calls a group is called a case in all that follows."
+    unknown = int((images["magnification"] == 0).sum())
+    return remark + (f" The magnification of {unknown} images is not known." if unknown else "")
+
+
+def references(run: runs.Run) -> str:
+    """Markdown: where BreakHis comes from and its licence; empty if the run's images are one's own."""
+    return "" if run.settings.get("manifest") else REFERENCES
 
 
 # ---------------------------------------------------------------- the download

@@ -18,6 +18,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from bcdlib import manifest
 from bcdlib.errors import InputError
 from bcdlib.runs import write_csv, write_json
 
@@ -150,7 +151,10 @@ class PixelCache:
 
 def cache_key(fingerprint: str, images: pd.DataFrame, size: tuple[int, int]) -> str:
     """Name of the cache made from this source (its fingerprint), these images, at this (width, height)."""
-    recipe = json.dumps([CACHE_FORMAT, fingerprint, images["path"].tolist(), list(size), RESAMPLING])
+    recipe = [CACHE_FORMAT, fingerprint, images["path"].tolist(), list(size), RESAMPLING]
+    if not manifest.is_breakhis(images):  # their classes and groups do not follow from their names: a cache keeps both
+        recipe.append(images.to_csv(index=False))
+    recipe = json.dumps(recipe)
     return f"pixels-{size[0]}x{size[1]}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from bcdlib import manifest, pixels, splits
+from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 from bcdlib.methods.base import Batches, augmentation
 from bcdlib.pixels import PixelCache
@@ -63,16 +64,46 @@ def make_splits(run: Run, cache: PixelCache, profile: Profile, seed: int = 0) ->
     wanted = {*profile.splits, *profile.compare_splits}
     for protocol in (name for name in splits.PROTOCOLS if name in wanted):
         row = {"split": protocol, "what it is": splits.PROTOCOLS[protocol]}
+        file = run.folder / "splits" / f"{protocol}.csv"
         try:
-            split = splits.make(cache.images, protocol, profile.folds, seed)
-        except splits.InputError as error:
+            if protocol == "slide" and _slides_are_cases(cache.images):
+                raise InputError("each slide is a case of its own here; the same as split 'case'")
+            split, note = splits.make_feasible(cache.images, protocol, profile.folds, seed)
+        except InputError as error:
             rows.append(row | {"folds": 0, "what it is": f"left out: {error}"})
+            file.unlink(missing_ok=True)  # one made from other images must not pass for these images' own
             continue
-        write_csv(run.folder / "splits" / f"{protocol}.csv", split)
+        if note:
+            row["what it is"] += f" ({note})"
+        write_csv(file, split)
         folds = split["fold"].nunique()
         counts = split["role"].value_counts().reindex(list(splits.ROLES), fill_value=0) / folds
         rows.append(row | {"folds": folds} | counts.round().astype(int).to_dict())
+    if not any(row["folds"] for row in rows):
+        raise InputError(f"these {len(cache.images)} images allow no split; the last was {rows[-1]['what it is']}")
     return pd.DataFrame(rows)
+
+
+def _slides_are_cases(images: pd.DataFrame) -> bool:
+    # of BreakHis's names both are known, and a partial copy is to have the same splits as the whole
+    return bool((images["slide"] == images["case"]).all()) and not manifest.is_breakhis(images)
+
+
+def splits_note(table: pd.DataFrame) -> str:
+    """Markdown: what is missing where the images do not allow a split by case (see `make_splits`); else empty."""
+    left_out = table.loc[(table["split"] == "case") & (table["folds"] == 0), "what it is"]
+    if left_out.empty:
+        return ""
+    strictest = next(name for name in splits.STRICTEST if name in set(table.loc[table["folds"] > 0, "split"]))
+    reason = left_out.iloc[0].removeprefix("left out: ")
+    return (f"**No split by case is possible ({reason}). The strictest that is possible is `{strictest}`: "
+            f"{splits.PROTOCOLS[strictest]}. What is measured under it does not say how well the network would do on the "
+            "next patient.**")
+
+
+def first_split(run: Run, profile: Profile) -> pd.DataFrame:
+    """The first of the profile's splits that the images allow; see `splits.made`."""
+    return splits.read(run, splits.made(run, profile.splits)[0])
 
 
 def batch(cache: PixelCache, split: pd.DataFrame, batch_size: int = 32, seed: int = 0, augment: bool = True):

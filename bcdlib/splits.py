@@ -5,6 +5,7 @@ called; `official` are the data set author's five folds, over all magnifications
 same for the images of one magnification, as their author used them. See `PROTOCOLS` for what leaks in each.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from bcdlib import manifest
 from bcdlib.errors import InputError
+from bcdlib.runs import Run
 
 ROLES = ("train", "validation", "test")
 PROTOCOLS = {
@@ -23,6 +25,7 @@ PROTOCOLS = {
     "case": "grouped by case, the strictest that the names allow; nothing shared",
 }
 OFFICIAL_AT = {f"official-{m}": f"{PROTOCOLS['official']}; {m}X only" for m in manifest.MAGNIFICATIONS}
+STRICTEST = ("case", "slide", "official", "image", "magnification")  # strictest first
 _GROUP = {"image": None, "slide": "slide", "case": "case", "official": "case"}
 
 
@@ -82,6 +85,8 @@ def make(images: pd.DataFrame, protocol: str, folds: int = 5, seed: int = 0, val
 
 def _test_parts(images: pd.DataFrame, protocol: str, folds: int, seed: int):
     if protocol == "magnification":
+        if not (images["magnification"] == 40).any():
+            raise InputError("split 'magnification': no 40X image to test on; choose another split")
         yield (images["magnification"] == 40).to_numpy()
         return
     if protocol == "official":
@@ -138,7 +143,7 @@ def folds_of(split: pd.DataFrame):
     yield from (split if "fold" in split else split.assign(fold=0)).groupby("fold")
 
 
-def read(path, images: pd.DataFrame) -> pd.DataFrame:
+def read_table(path, images: pd.DataFrame) -> pd.DataFrame:
     """Read a split table that was made elsewhere: a CSV with filename, role and, if there are several, fold.
 
     Parameters
@@ -196,7 +201,7 @@ def overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """
     split = pd.concat([part for _, part in folds_of(split)])
     facts = split.merge(images[["filename", "subtype", "slide", "case"]].drop_duplicates("filename"), on="filename")
-    facts["folder"] = facts["subtype"].fillna("") + "_" + facts["slide"]
+    facts["folder"] = manifest.slide_folder(facts)
     rows = []
     for fold, part in facts.groupby("fold"):
         test, training = part[part["role"] == "test"], part[part["role"] != "test"]
@@ -220,3 +225,64 @@ def overlap_line(row) -> str:
         f"{row['test_cases']} test cases were also in training "
         f"({row['test_images_of_shared_cases']} of {row['test_images']} test images)."
     )
+
+
+def make_feasible(images: pd.DataFrame, protocol: str, folds: int = 5, seed: int = 0) -> tuple[pd.DataFrame, str]:
+    """`make`, with fewer folds of image, slide and case where a small data set does not allow as many.
+
+    Returns
+    -------
+    (split, note) : the note says how many folds instead of how many, and why; empty if there are as many as asked for.
+
+    Raises
+    ------
+    InputError
+        As `make`; if a class has one slide or case only, the fold that tests it could not learn that class.
+    """
+    try:
+        return make(images, protocol, folds, seed), ""
+    except InputError:
+        if protocol not in ("image", "slide", "case") or folds < 2 or images["class"].nunique() < 2:
+            raise
+    units = images.drop_duplicates([_GROUP[protocol] or "filename", "class"])["class"].value_counts()
+    fewest, name = int(units.min()), units.idxmin()
+    if fewest < 2:
+        raise InputError(f"split {protocol!r}: only one {protocol} has {name} images; in the fold that tests it there would "
+                         "be none to train on")
+    for fewer in range(min(folds, fewest), 1, -1):
+        try:
+            split = make(images, protocol, fewer, seed)
+        except InputError as error:  # uneven groups: the smaller class can still end up in one fold
+            reason = error
+        else:
+            return split, f"{fewer} folds instead of {folds}: {fewest} {protocol}s have {name} images"
+    raise reason
+
+
+def made(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
+    """Those of the wanted protocols that 02_preprocess made; if none, the strictest that it made.
+
+    Raises
+    ------
+    InputError
+        If it made none.
+    """
+    there = _files(run)
+    names = tuple(name for name in wanted if name in there) or tuple(name for name in STRICTEST if name in there)[:1]
+    if not names:
+        raise InputError(f"{run.folder / 'splits'}: no split there yet; run 02_preprocess with this run folder first")
+    return names
+
+
+def read(run: Run, name: str) -> pd.DataFrame:
+    """A split that 02_preprocess wrote; InputError if it did not, or if there is no such protocol."""
+    describe(name)
+    there = _files(run)
+    if there and name not in there:
+        raise InputError(f"split {name!r}: 02_preprocess did not make it, since these images do not allow it; "
+                         f"choose from {', '.join(there)}")
+    return run.read_csv(f"splits/{name}.csv", "02_preprocess")
+
+
+def _files(run: Run) -> list[str]:
+    return [name for name in PROTOCOLS if (run.folder / "splits" / f"{name}.csv").is_file()]

@@ -13,7 +13,7 @@ import papermill
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 
-from bcdlib import __version__, manifest, metrics, mount, profiles, sources
+from bcdlib import __version__, manifest, metrics, mount, owndata, profiles, sources
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 from bcdlib.runs import Run, replacing, write_json
@@ -34,21 +34,24 @@ def notebooks_folder() -> Path:
     raise InputError(f"the notebooks are missing beside {package}; get a complete checkout of bcdlib")
 
 
-def check(data: str, profile: str, weights: str | None, only: tuple[str, ...], seed: int = 0) -> None:
-    """Find a user's mistakes before anything long starts.
+def check(data: str, profile: str, weights: str | None, only: tuple[str, ...], seed: int = 0, own: str = "") -> None:
+    """Find a user's mistakes before anything long starts. `own` is the manifest of images that are not BreakHis's.
 
     Raises
     ------
     InputError
-        Unknown profile or notebook, a data set that cannot be used, weights that cannot be had.
+        Unknown profile or notebook, a data set or manifest that cannot be used, weights that cannot be had.
     """
     settings = profiles.get(profile)
     for stage in only:
         if stage not in STAGES:
             raise InputError(f"unknown notebook {stage!r}; known are {', '.join(STAGES)}")
+    own = mount.find_own(data, own) if own else ""
+    if own:
+        owndata.read(own)
     source = mount.find(data, seed=seed)
     if not isinstance(source, sources.TarSource):  # listing a .tar.gz means reading it all: 01_mount does that once
-        manifest.scan(source)
+        owndata.scan(own, source) if own else manifest.scan(source)
     if not only or "04_train" in only or "06_compare" in only:
         backbones.find_weights("resnet50", weights, required=settings.needs_pretrained)
 

@@ -16,16 +16,10 @@ def plan(run: Run, profile: Profile, split_names: Iterable[str] = (), method: st
 
     Parameters
     ----------
-    split_names : protocols, in order; empty means the profile's.
+    split_names : protocols, in order; empty means those of the profile's that the images allow (see `splits.made`).
     """
-    names = tuple(split_names) or profile.splits
-    return [trials.Trial(method, name, read_split(run, name), 0, seed, trainable) for name in names]
-
-
-def read_split(run: Run, name: str) -> pd.DataFrame:
-    """A split that 02_preprocess wrote; InputError if it did not, or if there is no such protocol."""
-    splits.describe(name)
-    return run.read_csv(f"splits/{name}.csv", "02_preprocess")
+    names = tuple(split_names) or splits.made(run, profile.splits)
+    return [trials.Trial(method, name, splits.read(run, name), 0, seed, trainable) for name in names]
 
 
 def show_plan(planned: list[trials.Trial]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from bcdlib import manifest, pixels, style
+from bcdlib import manifest, owndata, pixels, style
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 from bcdlib.methods.base import augmentation
@@ -53,7 +53,8 @@ def class_samples(images: pd.DataFrame, source, per_class: int = 4, seed: int = 
     columns = max(map(len, found.values()))
     padded = [samples + [(None, "")] * (columns - len(samples)) for samples in found.values()]
     pictures, captions = zip(*sum(padded, []), strict=True)
-    title = "Originals, {1} × {0} pixels".format(*pictures[0].shape)
+    sizes = {picture.shape for picture in pictures if picture is not None}
+    title = "Originals, {1} × {0} pixels".format(*pictures[0].shape) if len(sizes) == 1 else "Originals, of several sizes"
     figure = grid(pictures, captions, columns, title, np.repeat([style.COLOURS[c] for c in found], columns))
     for name, start in zip(found, (0, len(next(iter(found.values())))), strict=False):
         letter = "ab"[manifest.CLASSES.index(name)]
@@ -114,21 +115,28 @@ def normalised_samples(cache, architecture: str = "resnet50", n: int = 4, seed: 
 
 
 def counts(images: pd.DataFrame):
-    """Numbers of images, by magnification and by subtype; columns needed: class, subtype, magnification."""
+    """Numbers of images, by magnification and by subtype; columns needed: filename, class, subtype, magnification.
+
+    Of BreakHis all magnifications and subtypes are shown, of other images those that there are.
+    """
     figure, (left, right) = style.subplots(1, 2, height=3.6, gridspec_kw={"width_ratios": [1.25, 1]})
-    table = manifest.table_i(images)
+    breakhis = manifest.is_breakhis(images)
+    magnifications = manifest.MAGNIFICATIONS if breakhis else sorted(images["magnification"].unique())
+    table = manifest.table_i(images, magnifications)
     for number, name in enumerate(manifest.CLASSES):
-        places = np.arange(len(manifest.MAGNIFICATIONS)) + 0.4 * number - 0.2
+        places = np.arange(len(magnifications)) + 0.4 * number - 0.2
         *heights, total = table.loc[name]
         bars = left.bar(places, heights, 0.38, color=style.COLOURS[name], label=f"{name} ({total})")
         left.bar_label(bars, fontsize=8, padding=1)
-    left.set_xticks(range(len(manifest.MAGNIFICATIONS)), [f"{m}X" for m in manifest.MAGNIFICATIONS])
+    left.set_xticks(range(len(magnifications)), [owndata.magnification_label(m) for m in magnifications])
     left.set(xlabel="magnification", ylabel="number of images", title="By magnification and class")
     left.margins(y=0.22)  # room for the legend above the bars
     left.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", handlelength=1.2, columnspacing=1)
-    by_subtype = images["subtype"].value_counts().reindex(list(manifest.SUBTYPES), fill_value=0)
-    colours = [style.COLOURS[manifest.CLASSES[code not in manifest.BENIGN]] for code in by_subtype.index]
-    bars = right.barh([f"{_name(code)} ({code})" for code in by_subtype.index], by_subtype, color=colours)
+    kinds = {code: manifest.CLASSES[code not in manifest.BENIGN] for code in manifest.SUBTYPES}
+    found = images.groupby(["subtype", "class"]).size()
+    wanted = list(kinds.items()) if breakhis else sorted(found.index, key=lambda kind: (kind[1], kind[0]))
+    labels = [f"{_name(code)} ({code if breakhis else name})" for code, name in wanted]
+    bars = right.barh(labels, found.reindex(wanted, fill_value=0), color=[style.COLOURS[name] for _, name in wanted])
     right.bar_label(bars, fontsize=8, padding=2)
     right.yaxis.set_inverted(True)
     right.set(xlabel="number of images", title="By subtype", xmargin=0.2)
@@ -170,7 +178,8 @@ def _slide_means(cache, seed: int) -> pd.DataFrame:
     vectors = np.vstack([STAINS, np.cross(*STAINS)])  # the third takes up what neither stain explains
     separate = np.linalg.inv(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     found = []
-    for slide, rows in cache.images.groupby("slide").indices.items():
+    # by class too: a slide that is not BreakHis's may hold both
+    for (slide, _), rows in cache.images.groupby(["slide", "class"]).indices.items():
         rows = np.sort(random.permutation(rows)[:IMAGES_PER_SLIDE])
         # every second pixel both ways; the deconvolution is linear, so it may act on the mean
         sample = cache.pixels[rows, ::2, ::2]
@@ -188,7 +197,7 @@ def _readable(images: pd.DataFrame, source, wanted: int) -> list[tuple]:
         part = images.iloc[start : start + wanted]
         decoded = {name: array for name, array, _ in pixels.decode_all(source, part, progress=False)}
         columns = part["filename"], part["subtype"].map(_name), part["magnification"]
-        cells = [(decoded.get(file), f"{name}, {power}X") for file, name, power in zip(*columns, strict=True)]
+        cells = [(decoded.get(file), _known(", ", name, power)) for file, name, power in zip(*columns, strict=True)]
         found += [cell for cell in cells if cell[0] is not None]
         if len(found) >= wanted:
             break
@@ -205,7 +214,8 @@ def _turns(groups: pd.Series, seed: int) -> np.ndarray:
 def _captions(cache, rows) -> list[str]:
     images = cache.images.iloc[rows]
     columns = manifest.labels(images), images["class"], images["subtype"], images["magnification"]
-    return [f"{label} {name}, {code} {power}X" for label, name, code, power in zip(*columns, strict=True)]
+    cells = zip(*columns, strict=True)
+    return [", ".join(filter(None, (f"{label} {name}", _known(" ", code, power)))) for label, name, code, power in cells]
 
 
 def _colours(cache, rows) -> list[str]:
@@ -213,7 +223,13 @@ def _colours(cache, rows) -> list[str]:
 
 
 def _name(subtype: str) -> str:
-    return manifest.SUBTYPES[subtype].replace("_", " ")
+    return manifest.SUBTYPES.get(subtype, subtype).replace("_", " ")
+
+
+def _known(separator: str, subtype: str, magnification: int) -> str:
+    """Subtype and magnification, of an image that is not BreakHis's only what is known; may be empty."""
+    parts = [subtype] * (subtype != manifest.UNKNOWN) + [f"{magnification}X"] * (magnification > 0)
+    return separator.join(parts)
 
 
 def _canvas(rows: int, columns: int, shape, title: str | None):

@@ -193,7 +193,7 @@ def test_synthetic_is_drawn_again(monkeypatch, tmp_path):
     run = mount.open_run()
     assert mount.start(run, seed=3, progress=False).partial
     folder = mount.cache_root() / "synthetic-3"
-    assert run.settings == {"data": "synthetic", "seed": 3, "source": str(folder), "partial": True}
+    assert run.settings == {"data": "synthetic", "seed": 3, "source": str(folder), "partial": True, "manifest": ""}
     folder.rename(tmp_path / "gone")
     assert len(mount.open_data(run).names()) == 3 and mount.open_data(run).path == folder
 

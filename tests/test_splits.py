@@ -258,13 +258,13 @@ def test_a_table_made_elsewhere(images, tmp_path):
     table = splits.make(images, "official")[["filename", "fold", "role"]]
     one = table[table["fold"] == 2].drop(columns="fold")
     one.to_csv(tmp_path / "mine.csv", index=False)
-    row = splits.overlap(splits.read(tmp_path / "mine.csv", images), images).iloc[0]
+    row = splits.overlap(splits.read_table(tmp_path / "mine.csv", images), images).iloc[0]
     assert (row["test_images"], row["test_images_of_shared_cases"]) == (2577, 697)
     assert row["shared_slide_names"] == ["14-13412"] and "(slide 14-13412)" in splits.overlap_line(row)
     # an image on both sides is what an audit is for: counted, not refused
     both = pd.concat([one, one[one["role"] == "test"].head(3).assign(role="train")])
     both.to_csv(tmp_path / "both.csv", index=False)
-    assert splits.overlap(splits.read(tmp_path / "both.csv", images), images)["images_shared"][0] == 3
+    assert splits.overlap(splits.read_table(tmp_path / "both.csv", images), images)["images_shared"][0] == 3
 
 
 @pytest.mark.parametrize(
@@ -280,9 +280,9 @@ def test_a_table_made_elsewhere(images, tmp_path):
 def test_bad_tables_made_elsewhere(images, tmp_path, change, message):
     change(splits.make(images, "magnification")[["filename", "role"]]).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(InputError, match=message):
-        splits.read(tmp_path / "t.csv", images)
+        splits.read_table(tmp_path / "t.csv", images)
 
 
 def test_no_table_made_elsewhere(images, tmp_path):
     with pytest.raises(InputError, match="no such split table"):
-        splits.read(tmp_path / "none.csv", images)
+        splits.read_table(tmp_path / "none.csv", images)
