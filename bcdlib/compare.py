@@ -120,11 +120,11 @@ def protocol_figure(predictions: pd.DataFrame):
             axis.annotate(f"{row['value']:.2f}", (row["value"], place), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
         axis.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.2))
-        axis.set_xlabel(f"{'AUC' if column == 'auc' else column} on test images, with 95 % interval over cases")
+        axis.set_xlabel(f"{'AUC' if column == 'auc' else column} on test images")
         axis.legend(loc="lower left", fontsize=8)
     methods_text = ", ".join(dict.fromkeys(predictions["method"]))
-    figure.supxlabel(f"{methods_text}; {_trials_text(predictions)}; started from {metrics.weights_note(predictions)}",
-                     fontsize=8)
+    figure.supxlabel(f"{methods_text}; {_trials_text(predictions)}; 95 % intervals: bootstrap over cases\n"
+                     f"started from {metrics.weights_note(predictions)}", fontsize=8)
     return style.finish(figure)
 
 

@@ -203,10 +203,7 @@ def difference(first: pd.DataFrame, second: pd.DataFrame, figure: str = "accurac
     InputError
         If no image was predicted by both with the same seed.
     """
-    both = first[KEY].merge(second[KEY], on=KEY)
-    if both.empty:
-        raise InputError("these two have no image and seed in common; compare trials of the same data and seeds")
-    first, second = (one.merge(both, on=KEY).sort_values(KEY, ignore_index=True) for one in (first, second))
+    first, second = _matched(first, second)
     second = second.assign(case=first["case"])  # the same picture belongs to the same case
     values = [_as_they_are(one, figure, threshold) for one in (first, second)]
     draws = [bootstrap(one, [figure], "case", repeats, seed, threshold)[figure] for one in (first, second)]
@@ -217,6 +214,18 @@ def difference(first: pd.DataFrame, second: pd.DataFrame, figure: str = "accurac
     p = min(1.0, 2 * (tail + 1) / (len(gaps) + 1)) if len(gaps) and cases > 1 else float("nan")
     return {"value": values[0] - values[1], "low": low, "high": high, "p": p,
             "images": first["filename"].nunique(), "cases": cases}
+
+
+def _matched(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows that belong together, in one order."""
+    key = KEY
+    if set(first["split"]) == set(second["split"]):  # the author's folds test some images more than once
+        key = [*KEY, "fold"]
+    first, second = (one.drop_duplicates(key) for one in (first, second))
+    both = first[key].merge(second[key], on=key)
+    if both.empty:
+        raise InputError("these two have no image and seed in common; compare trials of the same data and seeds")
+    return tuple(one.merge(both, on=key).sort_values(key, ignore_index=True) for one in (first, second))
 
 
 def differences(predictions: pd.DataFrame, between: str = "method", figure: str = "accuracy", against: str | None = None,
