@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bcdlib import manifest, methods, splits
+from bcdlib import card, manifest, methods, splits
 from bcdlib.methods import backbones
 from bcdlib.metrics import COLUMNS, TRIAL
 from bcdlib.pixels import PixelCache
@@ -86,7 +86,7 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
     root : path-like
         Folder of trials. Each has a folder of its own, named after all that it depends on.
     keep_model : bool
-        Whether to store ``model.keras``.
+        Whether to store ``model.keras``, with ``model-card.md`` beside it.
     shared : dict, optional
         Where trials with a frozen base leave base and features for the next one. Give the same dict to all trials
         of one comparison.
@@ -123,6 +123,8 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
         "parameters": estimator.get_params(), "weights": weights_label, "profile": profile.name,
         "seconds": round(time.perf_counter() - started, 1),
     })
+    if keep_model:
+        card.write(folder, cache.images, part)
     (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
     return _load(trial, folder)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bcdlib import evaluate, familiarity, manifest, methods, mount, preprocess, profiles, runs, splits, train
+from bcdlib import evaluate, explanation, familiarity, manifest, methods, mount, preprocess, profiles, runs, splits, train
 from bcdlib.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,7 +142,7 @@ def test_a_model_alone(run, tmp_path):
 
 def test_predict_says_more_in_a_trials_folder(run, table, tiny, tmp_path):
     model = folder_of(run, "case") / "model.keras"
-    evaluate.own_image(run, table)  # 05_evaluate leaves the reference beside the model
+    explanation.reference(model, run)  # 05_evaluate leaves it beside the model
     picture = next(Path(tiny).rglob("*.png"))
     Image.new("RGB", (48, 32), "grey").save(tmp_path / "grey.png")
     (tmp_path / "text.png").write_text("not a picture")
