@@ -77,7 +77,13 @@ def _roles(known: pd.DataFrame) -> list[dict]:
 def _figures(predictions: pd.DataFrame) -> list[dict]:
     rows = intervals.table(predictions, tuple(FIGURES)).itertuples()
     return [{"name": FIGURES[row.figure], "value": "not defined" if pd.isna(row.value) else f"{row.value:.3f}",
-             "interval": "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"} for row in rows]
+             "interval": _interval(row.low, row.high)} for row in rows]
+
+
+def _interval(low: float, high: float) -> str:
+    if not low < high:  # not defined, or all resamples alike: of the one case of a class, or all of them right
+        return "cannot be said from these cases"
+    return f"{low:.3f} to {high:.3f}"
 
 
 def _limits(known: pd.DataFrame, facts: dict, overlap) -> list[str]:
@@ -96,7 +102,7 @@ def _limits(known: pd.DataFrame, facts: dict, overlap) -> list[str]:
     if "random" in facts["weights"]:
         lines.append("The network started from random weights, not from ImageNet's: it is for trying the machinery.")
     lines.append("It knows two classes only and calls anything one of them: normal tissue, other diseases, a photograph. "
-                 "The warning for pictures unlike the training images (05_evaluate, section 5.13) helps, and is no guarantee.")
+                 "The warning for pictures unlike the training images (05_evaluate) helps, and is no guarantee.")
     lines.append("It sees one field of view at a small size, and no clinical facts.")
     return lines
 
