@@ -212,8 +212,9 @@ def _explain(network, model_file: Path, shown: np.ndarray, run: Run | None, trut
     except InputError:  # a network without a feature map still has a class and its probability
         cam = None
     run = run or Run(model_file.parent.parent.parent)
-    figure = _figure(shown, cam, truth, f"called {label}", _verdict(probability, calibrated, known, warning),
-                     _pictures(run, nearest["filename"][:SHOWN]), captions)
+    verdict = _verdict(model_file.parent, probability, calibrated, known, warning)
+    pictures = _pictures(run, nearest["filename"][:SHOWN])
+    figure = _figure(shown, cam, truth, f"called {label}", verdict, pictures, captions)
     return Explanation(label, probability, calibrated, warning, nearest, figure)
 
 
@@ -227,10 +228,13 @@ def _nearest_table(known, query) -> tuple[pd.DataFrame, list[str]]:
     return found[["filename", "slide", "case", "class", "distance"]], captions
 
 
-def _verdict(probability, calibrated, known, warning: str) -> str:
+def _verdict(folder: Path, probability, calibrated, known, warning: str) -> str:
     parts = [f"Probability of malignant {probability:.2f}"]
     if calibrated is not None:
         parts[0] += f", calibrated on validation {calibrated:.2f}"
+    if (folder / "trial.json").is_file():
+        facts = json.loads((folder / "trial.json").read_text())
+        parts[0] += f" ({facts['method']}, split {facts['split']})"
     if known is None:
         parts.append("The training images are not known here: whether the picture is like them cannot be said.")
     else:
@@ -248,7 +252,7 @@ def _figure(shown, cam, truth: str, title: str, verdict: str, pictures, captions
     if cam is not None:
         overlay(axes[0, 1], shown, cam)
     axes[0, 1].set_title(title + ("; no map" if cam is None else "\nyellow: what spoke for it"), fontsize=9)
-    axes[0, 2].text(0, 1, verdict, fontsize=9, va="top")
+    axes[0, 2].text(0, 1, verdict, fontsize=9, va="top").set_in_layout(False)  # it may run on over the empty place beside
     for axis, picture, caption in zip(axes[-1], pictures, captions, strict=False):
         if picture is not None:
             axis.imshow(picture)

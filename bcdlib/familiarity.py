@@ -53,8 +53,8 @@ class Reference:
     def warnings(self, queries) -> list[str]:
         """For each picture one plain sentence if it is unlike these images, else an empty text."""
         return [
-            f"Unlike the training images: {far:.2f} away from the nearest of them, where {self.threshold:.2f} is the limit "
-            f"({PERCENTILE} % of {self.set_on} are nearer). The class and its probability mean nothing here."
+            f"Unlike the training images: its {NEIGHBOURS} nearest lie {far:.2f} away, and {PERCENTILE:g}\u00a0% of "
+            f"{self.set_on} have theirs within {self.threshold:.2f}. The class and its probability mean nothing here."
             if far > self.threshold else "" for far in self.distances(queries)
         ]
 
@@ -88,7 +88,7 @@ def build(training, images: pd.DataFrame, validation=None, validation_images: pd
     if not limits:  # one case only: nothing tells how far apart cases lie
         return Reference(training, images, 2.0, "no image")
     name = max(limits, key=limits.get)
-    return Reference(training, images, float(limits[name]), f"the {len(sets[name])} {name}, without those of the same case,")
+    return Reference(training, images, float(limits[name]), f"the {len(sets[name])} {name} (their own case left out)")
 
 
 def _from_other_cases(training, images, queries, query_images) -> np.ndarray:
