@@ -70,10 +70,22 @@ def test_drawn_tissue_and_own_images_are_called_that(tmp_path, tiny_names):
 def test_a_trial_writes_its_card_beside_its_model(tiny, tmp_path):
     source = sources.open_source(tiny)
     cache = pixels.build_cache(source, manifest.scan(source).images, SIZE, tmp_path / "cache", progress=False)
-    trial = trials.Trial("resnet50", "case", splits.make(cache.images, "case", folds=3), 1, trainable="head")
-    tiny_profile = profiles.get("demo", size=SIZE, head_epochs=1)
-    folder = trials.run(trial, cache, tiny_profile, tmp_path / "trials", "none", 0).folder
+    method = tmp_path / "prior.py"  # the quickest that there is
+    method.write_text(
+        "import numpy as np\nfrom bcdlib.methods import Method\n"
+        "class Prior(Method):\n"
+        "    key, title = 'prior', 'Share of malignant images in training'\n"
+        "    def fit(self, X, y, validation_data=None, folder=None):\n"
+        "        self.share_ = float(np.mean(y)); return self\n"
+        "    def predict_proba(self, X):\n"
+        "        return np.tile([1 - self.share_, self.share_], (len(X), 1))\n"
+        "    def save(self, path):\n"
+        "        path.write_text(str(self.share_))\n"
+    )
+    trial = trials.Trial(str(method), "case", splits.make(cache.images, "case", folds=3), 1)
+    folder = trials.run(trial, cache, profiles.get("demo"), tmp_path / "trials").folder
     text = (folder / card.NAME).read_text()
-    assert (folder / "model.keras").is_file() and "split case, fold 1, seed 0" in text and "resnet50-head" in text
-    without = trials.run(trial, cache, tiny_profile, tmp_path / "more", "none", 0, keep_model=False).folder
+    assert (folder / "model.keras").is_file() and "prior, split case, fold 1, seed 0" in text
+    assert "no pre-trained weights" in text
+    without = trials.run(trial, cache, profiles.get("demo"), tmp_path / "more", keep_model=False).folder
     assert not (without / card.NAME).exists()

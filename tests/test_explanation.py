@@ -111,6 +111,7 @@ def test_explain_takes_a_path_or_bytes_and_knows_its_training_images(run, tiny):
 
 def test_reference_files_need_no_pickle_and_damage_is_said(run, tmp_path):
     folder = folder_of(run, "case")
+    explanation.reference(folder / "model.keras", run)
     found = familiarity.load(folder)
     stored = np.load(folder / "reference.npy", allow_pickle=False)
     counts = json.loads((folder / "trial.json").read_text())["images"]
