@@ -135,15 +135,11 @@ def lookalike_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
 def lookalike_figure(run: Run, found: pd.DataFrame, most: int = 4):
     """The most alike pairs of `lookalike_pairs`, side by side; or a figure that says that there is none."""
     shown = found.drop_duplicates(["test", "training"]).head(most)
-    figure, axes = style.subplots(max(len(shown), 1), 2, width=7, height=2.4 * max(len(shown), 1), squeeze=False)
+    if shown.empty:
+        return style.note("No near-identical pictures across training and test were found.")
+    figure, axes = style.subplots(len(shown), 2, width=7, height=2.4 * len(shown), squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    if shown.empty:
-        figure.set_size_inches(7, 0.8)
-        axes[0, 1].remove()
-        axes[0, 0].axis("off")
-        axes[0, 0].text(0, 0.5, "No near-identical pictures across training and test were found.", va="center")
-        return style.finish(figure)
     cache = pixels.cache_of(run)
     for (left, right), pair in zip(axes, shown.itertuples(), strict=True):
         for axis, name, role in ((left, pair.test, "test"), (right, pair.training, "training")):
@@ -161,6 +157,25 @@ def confusion(table: pd.DataFrame):
         called = (part["probability"] >= metrics.THRESHOLD).astype(int)
         ConfusionMatrixDisplay.from_predictions(
             part["label"], called, labels=[0, 1], display_labels=manifest.CLASSES, cmap="Blues", colorbar=False, ax=axis
+        )
+        axis.set_title(f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9)
+    return _with_note(figure, table)
+
+
+def subtypes(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy and macro figures of the eight subtypes, where a method learned them; see `metrics.subtype_table`."""
+    return metrics.subtype_table(table)
+
+
+def subtype_confusion(table: pd.DataFrame):
+    """Confusion matrices of the eight subtypes, a panel a method and split; or a line that says that none learned them."""
+    groups = list(metrics.of_subtypes(table).groupby(GROUP, sort=False))
+    if not groups:
+        return style.note('No method here learned the eight subtypes (task "subtype").')
+    figure, axes = style.subplots(1, len(groups), width=4.6 * len(groups), height=4.4, squeeze=False)
+    for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
+        ConfusionMatrixDisplay.from_predictions(
+            part["subtype"], part["called"], labels=list(manifest.SUBTYPES), cmap="Blues", colorbar=False, ax=axis
         )
         axis.set_title(f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9)
     return _with_note(figure, table)
