@@ -19,7 +19,6 @@ from bcdlib.pixels import PixelCache
 from bcdlib.profiles import Profile
 from bcdlib.runs import write_csv, write_json
 
-
 SUBTYPE_COLUMNS = [f"p_{name}" for name in manifest.SUBTYPES]  # further columns of predictions of the second task
 
 
