@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import recall_score, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 
@@ -57,7 +57,7 @@ class HybridCNN(KerasMethod):
         else:
             x = keras.layers.Dense(outputs, activation="softmax", name="linear")(x)
         if outputs > 1:
-            x = keras.layers.UnitNormalization(order=1, name="sum_to_one")(x)
+            x = x / keras.ops.sum(x, axis=-1, keepdims=True)
         return keras.layers.Identity(name="probability")(x)
 
     def _chosen(self):
@@ -150,7 +150,7 @@ class HybridCNN(KerasMethod):
 
     def _score(self, y, scores) -> float:
         if self.task == "subtype":
-            return balanced_accuracy_score(y, scores.argmax(axis=1))
+            return recall_score(y, scores.argmax(axis=1), labels=np.unique(y), average="macro")
         return roc_auc_score(y, scores[:, 0]) if len(np.unique(y)) == 2 else 0.0
 
     def predict_proba(self, X, images=None):

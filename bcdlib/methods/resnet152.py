@@ -40,11 +40,12 @@ class ResNet152(KerasMethod):
         for magnification in self.magnifications_:
             y = keras.layers.Dense(256, activation="relu", name=f"dense_{magnification}")(x)
             y = keras.layers.Dropout(0.4, name=f"dropout_{magnification}")(y)
-            heads.append(ops.expand_dims(self.output(f"{_HEAD}{magnification}")(y), 1))
-        return ops.concatenate(heads, axis=1)
+            heads.append(self.output(f"{_HEAD}{magnification}")(y))
+        return heads[0] if len(heads) == 1 else keras.layers.Concatenate(name="trained")(heads)
 
     def build_prediction(self, model):
-        return keras.layers.Identity(name="probability")(ops.mean(model.output, axis=1))
+        heads = keras.layers.Reshape((len(self.magnifications_), -1), name="heads")(model.output)
+        return keras.layers.Identity(name="probability")(ops.mean(heads, axis=1))
 
     def build_loss(self):
         return heads_loss
@@ -101,12 +102,13 @@ def slide_decision(probability, images: pd.DataFrame) -> np.ndarray:
 
 
 def _mixed(y_true, y_pred):
-    return ops.sum(y_pred * y_true[:, 1:, None], axis=1)
+    heads = ops.reshape(y_pred, (-1, y_true.shape[1] - 1, y_pred.shape[1] // (y_true.shape[1] - 1)))
+    return ops.sum(heads * y_true[:, 1:, None], axis=1)
 
 
 @keras.saving.register_keras_serializable("bcdlib")
 def heads_loss(y_true, y_pred):
-    """Cross-entropy of the heads' outputs (batch, heads, 1 or classes), mixed by their shares in ``y_true``."""
+    """Cross-entropy of the heads' outputs, side by side in ``y_pred``, mixed by their shares in ``y_true``."""
     p = _mixed(y_true, y_pred)
     if p.shape[-1] == 1:
         return keras.losses.binary_crossentropy(y_true[:, :1], p)
