@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
+import keras
 import matplotlib.ticker
 import pandas as pd
 from tqdm import tqdm
 
 from bcdlib import intervals, manifest, methods, metrics, paper, pixels, splits, style, trials
-from bcdlib.errors import InputError
 from bcdlib.profiles import Profile
 from bcdlib.runs import Run, write_csv
 
@@ -15,57 +15,98 @@ SHOWN = {"accuracy": "accuracy", "auc": "AUC", "slide_recognition": "slide recog
 
 
 def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resnet50",), split_names: Iterable[str] = (),
-               seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None,
-               progress: bool = True) -> pd.DataFrame:
+               seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None, task: str = "binary",
+               stain: str | None = None, progress: bool = True) -> pd.DataFrame:
     """Every method x split x fold x seed; trials that are finished already are read, not run.
 
-    Writes ``comparison_predictions.csv``, ``comparison_validation.csv`` and ``comparison.csv`` into the run.
+    Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it was. At the
+    end its rows go into ``comparison_predictions.csv`` and ``comparison_validation.csv`` of the run, in place of older
+    ones of the same methods and splits, and ``comparison.csv`` is written.
 
     Parameters
     ----------
+    method_names : keys of the registry, paths of method files, or "all"
     split_names : protocols; empty means those of the profile's ``compare_splits`` that 02_preprocess could make.
     seeds : each seed trains anew and, where a protocol is random, on folds that are shuffled anew
     trainable : "head" (features of the frozen base once, then seconds a trial) or "all"
+    task, stain : as in `trials.Trial`
 
     Returns
     -------
-    DataFrame, the predictions of all trials.
+    DataFrame, the predictions of all these trials.
 
     Raises
     ------
     InputError
-        Unknown method or split, or a split that these images do not allow. Any other failure of a trial is kept in
+        Unknown method or split, or a split that these images do not allow. A trial that fails is kept in
         ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is raised.
     """
     cache = pixels.cache_of(run)
     planned = [
-        trials.Trial(method, name, table, int(fold), seed, trainable)
-        for method in dict.fromkeys(method_names)
-        if methods.get(method)
+        trials.Trial(method, name, table, int(fold), seed, trainable, task, stain)
+        for method in _methods(method_names)
         for seed in seeds
         for name, table in _split_tables(run, profile, cache.images, tuple(split_names), seed).items()
         for fold in sorted(table["fold"].unique())
     ]
-    done, failed, shared = [], [], {}
+    done, failed = [], []
     with tqdm(planned, desc="Compare", unit="trial", disable=not progress) as bar:
         for trial in bar:
             bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}, seed {trial.seed}")
             try:
-                done.append(trials.run(trial, cache, profile, run.folder / "trials", weights, 0, False, shared))
-            except InputError:
-                raise
+                done.append(trials.run(trial, cache, profile, run.folder / "trials", weights, 0, False))
             except Exception as error:  # one method's failure must not cost the others' hours
                 failed.append((trial, error))
+            keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
+    _store(run, planned, done, failed)
     if not done:
         raise failed[0][1]
-    predictions, validation = (
-        pd.concat([getattr(result, part) for result in done], ignore_index=True) for part in ("predictions", "validation")
-    )
-    errors = [{"method": t.label, "split": t.split, "error": f"fold {t.fold}, seed {t.seed}: {e}"} for t, e in failed]
-    write_csv(run.folder / "comparison_validation.csv", validation)
-    write_csv(run.folder / "comparison_predictions.csv", predictions)
-    write_csv(run.folder / "comparison.csv", pd.concat([metrics.table(predictions), pd.DataFrame(errors)]))
-    return predictions
+    return pd.concat([result.predictions for result in done], ignore_index=True)
+
+
+def _methods(names: Iterable[str]) -> list[str]:
+    found = [key for name in names for key in (methods.names() if name == "all" else (name,))]
+    for name in found:
+        methods.get(name)  # an unknown one is a mistake, not a failed trial
+    return list(dict.fromkeys(found))
+
+
+def _store(run: Run, planned, done, failed) -> None:
+    asked = pd.MultiIndex.from_tuples({(trial.label, trial.split) for trial in planned})
+    for part, name in (("validation", "comparison_validation.csv"), ("predictions", "comparison_predictions.csv")):
+        tables = [getattr(result, part) for result in done]
+        if (run.folder / name).is_file():
+            old = run.read_csv(name, "06_compare")
+            tables.insert(0, old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(asked)])
+        if tables:
+            write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
+    errors = [{"method": t.label, "split": t.split, "error": f"fold {t.fold}, seed {t.seed}: {_one_line(e)}"}
+              for t, e in failed]
+    known = [metrics.table(all_predictions(run))] if (run.folder / "comparison_predictions.csv").is_file() else []
+    write_csv(run.folder / "comparison.csv", pd.concat([*known, pd.DataFrame(errors, columns=["method", "split", "error"])]))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def all_predictions(run: Run) -> pd.DataFrame:
+    """The predictions of every comparison that was made in this run so far."""
+    run.read_csv("comparison_predictions.csv", "06_compare")
+    return metrics.read_predictions(run.folder / "comparison_predictions.csv")
+
+
+def failures(run: Run) -> list[str]:
+    """One line a trial of the last comparison that failed: method, split, fold and seed, reason."""
+    table = run.read_csv("comparison.csv", "06_compare")
+    rows = table[table["error"].notna()]
+    return [f"{row.method}, split {row.split}, {row.error}" for row in rows.itertuples()]
+
+
+def failures_text(run: Run) -> str:
+    """`failures` as Markdown."""
+    found = failures(run)
+    return "\n".join(["**Trials that failed:**", "", *(f"- {line}" for line in found)]) if found else "No trial failed."
 
 
 def _split_tables(run: Run, profile: Profile, images: pd.DataFrame, names: tuple[str, ...], seed: int):

@@ -14,12 +14,10 @@ import pandas as pd
 from bcdlib import manifest, methods, splits
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
-from bcdlib.metrics import COLUMNS, TRIAL
+from bcdlib.metrics import COLUMNS, SUBTYPE_COLUMNS, TRIAL
 from bcdlib.pixels import PixelCache
 from bcdlib.profiles import Profile
 from bcdlib.runs import write_csv, write_json
-
-SUBTYPE_COLUMNS = [f"p_{name}" for name in manifest.SUBTYPES]  # further columns of predictions of the second task
 
 
 @dataclass(frozen=True)
