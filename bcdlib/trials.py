@@ -130,41 +130,44 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
     rows = {role: cache.rows(part.loc[part["role"] == role, "filename"]) for role in splits.ROLES}
     curves_on = "validation" if len(rows["validation"]) else "test"  # the paper's protocol has no validation part
     inputs, labels = estimator.inputs(cache, rows["train"]), trial.labels(cache.images)
+    wants_images = "images" in inspect.signature(estimator.fit).parameters
 
-    def data(role, *kinds):  # what fit and predict_proba get of a part
-        return [kind[rows[role]] if kind is not cache.images else kind.iloc[rows[role]] for kind in kinds]
+    def images_of(role):
+        return {"images": cache.images.iloc[rows[role]]} if wants_images else {}
 
-    knows_images = "images" in inspect.signature(estimator.fit).parameters
-    held_out = data(curves_on, inputs, labels, *([cache.images] if knows_images else []))
+    held_out = (inputs[rows[curves_on]], labels[rows[curves_on]], *images_of(curves_on).values())
     estimator.fit(
-        *data("train", inputs, labels), folder=folder,
-        validation_data=None if estimator.chooses and curves_on == "test" else tuple(held_out),
-        **({"images": cache.images.iloc[rows["train"]]} if knows_images else {}),
+        inputs[rows["train"]], labels[rows["train"]],
+        validation_data=None if estimator.chooses and curves_on == "test" else held_out,
+        folder=folder, **images_of("train"),
     )
     weights_label = getattr(getattr(estimator, "weights_", None), "label", "no pre-trained weights")
     if keep_model:
         estimator.save(folder / "model.keras")
     for role, name in (("validation", "validation.csv"), ("test", "predictions.csv")):  # the test part is read last
-        images = cache.images.iloc[rows[role]]
         probability = np.zeros((0, len(methods.TASKS[trial.task])))
-        if len(images):
-            extra = {"images": images} if knows_images else {}
-            probability = estimator.predict_proba(inputs[rows[role]], **extra)
-        table = images[["filename", "slide", "case", "magnification", "subtype"]].assign(
-            label=manifest.labels(images), probability=malignant(probability),
-            fold=trial.fold, method=trial.label, split=trial.split, seed=trial.seed, weights=weights_label,
-            **({} if trial.task == "binary" else dict(zip(SUBTYPE_COLUMNS, probability.T, strict=True))),
-        )
-        write_csv(folder / name, table[[*COLUMNS, "weights", *(c for c in SUBTYPE_COLUMNS if c in table)]])
+        if len(rows[role]):
+            probability = estimator.predict_proba(inputs[rows[role]], **images_of(role))
+        write_csv(folder / name, _table(trial, cache.images.iloc[rows[role]], probability, weights_label))
     write_json(folder / "trial.json", {
         "method": trial.label, "split": trial.split, "fold": trial.fold, "seed": trial.seed, "task": trial.task,
-        "folds": int(trial.split_table["fold"].nunique()),
-        "curves_on": curves_on, "images": {role: len(found) for role, found in rows.items()},
+        "folds": int(trial.split_table["fold"].nunique()), "curves_on": curves_on,
+        "images": {role: len(found) for role, found in rows.items()},
         "parameters": estimator.get_params(), "weights": weights_label, "profile": profile.name,
         "seconds": round(time.perf_counter() - started, 1),
     })
     (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
     return _load(trial, folder)
+
+
+def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_label: str) -> pd.DataFrame:
+    table = images[["filename", "slide", "case", "magnification", "subtype"]].assign(
+        label=manifest.labels(images), probability=malignant(probability),
+        fold=trial.fold, method=trial.label, split=trial.split, seed=trial.seed, weights=weights_label,
+    )[[*COLUMNS, "weights"]]
+    if trial.task == "subtype":
+        table[SUBTYPE_COLUMNS] = probability
+    return table
 
 
 def malignant(probability) -> np.ndarray:
