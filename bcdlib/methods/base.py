@@ -40,7 +40,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     key: str
     title: str
     tasks: tuple[str, ...] = ("binary",)
-    always: str | None = None
+    always: str | None = "all"
     chooses: bool = False
     changes: dict[str, dict] = {}
 
@@ -133,6 +133,7 @@ class KerasMethod(Method):
     """
 
     architectures: tuple[str, ...] = ()
+    always = None
     pooling = "average"
     loss = "binary_crossentropy"
     tasks = ("binary", "subtype")
