@@ -42,7 +42,8 @@ class Trial:
         """The method's name in tables: its key, with ``-head`` if its base stays frozen where it could be fine-tuned,
         ``-subtype`` for the second task, and the stain normalisation if one was asked for."""
         kind = methods.get(self.method)
-        frozen = "-head" if kind.trains("head") != kind.trains("all") and self.trainable == "head" else ""
+        offered = "trainable" in kind().get_params() and kind.trains("head") != kind.trains("all")
+        frozen = "-head" if offered and self.trainable == "head" else ""
         task = "" if self.task == "binary" else f"-{self.task}"
         return kind.key + frozen + task + ("" if self.stain is None else f"-stain_{self.stain}")
 

@@ -257,11 +257,11 @@ def test_slide_decision_by_hand():
 def test_heads_learn_their_magnification_and_share_what_none_has_learnt():
     share = resnet152.shares(pd.Series([100, 40, 400]), (100, 400), 3)
     np.testing.assert_array_equal(share, [[1, 0], [0.5, 0.5], [0, 1]])
-    heads = np.array([[0.8, 0.2]] * 3, dtype="float32")
-    y = np.column_stack([[1, 1, 1], share])
-    expected = -np.log([0.8, 0.5, 0.2])
+    heads = np.array([[0.8, 0.1]] * 3, dtype="float32")
+    y = np.column_stack([[1, 1, 1], share]).astype("float32")
+    expected = -np.log([0.8, 0.45, 0.1])
     np.testing.assert_allclose(np.asarray(resnet152.heads_loss(y, heads)), expected, rtol=1e-4)
-    np.testing.assert_array_equal(np.asarray(resnet152.heads_accuracy(y, heads)), [1, 0, 0])  # 0.5 is not above 0.5
+    np.testing.assert_array_equal(np.asarray(resnet152.heads_accuracy(y, heads)), [1, 0, 0])
 
 
 def test_wrong_parameters_are_named():
@@ -383,7 +383,7 @@ def test_random_weights_do_not_depend_on_what_was_built_before(cache):
     first = features.extract(X, "mobilenet_v2", none, seed=3)
     keras.layers.Dense(5).build((None, 3))
     np.testing.assert_array_equal(features.extract(X, "mobilenet_v2", none, seed=3), first)
-    assert np.abs(features.extract(X, "mobilenet_v2", none, seed=4) - first).max() > 1e-6
+    assert np.abs(features.extract(X, "mobilenet_v2", none, seed=4) - first).max() > 0.1 * first.max() > 0
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------------------------
@@ -391,21 +391,20 @@ def test_random_weights_do_not_depend_on_what_was_built_before(cache):
 
 @pytest.mark.parametrize("name", ["alexnet", "csdcnn"])
 def test_fine_tuned_whole_and_resumed(name, cache, tmp_path):
-    y = manifest.labels(cache.images)
+    X, y = cache.pixels[::8], manifest.labels(cache.images)[::8]
     kind = methods.get(name)
-    settings = {"weights": "none", "steps_per_epoch": 2, "batch_size": 8, "verbose": 0}
-    kind(epochs=1, **settings).fit(cache.pixels, y, (cache.pixels, y), folder=tmp_path)
-    method = kind(epochs=2, **settings).fit(cache.pixels, y, (cache.pixels, y), folder=tmp_path)
+    settings = {"weights": "none", "steps_per_epoch": 1, "batch_size": 4, "verbose": 0}
+    kind(epochs=1, **settings).fit(X, y, (X, y), folder=tmp_path)
+    method = kind(epochs=2, **settings).fit(X, y, (X, y), folder=tmp_path)
     assert method.history_["epoch"].tolist() == [0, 1]
     assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(method.history_)
-    started = kind(epochs=1, **settings).build(cache.pixels.shape[1:])
+    started = kind(epochs=1, **settings).build(X.shape[1:])
     base = method.architectures[0]
     moved = [np.abs(a - b).max() for a, b in zip(started.get_layer(base).get_weights(),
                                                  method.model_.get_layer(base).get_weights(), strict=True)]
     assert min(moved[0::2]) > 0  # every kernel has got a gradient, those of the two groups too
     method.save(tmp_path / "model.keras")
-    expected = method.predict_proba(cache.pixels)
-    np.testing.assert_allclose(methods.load(tmp_path / "model.keras").predict_proba(cache.pixels), expected, atol=1e-5)
+    np.testing.assert_allclose(methods.load(tmp_path / "model.keras").predict_proba(X), method.predict_proba(X), atol=1e-5)
 
 
 # --- a twelfth method -----------------------------------------------------------------------------------------------
