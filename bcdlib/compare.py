@@ -1,5 +1,6 @@
 """All methods under one protocol, one method under all protocols, and the published numbers beside the measured."""
 
+import textwrap
 from collections.abc import Iterable
 
 import keras
@@ -205,7 +206,7 @@ def differences(predictions: pd.DataFrame, figure: str = "accuracy") -> pd.DataF
 
 
 def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
-    """Table II of the paper, each row with what it was measured on, and our measured rows beside it.
+    """Table II of the paper, each row with what it was measured on, and under each the rows that were measured here.
 
     Parameters
     ----------
@@ -213,21 +214,38 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame: method, accuracy (percent), kind (published or measured), measured on, images, cases, weights. Only the
-    measured rows if an image is not BreakHis's (by its name): published numbers say nothing about other images.
+    DataFrame: key, method, kind (published or measured), accuracy, low, high (percent; the 95 % interval over cases of
+    measured rows), measured on, images, cases, weights. Methods in the order of their published accuracy, those without
+    one first. Only the measured rows if an image is not BreakHis's (by its name): published numbers say nothing about
+    other images.
     """
+    measured = pd.concat([_measured(table) for table in predictions], ignore_index=True)
     published = paper.TABLE_II.assign(
         method=paper.TABLE_II["research"] + ": " + paper.TABLE_II["method"], kind="published"
-    )[["method", "accuracy", "kind", "measured on"]]
-    measured = pd.concat([metrics.table(table) for table in predictions], ignore_index=True)
-    measured["measured on"] = [_protocol_label(row) for _, row in measured.iterrows()]
-    measured["accuracy"] *= 100
-    measured["kind"] = "measured"
-    columns = ["method", "accuracy", "kind", "measured on", "images", "cases", "weights"]
-    table = measured.reindex(columns=columns)
+    )[["key", "method", "kind", "accuracy", "measured on"]]
+    order = published.set_index("key")["accuracy"].reindex(measured["key"].unique()).fillna(100)
+    table = measured
     if all(manifest.is_breakhis(made) for made in predictions):
-        table = pd.concat([published, table], ignore_index=True)
-    return table.sort_values("accuracy", ascending=False, ignore_index=True)
+        order = published.set_index("key")["accuracy"].combine_first(order)
+        table = pd.concat([published, measured], ignore_index=True)
+    table = table.assign(order=table["key"].map(order), published=table["kind"] == "published")
+    table = table.sort_values(["order", "key", "published", "accuracy"], ascending=[False, True, False, False])
+    return table.drop(columns=["order", "published"]).reset_index(drop=True)
+
+
+def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
+    table = metrics.table(predictions)
+    sure = intervals.table(predictions, ("accuracy",))
+    table["key"] = table["method"].map(_key)
+    table["measured on"] = [_protocol_label(row) for _, row in table.iterrows()]
+    table[["accuracy", "low", "high"]] = 100 * sure[["value", "low", "high"]].to_numpy()
+    columns = ["key", "method", "kind", "accuracy", "low", "high", "measured on", "images", "cases", "weights"]
+    return table.assign(kind="measured").reindex(columns=columns)
+
+
+def _key(label: str) -> str:
+    """The method's row in Table II; its own label if it has none there."""
+    return next((key for key in paper.TABLE_II["key"] if label == key or label.startswith(key + "-")), label)
 
 
 def _protocol_label(row) -> str:
@@ -236,21 +254,28 @@ def _protocol_label(row) -> str:
 
 
 def table_ii_figure(table: pd.DataFrame):
-    """Table II as bars, published and measured in two colours, the protocol of each in its label."""
-    table = table.iloc[::-1]
-    figure, axis = style.subplots(width=9, height=0.48 * len(table) + 1.2)
-    colours = [style.MEASURED if kind == "measured" else style.PUBLISHED for kind in table["kind"]]
+    """Table II as bars, a group a method: published, and under it what was measured, the protocol of each in its label."""
+    table = table.iloc[::-1].reset_index(drop=True)
+    places = table.index + 0.6 * (table["key"] != table["key"].shift()).cumsum()  # a gap between methods
+    figure, axis = style.subplots(width=9, height=0.45 * (places.max() + 1) + 1.2)
+    published = table["kind"] == "published"
+    colours = [style.PUBLISHED if printed else style.MEASURED for printed in published]
     names = [f"{row['method']}\n({row['measured on']})" for _, row in table.iterrows()]
-    bars = axis.barh(range(len(table)), table["accuracy"], color=colours)
-    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    axis.set_yticks(range(len(table)), names, fontsize=7)
-    published = bool((table["kind"] == "published").any())
-    axis.set(xlim=(0, 108), xlabel="accuracy (%)" + "; published numbers rest on different splits and tasks" * published)
+    axis.barh(places, table["accuracy"], color=colours, height=0.85)
+    axis.errorbar(table["accuracy"], places, fmt="none", ecolor="black", capsize=2, lw=1,
+                  xerr=[(table["accuracy"] - table["low"]).clip(0), (table["high"] - table["accuracy"]).clip(0)])
+    for place, row in zip(places, table.itertuples(), strict=True):
+        axis.text(1, place, f"{row.accuracy:.1f}", va="center", fontsize=8, color="white", weight="bold")
+    axis.set_yticks(places, names, fontsize=7)
+    axis.set(xlim=(0, 102), ylim=(0, places.max() + 0.6),
+             xlabel="accuracy (%), measured with 95 % interval over cases"
+             + "\npublished numbers rest on different splits and tasks" * bool(published.any()))
     axis.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(20))
     handles = [axis.barh([0], [0], color=c, label=k) for k, c in
-               (("published", style.PUBLISHED), ("measured here", style.MEASURED))[not published :]]
-    axis.legend(handles=handles, loc="lower right", fontsize=8)
+               (("published", style.PUBLISHED), ("measured here", style.MEASURED))[not published.any() :]]
+    axis.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
     weights = table["weights"].dropna()
     if len(weights):
-        figure.supxlabel("measured here: started from " + "; ".join(dict.fromkeys(weights)), fontsize=8)
+        note = "measured here: started from " + "; ".join(dict.fromkeys(weights))
+        figure.supxlabel(textwrap.fill(note, 150), fontsize=7)
     return style.finish(figure)
