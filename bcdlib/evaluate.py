@@ -16,6 +16,8 @@ from bcdlib.runs import Run, write_csv
 GROUP = ["method", "split"]
 INTERVALS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc", *metrics.UNIT_FIGURES)
 
+THRESHOLDED = ["sensitivity", "specificity", "accuracy", "balanced_accuracy", "precision", "f1", "mcc"]
+
 
 def locked(run: Run, rule: str = "youden", sensitivity: float = decisions.WISHED_SENSITIVITY,
            calibration: str = "temperature", validation: str = "") -> pd.DataFrame:
@@ -72,24 +74,25 @@ def _range(low: float, high: float) -> str:
 
 
 def thresholds(table: pd.DataFrame) -> pd.DataFrame:
-    """All metrics of each method and split at threshold 0.5 and at the locked threshold, side by side.
+    """What depends on the threshold, at 0.5 and at the locked one: two rows a method and split.
 
     Returns
     -------
-    DataFrame: method, split, images, cases, figure, at 0.5, at the locked threshold, locked threshold (text: one a trial)
+    DataFrame: method, split, at ("0.5" or "locked"), images, cases, `THRESHOLDED`
     """
-    columns, names = [*GROUP, "images", "cases"], [*metrics.FIGURES, *metrics.UNIT_FIGURES]
-    sides = {"at 0.5": metrics.table(table)}
+    sides = [metrics.table(table).assign(at="0.5")]
     if "threshold" in table:
-        sides["at the locked threshold"] = metrics.table(table, threshold="threshold")
-    long = [side.melt(columns, names, "figure", name) for name, side in sides.items()]
-    found = long[0].assign(**{name: one[name] for name, one in zip(sides, long, strict=True)})
-    if "threshold" in table:
-        texts = table.groupby(GROUP, sort=False)["threshold"].agg(
-            lambda values: ", ".join(f"{value:.3f}" for value in dict.fromkeys(values))
-        )
-        found["locked threshold"] = [texts[key] for key in found[GROUP].itertuples(index=False, name=None)]
-    return found.sort_values(GROUP, kind="stable", ignore_index=True)
+        sides.append(metrics.table(table, threshold="threshold").assign(at="locked"))
+    both = pd.concat(sides).sort_index(kind="stable", ignore_index=True)  # the two of a group one under the other
+    return both[[*GROUP, "at", "images", "cases", *THRESHOLDED]]
+
+
+def all_metrics(table: pd.DataFrame) -> pd.DataFrame:
+    """Every metric at threshold 0.5: a row a figure, a column a method and split (with its number of cases)."""
+    found = metrics.table(table)
+    names = [f"{row.method}, {row.split} ({row.cases} cases)" for row in found.itertuples()]
+    figures = found[[*metrics.FIGURES, *metrics.UNIT_FIGURES]].T.set_axis(names, axis="columns")
+    return figures.rename_axis("figure").reset_index()
 
 
 def cross_validation(table: pd.DataFrame) -> pd.DataFrame:
