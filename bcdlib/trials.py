@@ -108,8 +108,7 @@ class Result:
         return json.loads((self.folder / "trial.json").read_text())["curves_on"]
 
 
-def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, verbose=None, keep_model=True,
-        shared: dict | None = None) -> Result:
+def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, verbose=None, keep_model=True) -> Result:
     """Train and predict a trial, or find it finished. One that was cut off goes on from its last checkpoint.
 
     Parameters
@@ -118,8 +117,6 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
         Folder of trials. Each has a folder of its own, named after all that it depends on.
     keep_model : bool
         Whether to store ``model.keras``.
-    shared : unused
-        Features of frozen bases are shared through the pixel cache's folder; see `features.of`.
     """
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)

@@ -1,6 +1,5 @@
 """What a method is, and the part that all methods trained with Keras share."""
 
-import importlib.util
 import inspect
 import json
 import zipfile
@@ -9,13 +8,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from bcdlib import features, manifest, stain
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
-from bcdlib.methods.training import Batches, Checkpoint, EpochSeeds, Ordered, augmentation
+from bcdlib.methods.training import Batches, Ordered, augmentation, run
 from bcdlib.runs import replacing, write_csv
 
 TASKS = {"binary": manifest.CLASSES, "subtype": tuple(manifest.SUBTYPES)}
@@ -350,37 +348,9 @@ class KerasMethod(Method):
 
     def _run(self, model, X, y, held_out, folder):
         steps = self.steps_per_epoch or -(-len(y) // self.batch_size)
-        epoch, callbacks = 0, [EpochSeeds(self.seed)]
-        if folder is not None:
-            folder = Path(folder)
-            model, epoch = self._resume(model, steps, folder)
-            callbacks += [keras.callbacks.CSVLogger(folder / "history.csv", append=True)]
-            if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
-                callbacks += [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
-            callbacks += [Checkpoint(folder / "checkpoint.keras")]
-        if epoch < self.epochs:
-            model.fit(
-                Batches(X, y, self.batch_size, steps, self.seed, epoch),
-                validation_data=None if held_out is None else Ordered(*held_out),
-                epochs=self.epochs, initial_epoch=epoch, callbacks=callbacks, shuffle=False, verbose=self.verbose,
-            )
-        if folder is not None:
-            self.history_ = _history(folder)
-        else:
-            self.history_ = pd.DataFrame(model.history.history).rename_axis("epoch").reset_index()
+        batches = Batches(X, y, self.batch_size, steps, self.seed)
+        model, self.history_ = run(model, batches, held_out, folder, self.epochs, self.seed, self.verbose)
         return model
-
-    def _resume(self, model, steps: int, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint, history = folder / "checkpoint.keras", folder / "history.csv"
-        if not checkpoint.is_file():
-            history.unlink(missing_ok=True)
-            return model, 0
-        model = keras.models.load_model(checkpoint)
-        epoch = int(model.optimizer.iterations) // steps
-        if history.is_file():  # it may be an epoch ahead of the checkpoint, if cut off between the two
-            write_csv(history, _history(folder).query("epoch < @epoch"))
-        return model, epoch
 
     # --- prediction ------------------------------------------------------------------------------------------------
 
@@ -432,7 +402,3 @@ def columns(probability) -> np.ndarray:
     if probability.shape[1] == 1:
         return np.column_stack([1 - probability, probability])
     return probability / probability.sum(axis=1, keepdims=True)
-
-
-def _history(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "history.csv")

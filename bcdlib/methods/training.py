@@ -1,12 +1,14 @@
-"""Pieces of the training loop: batches in a fixed order, callbacks that make a resumed run equal, augmentation."""
+"""The training loop and its pieces: batches in a fixed order, callbacks that make a resumed run equal, augmentation."""
 
+import importlib.util
 from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 
 from bcdlib.pixels import batch_rows
-from bcdlib.runs import replacing
+from bcdlib.runs import replacing, write_csv
 
 
 def _targets(y) -> np.ndarray:
@@ -92,3 +94,50 @@ def augmentation(seed: int = 0) -> keras.Sequential:
         ],
         name="augmentation",
     )
+
+
+def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, seed: int, verbose):
+    """Train, going on from ``<folder>/checkpoint.keras`` if an earlier run was cut off.
+
+    Parameters
+    ----------
+    model : compiled
+    held_out : (X, y) that ``val_`` curves are drawn on, or None
+    folder : gets ``checkpoint.keras``, ``history.csv`` and, where TensorFlow is installed, ``tensorboard/``; None keeps
+        nothing
+    epochs : in all, those before the cut included
+
+    Returns
+    -------
+    (model, history) : the trained model (another object if it was resumed), and a DataFrame, one row an epoch
+    """
+    callbacks = [EpochSeeds(seed)]
+    if folder is not None:
+        folder = Path(folder)
+        model, batches.epoch = _resume(model, batches.steps, folder)
+        callbacks += [keras.callbacks.CSVLogger(folder / "history.csv", append=True)]
+        if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
+            callbacks += [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
+        callbacks += [Checkpoint(folder / "checkpoint.keras")]
+    if batches.epoch < epochs:
+        model.fit(
+            batches, validation_data=None if held_out is None else Ordered(*held_out),
+            epochs=epochs, initial_epoch=batches.epoch, callbacks=callbacks, shuffle=False, verbose=verbose,
+        )
+    if folder is not None:
+        return model, pd.read_csv(folder / "history.csv")
+    return model, pd.DataFrame(model.history.history).rename_axis("epoch").reset_index()
+
+
+def _resume(model: keras.Model, steps: int, folder: Path) -> tuple[keras.Model, int]:
+    """The model and how many epochs it has behind it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, history = folder / "checkpoint.keras", folder / "history.csv"
+    if not checkpoint.is_file():
+        history.unlink(missing_ok=True)
+        return model, 0
+    model = keras.models.load_model(checkpoint)
+    epoch = int(model.optimizer.iterations) // steps
+    if history.is_file():  # it may be an epoch ahead of the checkpoint, if cut off between the two
+        write_csv(history, pd.read_csv(history).query("epoch < @epoch"))
+    return model, epoch
