@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
-from bcdlib import decisions, intervals, lookalikes, manifest, metrics, pixels, splits, style
+from bcdlib import decisions, explanation, intervals, lookalikes, manifest, metrics, pixels, splits, style
 from bcdlib.errors import InputError
+from bcdlib.explanation import explain, own_image  # noqa: F401 - called as evaluate.explain
+from bcdlib.mistakes import maps_figure, worst  # noqa: F401 - likewise
 from bcdlib.runs import Run, write_csv
 
 GROUP = ["method", "split"]
@@ -247,24 +248,20 @@ def predict(model_file, image_files) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame: file, probability (of malignant; NaN if unreadable), class, reason (empty, or why it was left out)
+    DataFrame: file, probability (of malignant; NaN if unreadable), class, reason (empty, or why it was left out); and
+    if the model lies in a trial's folder with what they need: calibrated (probability), warning (empty, or that the
+    picture is unlike the training images), nearest (the nearest training image)
 
     Raises
     ------
     InputError
         If the model cannot be loaded (Keras' safe mode: no lambdas), or not one picture can be read.
     """
-    if not Path(model_file).is_file():
-        raise InputError(f"{model_file}: no such model file")
-    try:
-        model = keras.models.load_model(model_file, compile=False, safe_mode=True)
-        height, width, _ = model.input_shape[1:]
-    except Exception as error:  # a damaged or foreign file fails in many ways: zip, JSON, HDF5, missing layers
-        raise InputError(f"{model_file}: not a usable Keras model ({error})".splitlines()[0]) from None
+    model = explanation.load(model_file)
     rows, arrays = [], []
     for file in map(Path, image_files):
         try:
-            arrays.append(pixels.decode(file.read_bytes(), (width, height)))
+            arrays.append(explanation.read(model, file.read_bytes()))
             rows.append({"file": str(file), "probability": float("nan"), "class": "", "reason": ""})
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -273,8 +270,12 @@ def predict(model_file, image_files) -> pd.DataFrame:
         raise InputError(f"{rows[0]['file']}: {rows[0]['reason']}" if rows else "no image named")
     table = pd.DataFrame(rows)
     used = table["reason"] == ""
-    table.loc[used, "probability"] = model.predict(np.stack(arrays), verbose=0)[:, 0].astype("float64")
+    table.loc[used, "probability"] = explanation.predict(model, np.stack(arrays))
     table.loc[used, "class"] = np.where(table.loc[used, "probability"] >= metrics.THRESHOLD, *manifest.CLASSES[::-1])
+    more = explanation.beside(model_file, model, np.stack(arrays), table.loc[used, "probability"])
+    table = table.join(pd.DataFrame(more, index=table.index[used]))
+    texts = [name for name in ("warning", "nearest") if name in table]
+    table[texts] = table[texts].fillna("")
     return table
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bcdlib import manifest, methods, splits
+from bcdlib import card, manifest, methods, splits
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 from bcdlib.metrics import COLUMNS, SUBTYPE_COLUMNS, TRIAL
@@ -116,7 +116,7 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
     root : path-like
         Folder of trials. Each has a folder of its own, named after all that it depends on.
     keep_model : bool
-        Whether to store ``model.keras``.
+        Whether to store ``model.keras``, with ``model-card.md`` beside it.
     """
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
@@ -154,6 +154,8 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
         "parameters": estimator.get_params(), "weights": weights_label, "profile": profile.name,
         "seconds": round(time.perf_counter() - started, 1),
     })
+    if keep_model:
+        card.write(folder, cache.images, part)
     (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
     return _load(trial, folder)
 

@@ -36,10 +36,12 @@ class Saved:
 
     def predict_proba(self, X, images=None) -> np.ndarray:
         """As `Method.predict_proba`: stain normalisation, if the method had it, then the network."""
+        return columns(self.kind.probabilities(self.network, self.stained(X), images))
+
+    def stained(self, X) -> np.ndarray:
+        """Pixels as the network wants them: stain-normalised if the method had that step."""
         X = np.asanyarray(X)
-        if self.target is not None:
-            X = stain.apply(X, self.target)
-        return columns(self.kind.probabilities(self.network, X, images))
+        return X if self.target is None else stain.apply(X, self.target)
 
 
 def load(path, kinds: dict[str, type[KerasMethod]]) -> Saved:
@@ -48,15 +50,15 @@ def load(path, kinds: dict[str, type[KerasMethod]]) -> Saved:
         raise InputError(f"{path}: no such model file")
     try:
         network = keras.models.load_model(path, compile=False, safe_mode=True)
+        _, height, width, _ = network.input_shape
+        outputs = network.output_shape[-1]
         with zipfile.ZipFile(path) as archive:
             facts = json.loads(archive.read(MEMBER)) if MEMBER in archive.namelist() else {}
     except Exception as error:  # Keras raises many kinds on a damaged or foreign file
-        raise InputError(f"{path}: not a Keras model file that loads ({error})".splitlines()[0]) from None
-    outputs = network.output_shape[-1]
+        raise InputError(f"{path}: not a usable Keras model ({error})".splitlines()[0]) from None
     task = facts.get("task", "subtype" if outputs == len(TASKS["subtype"]) else "binary")
     if outputs not in (1, len(TASKS[task])):
         raise InputError(f"{path}: the network gives {outputs} numbers an image; 1, 2 or 8 are understood")
-    height, width = network.input_shape[1:3]
     target = facts.get("stain")
     return Saved(
         network, kinds.get(facts.get("key"), KerasMethod), task, TASKS[task],
