@@ -9,11 +9,10 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
-from bcdlib import decisions, familiarity, manifest, maps, metrics, owndata, pixels, splits, style
+from bcdlib import decisions, familiarity, manifest, maps, methods, metrics, owndata, pixels, splits, style, trials
 from bcdlib.errors import InputError
 from bcdlib.runs import Run
 
@@ -54,33 +53,28 @@ class Explanation:
                 "For research and teaching, not a medical device.")
 
 
-def load(model_file) -> keras.Model:
-    """A saved model; uint8 (N, height, width, 3), RGB 0..255 -> probability of malignant (N, 1).
+def load(model_file) -> methods.Saved:
+    """A saved model that takes pictures of one size; see `methods.load`.
 
     Raises
     ------
     InputError
-        If it cannot be loaded (Keras' safe mode: no lambdas) or does not take pictures.
+        If it cannot be loaded (Keras' safe mode: no lambdas) or does not take pictures of one size.
     """
-    if not Path(model_file).is_file():
-        raise InputError(f"{model_file}: no such model file")
-    try:
-        network = keras.models.load_model(model_file, compile=False, safe_mode=True)
-        _, _, _ = network.input_shape[1:]
-    except Exception as error:  # a damaged or foreign file fails in many ways: zip, JSON, HDF5, missing layers
-        raise InputError(f"{model_file}: not a usable Keras model ({error})".splitlines()[0]) from None
-    return network
+    model = methods.load(model_file)
+    if model.size is None:
+        raise InputError(f"{model_file}: not a usable Keras model (it does not take pictures of one size)")
+    return model
 
 
-def read(network: keras.Model, content: bytes) -> np.ndarray:
-    """A picture as the network takes it; uint8 (height, width, 3). Raises ValueError if it cannot be decoded."""
-    height, width, _ = network.input_shape[1:]
-    return pixels.decode(content, (width, height))
+def read(model: methods.Saved, content: bytes) -> np.ndarray:
+    """A picture as the model takes it; uint8 (height, width, 3). Raises ValueError if it cannot be decoded."""
+    return pixels.decode(content, model.size)
 
 
-def predict(network: keras.Model, X) -> np.ndarray:
+def predict(model: methods.Saved, X) -> np.ndarray:
     """Probability of malignant; float64 (N,)."""
-    return network.predict(np.asarray(X), verbose=0)[:, 0].astype("float64")
+    return trials.malignant(model.predict_proba(np.asarray(X)))
 
 
 def explain(model_file, picture, run: Run | None = None) -> Explanation:
@@ -98,14 +92,14 @@ def explain(model_file, picture, run: Run | None = None) -> Explanation:
     InputError
         If model or picture cannot be read.
     """
-    network = load(model_file)
+    model = load(model_file)
     try:
         content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        shown = read(network, content)
+        shown = read(model, content)
     except (OSError, ValueError) as error:
         name = "the picture" if isinstance(picture, bytes) else picture
         raise InputError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-    return _explain(network, Path(model_file), shown, run)
+    return _explain(model, Path(model_file), shown, run)
 
 
 def own_image(run: Run, table: pd.DataFrame, picture: str = "", seed: int = 0) -> Explanation:
@@ -129,11 +123,11 @@ def own_image(run: Run, table: pd.DataFrame, picture: str = "", seed: int = 0) -
             continue
         if picture:
             return explain(folder / MODEL, picture, run)
-        network, cache = load(folder / MODEL), pixels.cache_of(run)
+        model, cache = load(folder / MODEL), pixels.cache_of(run)
         row = part.iloc[int(np.random.default_rng(seed).integers(len(part)))]
-        return _explain(network, folder / MODEL, cache.pixels[cache.rows([row["filename"]])[0]], run, truth_of(row))
+        return _explain(model, folder / MODEL, cache.pixels[cache.rows([row["filename"]])[0]], run, truth_of(row))
     text = "This run has no saved model of these predictions, so there is nothing to ask about a picture."
-    return Explanation("", float("nan"), None, text, _nearest_table(None, None)[0], text_figure(text))
+    return Explanation("", float("nan"), None, text, _nearest_table(None, None)[0], style.note(text))
 
 
 def trial_folder(run: Run, row) -> Path | None:
@@ -148,40 +142,40 @@ def trial_folder(run: Run, row) -> Path | None:
     return None
 
 
-def reference(model_file, run: Run | None = None, network: keras.Model | None = None) -> familiarity.Reference | None:
+def reference(model_file, run: Run | None = None, model: methods.Saved | None = None) -> familiarity.Reference | None:
     """What is stored beside a model, else, with the run that trained it, computed now and stored; None if neither."""
     folder = Path(model_file).parent
     found = familiarity.load(folder)
     if found is not None or run is None or not (folder / "trial.json").is_file() or not has_cache(run):
         return found
     facts, cache = json.loads((folder / "trial.json").read_text()), pixels.cache_of(run)
-    network = network or load(model_file)
+    model = model or load(model_file)
     split = run.folder / "splits" / f"{facts['split']}.csv"
     if not split.is_file():
         return None
     part = splits.fold_of(pd.read_csv(split), facts["fold"])
     counts = {role: int((part["role"] == role).sum()) for role in splits.ROLES}
-    if cache.pixels.shape[1:] != network.input_shape[1:] or counts != facts["images"]:
+    if cache.size != model.size or counts != facts["images"]:
         return None  # preprocessed anew since: these are no longer the images that it was trained on
     points, images = {}, {}
     for role in ("train", "validation"):
         rows = cache.rows(part.loc[part["role"] == role, "filename"])
         columns = ["filename", "slide", "case", "class", "magnification", "subtype"]
         images[role] = cache.images.iloc[rows][columns].reset_index(drop=True)
-        points[role] = familiarity.points(network, cache.pixels[rows]) if len(rows) else None
+        points[role] = familiarity.points(model.network, model.stained(cache.pixels[rows])) if len(rows) else None
     found = familiarity.build(points["train"], images["train"], points["validation"], images["validation"])
     familiarity.store(folder, found)
     return familiarity.load(folder)  # rounded as stored: the same answer now and later
 
 
-def beside(model_file, network: keras.Model, X, probability) -> dict[str, list]:
+def beside(model_file, model: methods.Saved, X, probability) -> dict[str, list]:
     """What lies beside a model says about N pictures: calibrated, warning, nearest (lists of N), those that can be had."""
     columns, fit = {}, _calibration(Path(model_file).parent, None)
     if fit is not None:
         columns["calibrated"] = decisions.calibrate(probability, *fit).tolist()
     known = familiarity.load(Path(model_file).parent)
     if known is not None:
-        queries = familiarity.points(network, X)
+        queries = familiarity.points(model.network, model.stained(X))
         columns["warning"] = known.warnings(queries)
         columns["nearest"] = known.images["filename"].iloc[known.nearest(queries, 1)[1][:, 0]].tolist()
     return columns
@@ -197,18 +191,18 @@ def _calibration(folder: Path, run: Run | None) -> tuple[float, float] | None:
     return None if mine.empty else (float(mine["slope"].iloc[0]), float(mine["intercept"].iloc[0]))
 
 
-def _explain(network, model_file: Path, shown: np.ndarray, run: Run | None, truth: str = "") -> Explanation:
+def _explain(model, model_file: Path, shown: np.ndarray, run: Run | None, truth: str = "") -> Explanation:
     X = shown[None]
-    probability = float(predict(network, X)[0])
+    probability = float(predict(model, X)[0])
     label = called(probability)
     fit = _calibration(model_file.parent, run)
     calibrated = None if fit is None else float(decisions.calibrate([probability], *fit)[0])
-    known = reference(model_file, run, network)
-    query = None if known is None else familiarity.points(network, X)
+    known = reference(model_file, run, model)
+    query = None if known is None else familiarity.points(model.network, model.stained(X))
     warning = "" if known is None else known.warnings(query)[0]
     nearest, captions = _nearest_table(known, query)
     try:
-        cam = maps.cam(network, X)[0]
+        cam = maps.cam(model.network, model.stained(X))[0]
     except InputError:  # a network without a feature map still has a class and its probability
         cam = None
     run = run or Run(model_file.parent.parent.parent)
@@ -293,11 +287,3 @@ def called(probability: float) -> str:
 def truth_of(row) -> str:
     """A caption: the true class of a row of a predictions table."""
     return f"is {manifest.CLASSES[int(row['label'])]}"
-
-
-def text_figure(text: str):
-    """A figure that says why there is no figure."""
-    figure, axis = style.subplots(width=7, height=0.8)
-    axis.axis("off")
-    axis.text(0, 0.5, text, va="center")
-    return style.finish(figure)

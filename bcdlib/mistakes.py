@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from bcdlib import maps, metrics, owndata, pixels, style
-from bcdlib.explanation import MODEL, called, has_cache, load, overlay, text_figure, trial_folder, truth_of
+from bcdlib.explanation import MODEL, called, has_cache, load, overlay, trial_folder, truth_of
 from bcdlib.runs import Run
 
 
@@ -36,14 +36,14 @@ def maps_figure(run: Run, table: pd.DataFrame, n: int = 6):
     """
     rows = table.head(n)
     if rows.empty:
-        return text_figure("No image here: there is no wrong call to show.")
+        return style.note("No image here: there is no wrong call to show.")
     if not has_cache(run):
-        return text_figure("The pictures of these predictions are not in this run, so there is no map.")
+        return style.note("The pictures of these predictions are not in this run, so there is no map.")
     cache = pixels.cache_of(run)
     rows = rows[rows["filename"].isin(cache.images["filename"])].reset_index(drop=True)
     found = _maps(run, rows, cache) if len(rows) else {}
     if not found:
-        return text_figure("No saved model of these predictions is in this run, so there is no map.")
+        return style.note("No saved model of these predictions is in this run, so there is no map.")
     lines = -(-len(rows) // 2)
     figure, axes = style.subplots(lines, 4, width=10, height=2.3 * lines, squeeze=False)
     for axis in axes.flat:
@@ -67,8 +67,8 @@ def _maps(run: Run, rows: pd.DataFrame, cache) -> dict[int, np.ndarray]:
     for _, part in rows.groupby(metrics.TRIAL, sort=False):
         folder = trial_folder(run, part.iloc[0])
         if folder is not None:
-            network = load(folder / MODEL)
+            model = load(folder / MODEL)
             X = cache.pixels[cache.rows(part["filename"])]
-            if X.shape[1:] == network.input_shape[1:]:
-                found |= dict(zip(part.index, maps.cam(network, X), strict=True))
+            if cache.size == model.size:
+                found |= dict(zip(part.index, maps.cam(model.network, model.stained(X)), strict=True))
     return found
