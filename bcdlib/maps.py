@@ -36,8 +36,8 @@ def cam(network: keras.Model, X, called=None) -> np.ndarray:
     Raises
     ------
     InputError
-        If the network has no feature map, or cuts pictures so that it has several for each; or if the backend is
-        neither TensorFlow nor JAX.
+        If the network has no feature map, or cuts pictures other than into a square grid; or if the backend is neither
+        TensorFlow nor JAX.
     """
     X = np.asarray(X)
     before, after, weights, bias = _parts(network)
@@ -71,9 +71,6 @@ def features(network: keras.Model, X) -> np.ndarray:
 
 def _batch(before, after, weights, bias, X, called):
     feature_maps = [keras.ops.convert_to_tensor(one) for one in _list(before(X, training=False))]
-    if len(feature_maps[0]) != len(X):
-        raise InputError("this network cuts each picture into pieces: there is no one map of where it looks")
-
     def scores(values):
         found = after(values, training=False)
         return found if weights is None else keras.ops.matmul(found, weights) + bias
@@ -90,10 +87,20 @@ def _batch(before, after, weights, bias, X, called):
     gradients = _gradient(lambda values: keras.ops.sum(scores(values) * direction), feature_maps)
     total = 0.0
     for one, gradient in zip(feature_maps, gradients, strict=True):
-        each = keras.ops.relu(keras.ops.sum(one * gradient, axis=-1, keepdims=True))
+        each = _joined(keras.ops.relu(keras.ops.sum(one * gradient, axis=-1, keepdims=True)), len(X))
         total += keras.ops.convert_to_numpy(keras.ops.image.resize(each, X.shape[1:3]))[..., 0]
     largest = total.max(axis=(1, 2), keepdims=True)
     return np.divide(total, largest, out=np.zeros_like(total), where=largest > 0)
+
+
+def _joined(pieces, n: int):
+    """One map a picture, of a network that cuts each into a square grid of pieces, row by row (`backbones.cut`)."""
+    total, height, width, _ = pieces.shape
+    side = round((total // n) ** 0.5)
+    if side**2 * n != total:
+        raise InputError(f"this network makes {total} feature maps of {n} pictures: there is no one map of where it looks")
+    grid = keras.ops.reshape(pieces, (n, side, side, height, width))
+    return keras.ops.reshape(keras.ops.transpose(grid, (0, 1, 3, 2, 4)), (n, side * height, side * width, 1))
 
 
 def _gradient(score, tensors):

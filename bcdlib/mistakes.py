@@ -1,9 +1,12 @@
 """The worst mistakes of a predictions table, with maps of what the models saw in them."""
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 
 from bcdlib import maps, metrics, owndata, pixels, style
+from bcdlib.errors import InputError
 from bcdlib.explanation import MODEL, called, has_cache, load, overlay, trial_folder, truth_of
 from bcdlib.runs import Run
 
@@ -43,7 +46,7 @@ def maps_figure(run: Run, table: pd.DataFrame, n: int = 6):
     rows = rows[rows["filename"].isin(cache.images["filename"])].reset_index(drop=True)
     found = _maps(run, rows, cache) if len(rows) else {}
     if not found:
-        return style.note("No saved model of these predictions is in this run, so there is no map.")
+        return style.note("No saved model of these predictions, of which a map can be made, is in this run.")
     lines = -(-len(rows) // 2)
     figure, axes = style.subplots(lines, 4, width=10, height=2.3 * lines, squeeze=False)
     for axis in axes.flat:
@@ -57,7 +60,7 @@ def maps_figure(run: Run, table: pd.DataFrame, n: int = 6):
         if place in found:
             overlay(right, picture, found[place])
         right.set_title(f"called {called(row['probability'])}, {row['probability']:.2f}\nsplit {row['split']}"
-                        f"{'' if place in found else '; no saved model'}", fontsize=8)
+                        f"{'' if place in found else '; no map'}", fontsize=8)
     figure.supxlabel("number: probability of malignant; yellow: what spoke most for the class that was called", fontsize=8)
     return style.finish(figure)
 
@@ -69,6 +72,7 @@ def _maps(run: Run, rows: pd.DataFrame, cache) -> dict[int, np.ndarray]:
         if folder is not None:
             model = load(folder / MODEL)
             X = cache.pixels[cache.rows(part["filename"])]
-            if cache.size == model.size:
-                found |= dict(zip(part.index, maps.cam(model.network, model.stained(X)), strict=True))
+            with contextlib.suppress(InputError):  # a network of which there is no map: the figure says so
+                if cache.size == model.size:
+                    found |= dict(zip(part.index, maps.cam(model.network, model.stained(X)), strict=True))
     return found

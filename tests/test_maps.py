@@ -12,6 +12,7 @@ import pytest
 
 from bcdlib import maps
 from bcdlib.errors import InputError
+from bcdlib.methods import backbones
 
 HEIGHT, WIDTH = 32, 48
 
@@ -96,6 +97,17 @@ def test_a_network_that_flattens_its_map():
     model = network("flatten")
     assert model.predict(X, verbose=0)[0, 0] > 0.5
     assert mass(maps.cam(model, X)) > 0.75  # the map is an eighth as wide as the picture: its edge is soft
+
+
+def test_a_network_that_cuts_its_pictures_into_pieces():
+    images = keras.Input((HEIGHT, WIDTH, 3), dtype="uint8")
+    mask = np.zeros((HEIGHT, WIDTH, 1), "float32")
+    mask[:8, -12:] = 1
+    pieces = backbones.cut(keras.layers.Rescaling(1.0)(images) * mask, 2)
+    bright = keras.layers.Conv2D(1, 1, kernel_initializer="ones")(pieces)
+    pooled = keras.ops.reshape(keras.layers.GlobalAveragePooling2D()(bright), (-1, 4))
+    model = keras.Model(images, keras.layers.Dense(1, activation="sigmoid", kernel_initializer="ones")(pooled))
+    assert (mass(maps.cam(model, pictures())) > 0.99).all()
 
 
 def test_saturated_output_still_has_a_map_and_the_other_class_another():
