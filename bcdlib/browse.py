@@ -314,7 +314,7 @@ def _draw_rates(axis, name: str, part: pd.DataFrame) -> None:
         axis.plot(curve["threshold"], curve[rate], dashes, color=style.COLOURS[kind], label=f"{rate} ({kind} found)")
     axis.axvline(metrics.THRESHOLD, color="black", lw=1, ls=":", label="threshold 0.5")
     for place, value in enumerate(_locked(part)):
-        axis.axvline(value, color=style.MEASURED, lw=1.4, ls="-.", 
+        axis.axvline(value, color=style.MEASURED, lw=1.4, ls="-.",
                      label=None if place else f"locked on validation, {value:.3f}")
     axis.set(xlabel="threshold (probability from which on it is called malignant)", ylim=(0, 1.02), xlim=(0, 1))
     axis.xaxis.label.set_size(8)
