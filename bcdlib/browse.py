@@ -423,7 +423,7 @@ def your_image(run: Run, seed: int = 0) -> panel.Panel:
     file = next(iter(known.values()))
     name, content = _test_image(run, file, seed)
     answer = explain(file, content, run)
-    answer.figure.suptitle(f"{name}: {answer_line(answer)}", fontsize=9)
+    answer.figure.suptitle(f"{name}: {answer_line(answer)}", fontsize=9, parse_math=False)
     figure = run.save_figure("your_image", answer.figure)
     return panel.Panel(figure, lambda: YourImage(run, known).box)
 

@@ -1,5 +1,6 @@
 """All methods under one protocol, one method under all protocols, and the published numbers beside the measured."""
 
+import html
 from collections.abc import Iterable
 
 import matplotlib.ticker
@@ -150,8 +151,8 @@ def gap(predictions: pd.DataFrame) -> str:
             paired = intervals.difference(by_split["image"], by_split["case"])
             share = by_split["case"]["label"].mean()
             lines.append(
-                f"**{method}: accuracy {accuracy['image']:.3f} with a split by image, {accuracy['case']:.3f} with a split "
-                f"by case (always guessing the larger class: {max(share, 1 - share):.3f}).** The difference, "
+                f"**{html.escape(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
+                f"{accuracy['case']:.3f} with a split by case (always guessing the larger class: {max(share, 1 - share):.3f}).** The difference, "
                 f"{paired['value']:+.3f} (95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}, "
                 f"{paired['cases']} cases), is what recognising slides rather than disease is worth."
             )

@@ -1,5 +1,6 @@
 """From the predictions table to what it is worth: leaks, metrics with intervals, threshold, calibration, referral."""
 
+import html
 import json
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
     for name, part in table.groupby("split", sort=False):
         audit = splits.overlap(run.read_csv(f"splits/{name}.csv", "02_preprocess"), images)
         for _, row in audit[audit["fold"].isin(part["fold"])].iterrows():
-            lines.append(f"- split `{name}`, fold {int(row['fold'])}: **{splits.overlap_line(row)}**")
+            lines.append(f"- split `{html.escape(name)}`, fold {int(row['fold'])}: **{splits.overlap_line(row)}**")
     return "\n".join(lines)
 
 

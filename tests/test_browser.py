@@ -82,7 +82,8 @@ def outputs(run, stage, cell):
 
 
 def test_headless_run_leaves_pictures(made):
-    for stage, cell in (("03_visualize", "browse-samples"), ("05_evaluate", "threshold-slider"), ("05_evaluate", "your-image")):
+    cells = {"browse-samples": "03_visualize", "threshold-slider": "05_evaluate", "your-image": "05_evaluate"}
+    for cell, stage in cells.items():
         data = [output.data for output in outputs(made, stage, cell) if "data" in output]
         assert len(data) == 1 and len(data[0]["image/png"]) > 10_000 and panel.VIEW not in data[0]
     notebook = nbformat.read(made.folder / "notebooks" / "03_visualize.ipynb", as_version=4)
@@ -104,7 +105,8 @@ def lab(request, made, tmp_path_factory):
         notebook = nbformat.read(ROOT / "notebooks" / f"{stage}.ipynb", as_version=4)
         notebook.cells = [cell for cell in notebook.cells if cell["id"] in ids]
         words = {"data": made.settings["data"], "out": str(made.folder), "weights": "none"}
-        next(c for c in notebook.cells if c["id"] == "parameters").source += "".join(f"\n{k} = {v!r}" for k, v in words.items())
+        parameters = next(c for c in notebook.cells if c["id"] == "parameters")
+        parameters.source += "".join(f"\n{name} = {word!r}" for name, word in words.items())
         nbformat.write(notebook, folder / f"{stage}.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
