@@ -160,8 +160,9 @@ class SampleBrowser:
     def __init__(self, views: Views):
         self.views, self.images, self.start, self.busy = views, views.cache.images, 0, False
         self.order = np.random.default_rng(views.seed).permutation(len(self.images))  # a page shows several slides
-        self.filters = {name: widgets.Dropdown(description=name, layout=_NARROW) for name in FILTERS}
-        self.view = widgets.Dropdown(description="show", options=views.names, value="resized", layout=_NARROW)
+        self.filters = {name: _dropdown(name, ()) for name in FILTERS}
+        self.view = _dropdown("show", views.names)
+        self.view.value = "resized"
         self.where = widgets.HTML()
         self.cells = [_Cell(lambda _, place=place: self._enlarge(place)) for place in range(PAGE)]
         self.large, self.about = widgets.Image(format="png", layout=widgets.Layout(max_width="100%")), widgets.HTML()
@@ -238,7 +239,8 @@ class _Cell:
                            f"{html.escape(caption(image))}</div>")
 
 
-_NARROW = widgets.Layout(width="230px")
+def _dropdown(name: str, options, width: str = "230px"):
+    return widgets.Dropdown(description=name, options=options, layout=widgets.Layout(width=width, max_width="100%"))
 
 
 def _button(text: str, clicked):
@@ -338,8 +340,7 @@ class ThresholdSlider:
 
     def __init__(self, table: pd.DataFrame):
         self.groups = _groups(table)
-        self.group = widgets.Dropdown(description="predictions", options=list(self.groups),
-                                      layout=widgets.Layout(width="340px"))
+        self.group = _dropdown("predictions", list(self.groups), "380px")
         self.slider = widgets.FloatSlider(description="threshold", min=0, max=1, step=0.005, value=metrics.THRESHOLD,
                                           readout_format=".3f", layout=widgets.Layout(width="420px", max_width="100%"))
         self.numbers = widgets.HTML()
@@ -475,9 +476,9 @@ def _explain_only_class(model_file, picture: bytes) -> _Answer:
 
 
 def answer_line(answer) -> str:
-    """The answer in one line, for example "malignant, probability of malignant 0.81 (calibrated 0.74)"."""
-    calibrated = "" if answer.calibrated is None else f" (calibrated {answer.calibrated:.2f})"
-    return f"{answer.label}, probability of malignant {answer.probability:.2f}{calibrated}"
+    """The answer in one line, for example "malignant, probability of malignant 0.812 (calibrated 0.744)"."""
+    calibrated = "" if answer.calibrated is None else f" (calibrated {answer.calibrated:.3f})"
+    return f"{answer.label}, probability of malignant {answer.probability:.3f}{calibrated}"
 
 
 def _words(text: str):
@@ -492,7 +493,7 @@ class YourImage:
 
     def __init__(self, run: Run, known: dict[str, Path]):
         self.run, self.known = run, known
-        self.model = widgets.Dropdown(description="model", options=list(known), layout=widgets.Layout(width="420px"))
+        self.model = _dropdown("model", list(known), "460px")
         self.upload = widgets.FileUpload(accept="image/*", multiple=False, description="Choose an image",
                                          layout=widgets.Layout(width="180px"))
         self.answer = widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device.")

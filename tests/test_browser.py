@@ -23,11 +23,11 @@ import nbformat
 import pytest
 from PIL import Image
 
-from bcdlib import panel, runs, suite
+from bcdlib import compare, evaluate, panel, runs, suite
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("01_mount", "02_preprocess", "03_visualize", "04_train", "05_evaluate", "06_compare")
+STAGES = suite.STAGES[:5]  # 06_compare's figure is drawn from 04's predictions: ten trials more would teach nothing here
 # what the widgets need of each notebook, by cell id: the rest is tested elsewhere and costs a minute
 NEEDED = {
     "03_visualize": ["title", "get-bcdlib", "parameters", "code-06", "section-3-7", "browse-samples"],
@@ -73,6 +73,8 @@ def made(tiny, tmp_path_factory):
     os.environ.setdefault("BCD_CACHE", str(run.folder.parent / "cache"))
     suite.run(run, {"data": str(tiny), "profile": "demo", "out": str(run.folder), "weights": "none", "trainable": "head",
                     "epochs": 1, "splits": "image case"}, STAGES)
+    run.save_figure("protocols", compare.protocol_figure(evaluate.predictions(run)))
+    suite.summarise(run)
     return run
 
 
