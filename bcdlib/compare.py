@@ -153,7 +153,8 @@ def gap(predictions: pd.DataFrame) -> str:
             lines.append(
                 f"**{html.escape(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
                 f"{accuracy['case']:.3f} with a split by case (always guessing the larger class: "
-                f"{max(share, 1 - share):.3f}).** The difference, {paired['value']:+.3f} (95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}, "
+                f"{max(share, 1 - share):.3f}).** The difference, {paired['value']:+.3f} "
+                f"(95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}, "
                 f"{paired['cases']} cases), is what recognising slides rather than disease is worth."
             )
     return "\n\n".join(lines)

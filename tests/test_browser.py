@@ -173,12 +173,14 @@ def dropdown(page, label):
 
 
 def changed(page, before):
-    """The pictures, once all of them that were there are others."""
-    for _ in range(300):
+    """The pictures, once they are others than before and have come to rest: they arrive one by one."""
+    last = None
+    for _ in range(100):
         now = page.evaluate(PICTURES)
-        if now and not set(now) & set(before):
+        if now and now != before and now == last:
             return now
-        page.wait_for_timeout(100)
+        last = now
+        page.wait_for_timeout(300)
     raise AssertionError("the pictures stayed as they were")
 
 
@@ -196,8 +198,9 @@ def test_sample_browser(lab, page, screenshots):
     page.get_by_role("button", name="Next").click()
     page.get_by_text("9 to 16 of 24 images").wait_for()
     turned = changed(page, filtered)
+    assert not set(turned) & set(filtered)
     dropdown(page, "show").select_option(label="normalised")
-    changed(page, turned)
+    assert not set(changed(page, turned)) & set(turned)
     page.get_by_title("Enlarge SOB").nth(2).click()
     page.get_by_text("normalised, 72 × 48 pixels").wait_for()
     page.screenshot(path=screenshots / f"samples-enlarged-{version}.png", full_page=True)
