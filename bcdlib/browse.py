@@ -165,7 +165,7 @@ class SampleBrowser:
         self.view.value = "resized"
         self.where = widgets.HTML()
         self.cells = [_Cell(lambda _, place=place: self._enlarge(place)) for place in range(PAGE)]
-        self.large, self.about = widgets.Image(format="png", layout=widgets.Layout(max_width="100%")), widgets.HTML()
+        self.large, self.about = _picture("700px"), widgets.HTML()
         self.enlarged = widgets.VBox([self.about, self.large, _button("Close", lambda _: _show(self.enlarged, False))])
         self.box = self._arrange()
         self._filter()
@@ -176,7 +176,7 @@ class SampleBrowser:
         pages = [_button("◀ Previous", lambda _: self._turn(-1)), _button("Next ▶", lambda _: self._turn(1)), self.where]
         wrap = widgets.Layout(flex_flow="row wrap", align_items="center")
         grid = widgets.GridBox([cell.box for cell in self.cells], layout=widgets.Layout(
-            grid_template_columns="repeat(auto-fill, minmax(160px, 1fr))", grid_gap="8px", width="100%"))
+            grid_template_columns="repeat(auto-fill, minmax(max(150px, 22%), 1fr))", grid_gap="8px", width="100%"))
         _show(self.enlarged, False)
         return widgets.VBox([widgets.Box([*self.filters.values(), self.view], layout=wrap),
                              widgets.Box(pages, layout=wrap), self.enlarged, grid])
@@ -239,8 +239,13 @@ class _Cell:
                            f"{html.escape(caption(image))}</div>")
 
 
-def _dropdown(name: str, options, width: str = "230px"):
-    return widgets.Dropdown(description=name, options=options, layout=widgets.Layout(width=width, max_width="100%"))
+def _dropdown(name: str, options, width: str = "205px"):
+    return widgets.Dropdown(description=name, options=options, style={"description_width": "initial"},
+                            layout=widgets.Layout(width=width, max_width="100%"))
+
+
+def _picture(width: str):
+    return widgets.Image(format="png", layout=widgets.Layout(width=width, height="auto", max_width="100%"))
 
 
 def _button(text: str, clicked):
@@ -250,7 +255,7 @@ def _button(text: str, clicked):
 
 
 def _show(widget, visible: bool) -> None:
-    widget.layout.display = "flex" if visible else "none"
+    widget.layout.display = None if visible else "none"
 
 
 # ---------------------------------------------------------------- threshold
@@ -322,7 +327,7 @@ def _draw_rates(axis, name: str, part: pd.DataFrame) -> None:
     axis.xaxis.label.set_size(8)
     axis.set_ylabel("rate", fontsize=9)
     axis.set_title(f"{name}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9)
-    axis.legend(fontsize=7, loc="lower center")
+    axis.legend(fontsize=7, framealpha=0.9)
 
 
 def _groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -342,9 +347,10 @@ class ThresholdSlider:
         self.groups = _groups(table)
         self.group = _dropdown("predictions", list(self.groups), "380px")
         self.slider = widgets.FloatSlider(description="threshold", min=0, max=1, step=0.005, value=metrics.THRESHOLD,
-                                          readout_format=".3f", layout=widgets.Layout(width="420px", max_width="100%"))
+                                          readout_format=".3f", style={"description_width": "initial"},
+                                          layout=widgets.Layout(width="420px", max_width="100%"))
         self.numbers = widgets.HTML()
-        self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", width="520px"))
+        self.picture = _picture("520px")
         half = _button("0.5", lambda _: setattr(self.slider, "value", metrics.THRESHOLD))
         self.locked = _button("Locked", lambda _: setattr(self.slider, "value", _locked(self._part())[0]))
         wrap = widgets.Layout(flex_flow="row wrap", align_items="center")
@@ -369,12 +375,12 @@ class ThresholdSlider:
         self._move()
 
     def _move(self):
-        self.numbers.value = confusion_html(at_threshold(self._part(), self.slider.value))
+        self.numbers.value = confusion_html(at_threshold(self._part(), self.slider.value), self.slider.value)
         self.line.set_xdata([self.slider.value] * 2)
         self.picture.value = panel.figure_png(self.figure)
 
 
-def confusion_html(found: dict) -> str:
+def confusion_html(found: dict, threshold: float) -> str:
     """`at_threshold` as an HTML table: rows true, columns called."""
     cells = [("benign", found["true_negative"], found["false_positive"]),
              ("malignant", found["false_negative"], found["true_positive"])]
@@ -386,7 +392,8 @@ def confusion_html(found: dict) -> str:
                       for name in ("sensitivity", "specificity", "accuracy"))
     return (f'<table style="border-collapse:collapse"><tr><td>true \\ called</td><th style="padding:4px 10px">benign</th>'
             f'<th style="padding:4px 10px">malignant</th></tr>{rows}</table>'
-            f"<div style=\"line-height:1.5\">{found['images']} images, {found['cases']} cases{figures}</div>")
+            f"<div style=\"line-height:1.5\">{found['images']} images, {found['cases']} cases, called at {threshold:.3f}"
+            f"{figures}</div>")
 
 
 # ---------------------------------------------------------------- an image of your own
@@ -497,7 +504,8 @@ class YourImage:
         self.upload = widgets.FileUpload(accept="image/*", multiple=False, description="Choose an image",
                                          layout=widgets.Layout(width="180px"))
         self.answer = widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device.")
-        self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", display="none"))
+        self.picture = _picture("520px")
+        _show(self.picture, False)
         self.box = widgets.VBox([self.model, self.upload, self.answer, self.picture])
         self.upload.observe(lambda _: self._answer(), "value")
         self.model.observe(lambda _: self._answer(), "value")
@@ -508,7 +516,7 @@ class YourImage:
             return
         name, content = files[-1]
         self.answer.value = f"Looking at {html.escape(name)} …"
-        self.picture.layout.display = "none"
+        _show(self.picture, False)
         try:
             answer = explain(self.known[self.model.value], content, self.run)
         except (InputError, ValueError) as error:  # not a picture: said here, where a traceback would get lost
@@ -517,4 +525,5 @@ class YourImage:
         warning = f"<br><b>⚠ {html.escape(answer.warning)}</b>" if answer.warning else ""
         self.answer.value = f"<b>{html.escape(name)}: {html.escape(answer_line(answer))}</b>{warning}"
         self.picture.value = panel.figure_png(answer.figure)
-        self.picture.layout.display = "flex"
+        self.picture.layout.width = f"{100 * answer.figure.get_figwidth():.0f}px"
+        _show(self.picture, True)

@@ -152,7 +152,7 @@ def wait_for(address, server, log):
 @pytest.fixture
 def page(browser):
     opened = browser.new_page(viewport={"width": 1280, "height": 1600})
-    opened.set_default_timeout(120_000)
+    opened.set_default_timeout(60_000)
     yield opened
     opened.close()
 
@@ -170,6 +170,11 @@ def run_all(page, address, stage):
 
 def dropdown(page, label):
     return page.locator(".widget-dropdown", has=page.get_by_text(label, exact=True)).locator("select")
+
+
+def keep(page, path, label):
+    """A screenshot of the widget that has something with this label in it."""
+    page.locator(".jp-OutputArea-child", has=page.get_by_text(label, exact=True)).screenshot(path=path)
 
 
 def changed(page, before):
@@ -190,7 +195,7 @@ def test_sample_browser(lab, page, screenshots):
     dropdown(page, "magnification").wait_for()
     before = changed(page, [])
     assert len(before) == 8
-    page.screenshot(path=screenshots / f"samples-{version}.png", full_page=True)
+    keep(page, screenshots / f"samples-{version}.png", "magnification")
     dropdown(page, "magnification").select_option(label="400X")
     page.get_by_text("of 24 images").wait_for()
     filtered = changed(page, before)
@@ -203,7 +208,7 @@ def test_sample_browser(lab, page, screenshots):
     assert not set(changed(page, turned)) & set(turned)
     page.get_by_title("Enlarge SOB").nth(2).click()
     page.get_by_text("normalised, 72 × 48 pixels").wait_for()
-    page.screenshot(path=screenshots / f"samples-enlarged-{version}.png", full_page=True)
+    keep(page, screenshots / f"samples-enlarged-{version}.png", "magnification")
     page.get_by_role("button", name="Close").click()
     page.get_by_text("normalised, 72 × 48 pixels").wait_for(state="hidden")
 
@@ -220,12 +225,12 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
         page.keyboard.press("Control+a")
         page.keyboard.type(value)
         page.keyboard.press("Enter")
-        page.wait_for_timeout(1500)
+        page.get_by_text(f"called at {float(value):.3f}").wait_for()
         seen[value] = numbers.locator("td").all_inner_texts()[1:]
     assert seen["0"][0] == seen["0"][2] == "0" and seen["1"] != seen["0"]  # all malignant, then all benign
     total = {value: sum(map(int, counts)) for value, counts in seen.items()}
     assert len(set(total.values())) == 1
-    page.screenshot(path=screenshots / f"threshold-{version}.png", full_page=True)
+    keep(page, screenshots / f"threshold-{version}.png", "predictions")
     file = tmp_path / "mine <b>.png"
     Image.linear_gradient("L").convert("RGB").save(file)
     with page.expect_file_chooser() as chooser:
@@ -236,7 +241,7 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
     page.get_by_text("probability of malignant 0.").first.wait_for()
     page.wait_for_timeout(500)
     assert len(page.evaluate(PICTURES)) == len(pictures) + 1
-    page.screenshot(path=screenshots / f"upload-{version}.png", full_page=True)
+    keep(page, screenshots / f"upload-{version}.png", "model")
 
 
 # ---------------------------------------------------------------- the report
