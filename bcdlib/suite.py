@@ -131,7 +131,7 @@ def report(run: Run, summary: dict) -> str:
         if path.is_file():
             notebook = nbformat.read(path, as_version=4)
             body = _body(notebook)
-            sections = [{"id": id, "title": title} for id, title in SECTION.findall(body)]
+            sections = [{"id": id, "title": title} for id, title in SECTION.findall(body) if title != "References"]
             chapters.append({"id": stage, "title": _title(notebook, stage), "body": body, "sections": sections})
     figure = run.folder / "figures" / "protocols.png"
     picture = base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else ""
