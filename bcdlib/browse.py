@@ -25,6 +25,7 @@ from bcdlib.runs import Run
 FILTERS = ("class", "subtype", "magnification", "slide")
 PAGE = 8  # pictures at a time
 STAIN_REFERENCE = 12  # pictures that the stain is fitted on
+PANELS = 8  # methods and splits in the static picture of the threshold; the slider has all
 ALL = ""
 
 
@@ -265,17 +266,18 @@ def at_threshold(table: pd.DataFrame, threshold: float) -> dict:
 
     Parameters
     ----------
-    table : rows of a predictions table with the columns label, probability, case
+    table : rows of a predictions table with the columns filename, label, probability, case
 
     Returns
     -------
-    dict: images, cases, true_negative, false_positive, false_negative, true_positive (int; rows of the table),
-    sensitivity, specificity, accuracy (float, 0..1; NaN where a class is missing)
+    dict: predictions (rows of the table: with several seeds, an image has several), images, cases, true_negative,
+    false_positive, false_negative, true_positive (int; of the predictions), sensitivity, specificity, accuracy
+    (float, 0..1; NaN where a class is missing)
     """
     called, label = (table["probability"] >= threshold).to_numpy(), table["label"].to_numpy()
     figures = metrics.scores(label, table["probability"], threshold)
     return {
-        "images": len(table), "cases": table["case"].nunique(),
+        "predictions": len(table), "images": table["filename"].nunique(), "cases": table["case"].nunique(),
         "true_negative": int((~called & (label == 0)).sum()), "false_positive": int((called & (label == 0)).sum()),
         "false_negative": int((~called & (label == 1)).sum()), "true_positive": int((called & (label == 1)).sum()),
     } | {name: figures[name] for name in ("sensitivity", "specificity", "accuracy")}
@@ -304,8 +306,8 @@ def threshold(run: Run, table: pd.DataFrame) -> panel.Panel:
 
 
 def threshold_figure(table: pd.DataFrame):
-    """Sensitivity and specificity against the threshold, a panel a method and split."""
-    groups = _groups(table)
+    """Sensitivity and specificity against the threshold, a panel a method and split (the first `PANELS` of them)."""
+    groups = dict(list(_groups(table).items())[:PANELS])
     rows = -(-len(groups) // 2)
     figure, axes = style.subplots(rows, min(2, len(groups)), width=8, height=3.6 * rows, squeeze=False, sharey=True)
     for axis in axes.flat[len(groups) :]:
@@ -326,7 +328,7 @@ def _draw_rates(axis, name: str, part: pd.DataFrame) -> None:
     axis.set(xlabel="threshold (probability from which on it is called malignant)", ylim=(0, 1.02), xlim=(0, 1))
     axis.xaxis.label.set_size(8)
     axis.set_ylabel("rate", fontsize=9)
-    axis.set_title(f"{name}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9)
+    axis.set_title(f"{name}\n{part['filename'].nunique()} images, {part['case'].nunique()} cases", fontsize=9)
     axis.legend(fontsize=7, framealpha=0.9)
 
 
@@ -390,10 +392,11 @@ def confusion_html(found: dict, threshold: float) -> str:
                   for count in counts) + "</tr>" for name, *counts in cells)
     figures = "".join(f"<br>{name} <b>{'not defined' if np.isnan(found[name]) else format(found[name], '.3f')}</b>"
                       for name in ("sensitivity", "specificity", "accuracy"))
+    more = f"{found['predictions']} predictions on " if found["predictions"] > found["images"] else ""
     return (f'<table style="border-collapse:collapse"><tr><td>true \\ called</td><th style="padding:4px 10px">benign</th>'
             f'<th style="padding:4px 10px">malignant</th></tr>{rows}</table>'
-            f"<div style=\"line-height:1.5\">{found['images']} images, {found['cases']} cases, called at {threshold:.3f}"
-            f"{figures}</div>")
+            f'<div style="line-height:1.5">{more}{found["images"]} images, {found["cases"]} cases, '
+            f"called at {threshold:.3f}{figures}</div>")
 
 
 # ---------------------------------------------------------------- an image of your own

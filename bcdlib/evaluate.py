@@ -161,7 +161,7 @@ def confusion(table: pd.DataFrame):
     for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
         called = (part["probability"] >= metrics.THRESHOLD).astype(int)
         ConfusionMatrixDisplay.from_predictions(
-            part["label"], called, labels=[0, 1], display_labels=manifest.CLASSES, cmap="Greys", colorbar=False, ax=axis
+            part["label"], called, labels=[0, 1], display_labels=manifest.CLASSES, cmap="Purples", colorbar=False, ax=axis
         )
         axis.set_title(f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9)
     return _with_note(figure, table)

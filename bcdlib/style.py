@@ -41,4 +41,5 @@ def table(values: pd.DataFrame, digits: int = 3):
 
     Text is escaped: names of files, slides and methods come from others.
     """
-    return values.style.hide(axis="index").format(precision=digits, na_rep="-", escape="html")
+    shown = values.style.hide(axis="index").format(precision=digits, na_rep="-", escape="html")
+    return shown.format_index(escape="html", axis="columns")

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import secrets
 import sys
 from importlib import resources
 from pathlib import Path
@@ -137,7 +138,8 @@ def report(run: Run, summary: dict) -> str:
     picture = base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else ""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
-        summary=summary, chapters=chapters, protocol_figure=picture, folder=run.folder.name
+        summary=summary, chapters=chapters, protocol_figure=picture, folder=run.folder.name,
+        nonce=secrets.token_urlsafe(),  # the page runs the script that knows it and no other
     )
 
 
