@@ -8,6 +8,7 @@ Each function returns a `panel.Panel`: a widget where somebody can click, a figu
 import html
 import importlib
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -413,14 +414,16 @@ def uploaded(value) -> list[tuple[str, bytes]]:
 
 
 def models(run: Run) -> dict[str, Path]:
-    """The run's saved models by what they were trained on, the strictest protocol first."""
+    """The run's saved models by what they were trained on, the strictest protocol first; of equal names the newest."""
     order, found = list(splits.PROTOCOLS), []
-    for file in (run.folder / "trials").glob("*/model.keras"):
-        facts = json.loads((file.parent / "trial.json").read_text())
+    for record in (run.folder / "trials").glob("*/trial.json"):  # written last: a trial that was cut off has none
+        file, facts = record.parent / "model.keras", json.loads(record.read_text())
+        if not file.is_file():  # 06_compare keeps no models
+            continue
         name = f"{facts['method']}, split {facts['split']}, fold {facts['fold'] + 1}, seed {facts['seed']}"
         place = order.index(facts["split"]) if facts["split"] in order else -1
-        found.append((-place, name, file))
-    return {name: file for _, name, file in sorted(found)}
+        found.append((-place, name, record.stat().st_mtime, file))
+    return {name: file for _, name, _, file in sorted(found)}
 
 
 def your_image(run: Run, seed: int = 0) -> panel.Panel:
@@ -434,7 +437,8 @@ def your_image(run: Run, seed: int = 0) -> panel.Panel:
     file = next(iter(known.values()))
     name, content = _test_image(run, file, seed)
     answer = explain(file, content, run)
-    answer.figure.suptitle(f"{name}: {answer_line(answer)}", fontsize=9, parse_math=False)
+    title = answer.figure.get_suptitle() or answer_line(answer)
+    answer.figure.suptitle(f"{name}: {title}", fontsize=9, parse_math=False)
     figure = run.save_figure("your_image", answer.figure)
     return panel.Panel(figure, lambda: YourImage(run, known).box)
 
@@ -473,8 +477,6 @@ class _Answer:
 
 def _explain_only_class(model_file, picture: bytes) -> _Answer:
     """Class and probability alone."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "picture")
         file.write_bytes(picture)

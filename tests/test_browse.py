@@ -237,6 +237,18 @@ def test_upload_says_what_is_wrong(your_image, monkeypatch):
     assert your_image.picture.layout.display == "none"
 
 
+def test_models_of_a_run(run):
+    for split, fold, finished in (("image", 0, True), ("case", 1, True), ("slide", 0, False)):
+        folder = run.folder / "trials" / split
+        folder.mkdir(parents=True)
+        (folder / "model.keras").touch()
+        if finished:
+            runs.write_json(folder / "trial.json", {"method": "net", "split": split, "fold": fold, "seed": 3})
+    compared = run.folder / "trials" / "compared" / "trial.json"
+    runs.write_json(compared, {"method": "m", "split": "case", "fold": 0, "seed": 0})
+    assert list(browse.models(run)) == ["net, split case, fold 2, seed 3", "net, split image, fold 1, seed 3"]
+
+
 def test_a_run_without_models_says_so(run):
     shown = browse.your_image(run)
     assert shown.widget is None and "04_train" in shown.figure.axes[0].texts[0].get_text()
