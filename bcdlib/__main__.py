@@ -160,29 +160,37 @@ def audit(data, own, split, folds, seed, as_json):
 @click.option("--folds", type=int, default=None, help="Folds of image, slide and case.  [default: the profile's]")
 @click.option("--seeds", default=1, show_default=True, help="How many seeds, from --seed on.")
 @click.option("--trainable", type=click.Choice(["head", "all"]), default="head", show_default=True)
+@click.option("--task", type=click.Choice(["binary", "subtype"]), default="binary", show_default=True,
+              help="Benign or malignant, or the eight tumour types.")
+@click.option("--stain", type=click.Choice(["macenko", "reinhard", "none"]), default=None,
+              help="Stain normalisation.  [default: the method's own]")
 @seed_option
 @weights_option
-def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, seed, weights):
+def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, seed, weights):
     """Run methods under protocols; trials that are finished already are not run again."""
     from bcdlib import compare as comparing
     from bcdlib import methods as registry
     from bcdlib import mount, preprocess, profiles
 
     settings = profiles.get(profile, folds=folds)
-    names = registry.names() if methods == "all" else _names(methods)
-    for name in names:
-        registry.get(name)
+    for name in (names := _names(methods)):
+        if name != "all":
+            registry.get(name)
     folder = mount.open_run(out, data, profile)
     mount.start(folder, data, seed, own=own)
     cache = preprocess.resize(folder, mount.open_data(folder), settings, mount.cache_root())
     made = preprocess.make_splits(folder, cache, settings, seed)
     predictions = comparing.run_trials(
-        folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights
+        folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights, task, stain
     )
     click.echo(comparing.protocols(predictions).drop(columns="what is shared").to_string(index=False))
     if preprocess.splits_note(made):
         click.echo(preprocess.splits_note(made).strip("*"))
     click.echo(f"Table: {folder.folder / 'comparison.csv'}")
+    for line in comparing.failures(folder):
+        click.echo(f"Failed: {line}", err=True)
+    if comparing.failures(folder):
+        raise SystemExit(1)
 
 
 @main.command()

@@ -1,15 +1,12 @@
 """To be looked at: browse the samples, move the threshold, try an image of your own.
 
-Each function returns a `panel.Panel`: a widget where somebody can click, a figure in a headless run. It stands above
-`visualize` and `evaluate`: it shows what they compute. Plain ipywidgets without JavaScript of its own, so that Colab
-(ipywidgets 7) and JupyterLab (8) show the same.
+Each function returns a `panel.Panel`: a widget where somebody can click, a figure in a headless run. Plain
+ipywidgets without JavaScript of its own, so that Colab (ipywidgets 7) and JupyterLab (8) show the same.
 """
 
 import html
 import importlib
 import json
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -17,7 +14,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from bcdlib import evaluate, manifest, metrics, mount, owndata, panel, pixels, sources, splits, style, visualize
+from bcdlib import explanation, manifest, metrics, owndata, panel, pixels, sources, splits, style, visualize
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 from bcdlib.methods.base import augmentation
@@ -415,103 +412,50 @@ def uploaded(value) -> list[tuple[str, bytes]]:
 
 def models(run: Run) -> dict[str, Path]:
     """The run's saved models by what they were trained on, the strictest protocol first; of equal names the newest."""
-    order, found = list(splits.PROTOCOLS), []
+    order, found = list(splits.STRICTEST), []
     for record in (run.folder / "trials").glob("*/trial.json"):  # written last: a trial that was cut off has none
         file, facts = record.parent / "model.keras", json.loads(record.read_text())
         if not file.is_file():  # 06_compare keeps no models
             continue
         name = f"{facts['method']}, split {facts['split']}, fold {facts['fold'] + 1}, seed {facts['seed']}"
-        place = order.index(facts["split"]) if facts["split"] in order else -1
-        found.append((-place, name, record.stat().st_mtime, file))
+        place = order.index(facts["split"]) if facts["split"] in order else len(order)
+        found.append((place, name, record.stat().st_mtime, file))
     return {name: file for _, name, _, file in sorted(found)}
 
 
-def your_image(run: Run, seed: int = 0) -> panel.Panel:
+def your_image(run: Run, answer: explanation.Explanation) -> panel.Panel:
     """Upload a picture: class, probability, what the network looked at, and a warning if it is unlike the training data.
 
-    The static picture (``figures/your_image``): one test image of the run instead.
+    The static picture (``figures/own_image``), and what the widget shows first, is the answer to an image at hand.
+
+    Parameters
+    ----------
+    answer : as from ``evaluate.own_image``; in a run without models there is nothing to upload to, and it says so
     """
-    known = models(run)
-    if not known:
-        return panel.Panel(_words("No saved model in this run: run 04_train to try images on it."))
-    file = next(iter(known.values()))
-    name, content = _test_image(run, file, seed)
-    answer = explain(file, content, run)
-    title = answer.figure.get_suptitle() or answer_line(answer)
-    answer.figure.suptitle(f"{name}: {title}", fontsize=9, parse_math=False)
-    figure = run.save_figure("your_image", answer.figure)
-    return panel.Panel(figure, lambda: YourImage(run, known).box)
-
-
-def _test_image(run: Run, model_file: Path, seed: int) -> tuple[str, bytes]:
-    """Name and content of a test image of this model's trial: the file itself, or as it was cached."""
-    table = pd.read_csv(model_file.parent / "predictions.csv")
-    name = table["filename"].sample(1, random_state=seed).iloc[0]
-    cache = pixels.cache_of(run)
-    row = cache.rows([name])[0]
-    try:
-        source = mount.open_data(run)
-        if not isinstance(source, sources.TarSource):
-            (_, content, _), = source.read([cache.images["path"].iloc[row]])
-            return name, content or panel.png(cache.pixels[row])
-    except InputError:
-        pass  # the data set has gone since
-    return name, panel.png(cache.pixels[row])
-
-
-def explain(model_file, picture: bytes, run: Run):
-    """``evaluate.explain``: an object with label, probability, calibrated, warning and figure."""
-    if hasattr(evaluate, "explain"):
-        return evaluate.explain(model_file, picture, run=run)
-    return _explain_only_class(model_file, picture)
-
-
-@dataclass
-class _Answer:
-    label: str
-    probability: float
-    figure: object
-    calibrated: float | None = None
-    warning: str = ""
-
-
-def _explain_only_class(model_file, picture: bytes) -> _Answer:
-    """Class and probability alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "picture")
-        file.write_bytes(picture)
-        row = evaluate.predict(model_file, [file]).iloc[0]
-    figure, axis = style.subplots(width=5, height=3.6)
-    axis.imshow(pixels.decode(picture))
-    axis.set(xticks=[], yticks=[])
-    return _Answer(row["class"], row["probability"], style.finish(figure))
+    figure, known = run.save_figure("own_image", answer.figure), models(run)
+    return panel.Panel(figure, (lambda: YourImage(run, known, answer).box) if known else None)
 
 
 def answer_line(answer) -> str:
     """The answer in one line, for example "malignant, probability of malignant 0.812 (calibrated 0.744)"."""
+    if not answer.label:
+        return "nothing was asked"
     calibrated = "" if answer.calibrated is None else f" (calibrated {answer.calibrated:.3f})"
     return f"{answer.label}, probability of malignant {answer.probability:.3f}{calibrated}"
-
-
-def _words(text: str):
-    figure, axis = style.subplots(width=7, height=0.8)
-    axis.axis("off")
-    axis.text(0, 0.5, text, va="center")
-    return style.finish(figure)
 
 
 class YourImage:
     """The widget of `your_image`; `box` is what is shown."""
 
-    def __init__(self, run: Run, known: dict[str, Path]):
+    def __init__(self, run: Run, known: dict[str, Path], answer: explanation.Explanation):
         self.run, self.known = run, known
         self.model = _dropdown("model", list(known), "460px")
         self.upload = widgets.FileUpload(accept="image/*", multiple=False, description="Choose an image",
                                          layout=widgets.Layout(width="180px"))
-        self.answer = widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device.")
-        self.picture = _picture("520px")
-        _show(self.picture, False)
-        self.box = widgets.VBox([self.model, self.upload, self.answer, self.picture])
+        self.answer, self.picture = widgets.HTML(), _picture("520px")
+        note = widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device.")
+        self.box = widgets.VBox([self.model, self.upload, note, self.answer, self.picture])
+        self._show("An image at hand", answer)
         self.upload.observe(lambda _: self._answer(), "value")
         self.model.observe(lambda _: self._answer(), "value")
 
@@ -523,10 +467,13 @@ class YourImage:
         self.answer.value = f"Looking at {html.escape(name)} …"
         _show(self.picture, False)
         try:
-            answer = explain(self.known[self.model.value], content, self.run)
+            answer = explanation.explain(self.known[self.model.value], content, self.run)
         except (InputError, ValueError) as error:  # not a picture: said here, where a traceback would get lost
             self.answer.value = f"<b>{html.escape(name)}</b>: {html.escape(str(error))}"
             return
+        self._show(name, answer)
+
+    def _show(self, name: str, answer):
         warning = f"<br><b>⚠ {html.escape(answer.warning)}</b>" if answer.warning else ""
         self.answer.value = f"<b>{html.escape(name)}: {html.escape(answer_line(answer))}</b>{warning}"
         self.picture.value = panel.figure_png(answer.figure)

@@ -1,14 +1,15 @@
 """All methods under one protocol, one method under all protocols, and the published numbers beside the measured."""
 
 import html
+import textwrap
 from collections.abc import Iterable
 
+import keras
 import matplotlib.ticker
 import pandas as pd
 from tqdm import tqdm
 
 from bcdlib import intervals, manifest, methods, metrics, paper, pixels, splits, style, trials
-from bcdlib.errors import InputError
 from bcdlib.profiles import Profile
 from bcdlib.runs import Run, write_csv
 
@@ -16,57 +17,98 @@ SHOWN = {"accuracy": "accuracy", "auc": "AUC", "slide_recognition": "slide recog
 
 
 def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resnet50",), split_names: Iterable[str] = (),
-               seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None,
-               progress: bool = True) -> pd.DataFrame:
+               seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None, task: str = "binary",
+               stain: str | None = None, progress: bool = True) -> pd.DataFrame:
     """Every method x split x fold x seed; trials that are finished already are read, not run.
 
-    Writes ``comparison_predictions.csv``, ``comparison_validation.csv`` and ``comparison.csv`` into the run.
+    Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it was. At the
+    end its rows go into ``comparison_predictions.csv`` and ``comparison_validation.csv`` of the run, in place of older
+    ones of the same methods and splits, and ``comparison.csv`` is written.
 
     Parameters
     ----------
+    method_names : keys of the registry, paths of method files, or "all"
     split_names : protocols; empty means those of the profile's ``compare_splits`` that 02_preprocess could make.
     seeds : each seed trains anew and, where a protocol is random, on folds that are shuffled anew
     trainable : "head" (features of the frozen base once, then seconds a trial) or "all"
+    task, stain : as in `trials.Trial`
 
     Returns
     -------
-    DataFrame, the predictions of all trials.
+    DataFrame, the predictions of all these trials.
 
     Raises
     ------
     InputError
-        Unknown method or split, or a split that these images do not allow. Any other failure of a trial is kept in
+        Unknown method or split, or a split that these images do not allow. A trial that fails is kept in
         ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is raised.
     """
     cache = pixels.cache_of(run)
     planned = [
-        trials.Trial(method, name, table, int(fold), seed, trainable)
-        for method in dict.fromkeys(method_names)
-        if methods.get(method)
+        trials.Trial(method, name, table, int(fold), seed, trainable, task, stain)
+        for method in _methods(method_names)
         for seed in seeds
         for name, table in _split_tables(run, profile, cache.images, tuple(split_names), seed).items()
         for fold in sorted(table["fold"].unique())
     ]
-    done, failed, shared = [], [], {}
+    done, failed = [], []
     with tqdm(planned, desc="Compare", unit="trial", disable=not progress) as bar:
         for trial in bar:
             bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}, seed {trial.seed}")
             try:
-                done.append(trials.run(trial, cache, profile, run.folder / "trials", weights, 0, False, shared))
-            except InputError:
-                raise
+                done.append(trials.run(trial, cache, profile, run.folder / "trials", weights, 0, False))
             except Exception as error:  # one method's failure must not cost the others' hours
                 failed.append((trial, error))
+            keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
+    _store(run, planned, done, failed)
     if not done:
         raise failed[0][1]
-    predictions, validation = (
-        pd.concat([getattr(result, part) for result in done], ignore_index=True) for part in ("predictions", "validation")
-    )
-    errors = [{"method": t.label, "split": t.split, "error": f"fold {t.fold}, seed {t.seed}: {e}"} for t, e in failed]
-    write_csv(run.folder / "comparison_validation.csv", validation)
-    write_csv(run.folder / "comparison_predictions.csv", predictions)
-    write_csv(run.folder / "comparison.csv", pd.concat([metrics.table(predictions), pd.DataFrame(errors)]))
-    return predictions
+    return pd.concat([result.predictions for result in done], ignore_index=True)
+
+
+def _methods(names: Iterable[str]) -> list[str]:
+    found = [key for name in names for key in (methods.names() if name == "all" else (name,))]
+    for name in found:
+        methods.get(name)  # an unknown one is a mistake, not a failed trial
+    return list(dict.fromkeys(found))
+
+
+def _store(run: Run, planned, done, failed) -> None:
+    asked = pd.MultiIndex.from_tuples({(trial.label, trial.split) for trial in planned})
+    for part, name in (("validation", "comparison_validation.csv"), ("predictions", "comparison_predictions.csv")):
+        tables = [getattr(result, part) for result in done]
+        if (run.folder / name).is_file():
+            old = run.read_csv(name, "06_compare")
+            tables.insert(0, old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(asked)])
+        if tables:
+            write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
+    errors = [{"method": t.label, "split": t.split, "error": f"fold {t.fold}, seed {t.seed}: {_one_line(e)}"}
+              for t, e in failed]
+    known = [metrics.table(all_predictions(run))] if (run.folder / "comparison_predictions.csv").is_file() else []
+    write_csv(run.folder / "comparison.csv", pd.concat([*known, pd.DataFrame(errors, columns=["method", "split", "error"])]))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def all_predictions(run: Run) -> pd.DataFrame:
+    """The predictions of every comparison that was made in this run so far."""
+    run.read_csv("comparison_predictions.csv", "06_compare")
+    return metrics.read_predictions(run.folder / "comparison_predictions.csv")
+
+
+def failures(run: Run) -> list[str]:
+    """One line a trial of the last comparison that failed: method, split, fold and seed, reason."""
+    table = run.read_csv("comparison.csv", "06_compare")
+    rows = table[table["error"].notna()]
+    return [f"{row.method}, split {row.split}, {row.error}" for row in rows.itertuples()]
+
+
+def failures_text(run: Run) -> str:
+    """`failures` as Markdown."""
+    found = failures(run)
+    return "\n".join(["**Trials that failed:**", "", *(f"- {line}" for line in found)]) if found else "No trial failed."
 
 
 def _split_tables(run: Run, profile: Profile, images: pd.DataFrame, names: tuple[str, ...], seed: int):
@@ -166,7 +208,7 @@ def differences(predictions: pd.DataFrame, figure: str = "accuracy") -> pd.DataF
 
 
 def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
-    """Table II of the paper, each row with what it was measured on, and our measured rows beside it.
+    """Table II of the paper, each row with what it was measured on, and under each the rows that were measured here.
 
     Parameters
     ----------
@@ -174,21 +216,38 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame: method, accuracy (percent), kind (published or measured), measured on, images, cases, weights. Only the
-    measured rows if an image is not BreakHis's (by its name): published numbers say nothing about other images.
+    DataFrame: key, method, kind (published or measured), accuracy, low, high (percent; the 95 % interval over cases of
+    measured rows), measured on, images, cases, weights. Methods in the order of their published accuracy, those without
+    one first. Only the measured rows if an image is not BreakHis's (by its name): published numbers say nothing about
+    other images.
     """
+    measured = pd.concat([_measured(table) for table in predictions], ignore_index=True)
     published = paper.TABLE_II.assign(
         method=paper.TABLE_II["research"] + ": " + paper.TABLE_II["method"], kind="published"
-    )[["method", "accuracy", "kind", "measured on"]]
-    measured = pd.concat([metrics.table(table) for table in predictions], ignore_index=True)
-    measured["measured on"] = [_protocol_label(row) for _, row in measured.iterrows()]
-    measured["accuracy"] *= 100
-    measured["kind"] = "measured"
-    columns = ["method", "accuracy", "kind", "measured on", "images", "cases", "weights"]
-    table = measured.reindex(columns=columns)
+    )[["key", "method", "kind", "accuracy", "measured on"]]
+    order = published.set_index("key")["accuracy"].reindex(measured["key"].unique()).fillna(100)
+    table = measured
     if all(manifest.is_breakhis(made) for made in predictions):
-        table = pd.concat([published, table], ignore_index=True)
-    return table.sort_values("accuracy", ascending=False, ignore_index=True)
+        order = published.set_index("key")["accuracy"].combine_first(order)
+        table = pd.concat([published, measured], ignore_index=True)
+    table = table.assign(order=table["key"].map(order), published=table["kind"] == "published")
+    table = table.sort_values(["order", "key", "published", "accuracy"], ascending=[False, True, False, False])
+    return table.drop(columns=["order", "published"]).reset_index(drop=True)
+
+
+def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
+    table = metrics.table(predictions)
+    sure = intervals.table(predictions, ("accuracy",))
+    table["key"] = table["method"].map(_key)
+    table["measured on"] = [_protocol_label(row) for _, row in table.iterrows()]
+    table[["accuracy", "low", "high"]] = 100 * sure[["value", "low", "high"]].to_numpy()
+    columns = ["key", "method", "kind", "accuracy", "low", "high", "measured on", "images", "cases", "weights"]
+    return table.assign(kind="measured").reindex(columns=columns)
+
+
+def _key(label: str) -> str:
+    """The method's row in Table II; its own label if it has none there."""
+    return next((key for key in paper.TABLE_II["key"] if label == key or label.startswith(key + "-")), label)
 
 
 def _protocol_label(row) -> str:
@@ -197,21 +256,28 @@ def _protocol_label(row) -> str:
 
 
 def table_ii_figure(table: pd.DataFrame):
-    """Table II as bars, published and measured in two colours, the protocol of each in its label."""
-    table = table.iloc[::-1]
-    figure, axis = style.subplots(width=9, height=0.48 * len(table) + 1.2)
-    colours = [style.MEASURED if kind == "measured" else style.PUBLISHED for kind in table["kind"]]
+    """Table II as bars, a group a method: published, and under it what was measured, the protocol of each in its label."""
+    table = table.iloc[::-1].reset_index(drop=True)
+    places = table.index + 0.6 * (table["key"] != table["key"].shift()).cumsum()  # a gap between methods
+    figure, axis = style.subplots(width=9, height=0.45 * (places.max() + 1) + 1.2)
+    published = table["kind"] == "published"
+    colours = [style.PUBLISHED if printed else style.MEASURED for printed in published]
     names = [f"{row['method']}\n({row['measured on']})" for _, row in table.iterrows()]
-    bars = axis.barh(range(len(table)), table["accuracy"], color=colours)
-    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    axis.set_yticks(range(len(table)), names, fontsize=7)
-    published = bool((table["kind"] == "published").any())
-    axis.set(xlim=(0, 108), xlabel="accuracy (%)" + "; published numbers rest on different splits and tasks" * published)
+    axis.barh(places, table["accuracy"], color=colours, height=0.85)
+    axis.errorbar(table["accuracy"], places, fmt="none", ecolor="black", capsize=2, lw=1,
+                  xerr=[(table["accuracy"] - table["low"]).clip(0), (table["high"] - table["accuracy"]).clip(0)])
+    for place, row in zip(places, table.itertuples(), strict=True):
+        axis.text(1, place, f"{row.accuracy:.1f}", va="center", fontsize=8, color="white", weight="bold")
+    axis.set_yticks(places, names, fontsize=7)
+    axis.set(xlim=(0, 102), ylim=(0, places.max() + 0.6),
+             xlabel="accuracy (%), measured with 95 % interval over cases"
+             + "\npublished numbers rest on different splits and tasks" * bool(published.any()))
     axis.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(20))
     handles = [axis.barh([0], [0], color=c, label=k) for k, c in
-               (("published", style.PUBLISHED), ("measured here", style.MEASURED))[not published :]]
-    axis.legend(handles=handles, loc="lower right", fontsize=8)
+               (("published", style.PUBLISHED), ("measured here", style.MEASURED))[not published.any() :]]
+    axis.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
     weights = table["weights"].dropna()
     if len(weights):
-        figure.supxlabel("measured here: started from " + "; ".join(dict.fromkeys(weights)), fontsize=8)
+        note = "measured here: started from " + "; ".join(dict.fromkeys(weights))
+        figure.supxlabel(textwrap.fill(note, 150), fontsize=7)
     return style.finish(figure)

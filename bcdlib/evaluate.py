@@ -4,18 +4,21 @@ import html
 import json
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
-from bcdlib import decisions, intervals, lookalikes, manifest, metrics, pixels, splits, style
+from bcdlib import decisions, explanation, intervals, lookalikes, manifest, metrics, pixels, splits, style
 from bcdlib.errors import InputError
+from bcdlib.explanation import explain, own_image  # noqa: F401 - called as evaluate.explain
+from bcdlib.mistakes import maps_figure, worst  # noqa: F401 - likewise
 from bcdlib.runs import Run, write_csv
 
 GROUP = ["method", "split"]
 INTERVALS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc", *metrics.UNIT_FIGURES)
+
+THRESHOLDED = ["sensitivity", "specificity", "accuracy", "balanced_accuracy", "precision", "f1", "mcc"]
 
 
 def locked(run: Run, rule: str = "youden", sensitivity: float = decisions.WISHED_SENSITIVITY,
@@ -73,24 +76,25 @@ def _range(low: float, high: float) -> str:
 
 
 def thresholds(table: pd.DataFrame) -> pd.DataFrame:
-    """All metrics of each method and split at threshold 0.5 and at the locked threshold, side by side.
+    """What depends on the threshold, at 0.5 and at the locked one: two rows a method and split.
 
     Returns
     -------
-    DataFrame: method, split, images, cases, figure, at 0.5, at the locked threshold, locked threshold (text: one a trial)
+    DataFrame: method, split, at ("0.5" or "locked"), images, cases, `THRESHOLDED`
     """
-    columns, names = [*GROUP, "images", "cases"], [*metrics.FIGURES, *metrics.UNIT_FIGURES]
-    sides = {"at 0.5": metrics.table(table)}
+    sides = [metrics.table(table).assign(at="0.5")]
     if "threshold" in table:
-        sides["at the locked threshold"] = metrics.table(table, threshold="threshold")
-    long = [side.melt(columns, names, "figure", name) for name, side in sides.items()]
-    found = long[0].assign(**{name: one[name] for name, one in zip(sides, long, strict=True)})
-    if "threshold" in table:
-        texts = table.groupby(GROUP, sort=False)["threshold"].agg(
-            lambda values: ", ".join(f"{value:.3f}" for value in dict.fromkeys(values))
-        )
-        found["locked threshold"] = [texts[key] for key in found[GROUP].itertuples(index=False, name=None)]
-    return found.sort_values(GROUP, kind="stable", ignore_index=True)
+        sides.append(metrics.table(table, threshold="threshold").assign(at="locked"))
+    both = pd.concat(sides).sort_index(kind="stable", ignore_index=True)  # the two of a group one under the other
+    return both[[*GROUP, "at", "images", "cases", *THRESHOLDED]]
+
+
+def all_metrics(table: pd.DataFrame) -> pd.DataFrame:
+    """Every metric at threshold 0.5: a row a figure, a column a method and split (with its number of cases)."""
+    found = metrics.table(table)
+    names = [f"{row.method}, {row.split} ({row.cases} cases)" for row in found.itertuples()]
+    figures = found[[*metrics.FIGURES, *metrics.UNIT_FIGURES]].T.set_axis(names, axis="columns")
+    return figures.rename_axis("figure").reset_index()
 
 
 def cross_validation(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,15 +140,11 @@ def lookalike_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
 def lookalike_figure(run: Run, found: pd.DataFrame, most: int = 4):
     """The most alike pairs of `lookalike_pairs`, side by side; or a figure that says that there is none."""
     shown = found.drop_duplicates(["test", "training"]).head(most)
-    figure, axes = style.subplots(max(len(shown), 1), 2, width=7, height=2.4 * max(len(shown), 1), squeeze=False)
+    if shown.empty:
+        return style.note("No near-identical pictures across training and test were found.")
+    figure, axes = style.subplots(len(shown), 2, width=7, height=2.4 * len(shown), squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    if shown.empty:
-        figure.set_size_inches(7, 0.8)
-        axes[0, 1].remove()
-        axes[0, 0].axis("off")
-        axes[0, 0].text(0, 0.5, "No near-identical pictures across training and test were found.", va="center")
-        return style.finish(figure)
     cache = pixels.cache_of(run)
     for (left, right), pair in zip(axes, shown.itertuples(), strict=True):
         for axis, name, role in ((left, pair.test, "test"), (right, pair.training, "training")):
@@ -162,6 +162,25 @@ def confusion(table: pd.DataFrame):
         called = (part["probability"] >= metrics.THRESHOLD).astype(int)
         ConfusionMatrixDisplay.from_predictions(
             part["label"], called, labels=[0, 1], display_labels=manifest.CLASSES, cmap="Purples", colorbar=False, ax=axis
+        )
+        axis.set_title(f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9)
+    return _with_note(figure, table)
+
+
+def subtypes(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy and macro figures of the eight subtypes, where a method learned them; see `metrics.subtype_table`."""
+    return metrics.subtype_table(table)
+
+
+def subtype_confusion(table: pd.DataFrame):
+    """Confusion matrices of the eight subtypes, a panel a method and split; or a line that says that none learned them."""
+    groups = list(metrics.of_subtypes(table).groupby(GROUP, sort=False))
+    if not groups:
+        return style.note('No method here learned the eight subtypes (task "subtype").')
+    figure, axes = style.subplots(1, len(groups), width=4.6 * len(groups), height=4.4, squeeze=False)
+    for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
+        ConfusionMatrixDisplay.from_predictions(
+            part["subtype"], part["called"], labels=list(manifest.SUBTYPES), cmap="Blues", colorbar=False, ax=axis
         )
         axis.set_title(f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9)
     return _with_note(figure, table)
@@ -231,24 +250,20 @@ def predict(model_file, image_files) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame: file, probability (of malignant; NaN if unreadable), class, reason (empty, or why it was left out)
+    DataFrame: file, probability (of malignant; NaN if unreadable), class, reason (empty, or why it was left out); and
+    if the model lies in a trial's folder with what they need: calibrated (probability), warning (empty, or that the
+    picture is unlike the training images), nearest (the nearest training image)
 
     Raises
     ------
     InputError
         If the model cannot be loaded (Keras' safe mode: no lambdas), or not one picture can be read.
     """
-    if not Path(model_file).is_file():
-        raise InputError(f"{model_file}: no such model file")
-    try:
-        model = keras.models.load_model(model_file, compile=False, safe_mode=True)
-        height, width, _ = model.input_shape[1:]
-    except Exception as error:  # a damaged or foreign file fails in many ways: zip, JSON, HDF5, missing layers
-        raise InputError(f"{model_file}: not a usable Keras model ({error})".splitlines()[0]) from None
+    model = explanation.load(model_file)
     rows, arrays = [], []
     for file in map(Path, image_files):
         try:
-            arrays.append(pixels.decode(file.read_bytes(), (width, height)))
+            arrays.append(explanation.read(model, file.read_bytes()))
             rows.append({"file": str(file), "probability": float("nan"), "class": "", "reason": ""})
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -257,8 +272,12 @@ def predict(model_file, image_files) -> pd.DataFrame:
         raise InputError(f"{rows[0]['file']}: {rows[0]['reason']}" if rows else "no image named")
     table = pd.DataFrame(rows)
     used = table["reason"] == ""
-    table.loc[used, "probability"] = model.predict(np.stack(arrays), verbose=0)[:, 0].astype("float64")
+    table.loc[used, "probability"] = explanation.predict(model, np.stack(arrays))
     table.loc[used, "class"] = np.where(table.loc[used, "probability"] >= metrics.THRESHOLD, *manifest.CLASSES[::-1])
+    more = explanation.beside(model_file, model, np.stack(arrays), table.loc[used, "probability"])
+    table = table.join(pd.DataFrame(more, index=table.index[used]))
+    texts = [name for name in ("warning", "nearest") if name in table]
+    table[texts] = table[texts].fillna("")
     return table
 
 

@@ -1,7 +1,8 @@
 """The predictions table and the figures that follow from it; works on any model's predictions.
 
 Columns of a predictions table: filename, slide, case, magnification, subtype, label (0 benign, 1 malignant),
-probability (of malignant), fold, method, split, seed; ours also have ``weights`` (what the network started from).
+probability (of malignant), fold, method, split, seed; ours also have ``weights`` (what the network started from), and
+those of the task "subtype" p_A, p_F, ... (probability of each of the eight subtypes).
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from bcdlib.errors import InputError
 
 COLUMNS = ["filename", "slide", "case", "magnification", "subtype", "label", "probability", "fold", "method", "split",
            "seed"]
+SUBTYPE_COLUMNS = [f"p_{name}" for name in manifest.SUBTYPES]
 TRIAL = ["method", "split", "fold", "seed"]
 THRESHOLD = 0.5
 BINS = 10
@@ -198,6 +200,39 @@ def table(predictions: pd.DataFrame, by=("method", "split"), threshold=THRESHOLD
         names = predictions.groupby(list(by), sort=False)["weights"].agg(lambda w: ", ".join(dict.fromkeys(w)))
         result["weights"] = names.to_numpy()
     return result
+
+
+def of_subtypes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods that learned the eight subtypes, with ``called``: the most probable one; may be empty."""
+    if not set(SUBTYPE_COLUMNS) <= set(predictions):
+        return predictions.iloc[:0].assign(called="")
+    rows = predictions[predictions[SUBTYPE_COLUMNS].notna().all(axis=1)]
+    most = rows[SUBTYPE_COLUMNS].to_numpy().argmax(axis=1) if len(rows) else []
+    return rows.assign(called=np.array(list(manifest.SUBTYPES))[most] if len(rows) else "")
+
+
+def subtype_table(predictions: pd.DataFrame, by=("method", "split")) -> pd.DataFrame:
+    """Figures of the eight-subtype task; folds and seeds pooled. Empty if no method learned it.
+
+    Returns
+    -------
+    DataFrame: the columns of `by`, images, cases, subtypes (how many occur in the test part), accuracy,
+    macro_sensitivity, macro_precision, macro_f1 (means over the subtypes that occur; a subtype that is never called has
+    precision 0).
+    """
+    rows = []
+    for key, part in of_subtypes(predictions).groupby(list(by), sort=False):
+        labels = [name for name in manifest.SUBTYPES if (part["subtype"] == name).any()]
+        average = {"labels": labels, "average": "macro", "zero_division": 0}
+        truth, called = part["subtype"], part["called"]
+        rows.append(dict(zip(by, key, strict=True)) | {
+            "images": part["filename"].nunique(), "cases": part["case"].nunique(), "subtypes": len(labels),
+            "accuracy": sk.accuracy_score(truth, called), "macro_sensitivity": sk.recall_score(truth, called, **average),
+            "macro_precision": sk.precision_score(truth, called, **average),
+            "macro_f1": sk.f1_score(truth, called, **average),
+        })
+    columns = [*by, "images", "cases", "subtypes", "accuracy", "macro_sensitivity", "macro_precision", "macro_f1"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def cross_validation(predictions: pd.DataFrame, figures=("accuracy", "auc"), by=("method", "split")) -> pd.DataFrame:

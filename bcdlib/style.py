@@ -36,6 +36,14 @@ def finish(figure):
     return figure
 
 
+def note(text: str):
+    """A figure that is one line of text, where there is nothing to draw."""
+    figure, axis = subplots(width=7, height=0.6)
+    axis.axis("off")
+    axis.text(0, 0.5, text, va="center")
+    return finish(figure)
+
+
 def table(values: pd.DataFrame, digits: int = 3):
     """A table as notebooks and report show it: no index, so many digits, "-" where a figure is not defined.
 

@@ -11,7 +11,7 @@ from bcdlib.runs import Run
 
 
 def plan(run: Run, profile: Profile, split_names: Iterable[str] = (), method: str = "resnet50", seed: int = 0,
-         trainable: str = "all") -> list[trials.Trial]:
+         trainable: str = "all", task: str = "binary", stain: str | None = None) -> list[trials.Trial]:
     """The trials of 04_train: the first fold of each split.
 
     Parameters
@@ -19,7 +19,8 @@ def plan(run: Run, profile: Profile, split_names: Iterable[str] = (), method: st
     split_names : protocols, in order; empty means those of the profile's that the images allow (see `splits.made`).
     """
     names = tuple(split_names) or splits.made(run, profile.splits)
-    return [trials.Trial(method, name, splits.read(run, name), 0, seed, trainable) for name in names]
+    return [trials.Trial(method, name, splits.read(run, name), 0, seed, trainable, task, stain or None)
+            for name in names]
 
 
 def show_plan(planned: list[trials.Trial]) -> pd.DataFrame:
@@ -34,9 +35,10 @@ def show_plan(planned: list[trials.Trial]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def network(run: Run, profile: Profile, weights: str | None = None, method: str = "resnet50", trainable: str = "all"):
+def network(run: Run, profile: Profile, weights: str | None = None, method: str = "resnet50", trainable: str = "all",
+            task: str = "binary"):
     """The compiled network, for looking at; `fit` builds its own."""
-    trial = trials.Trial(method, "", pd.DataFrame(), trainable=trainable)
+    trial = trials.Trial(method, "", pd.DataFrame(), trainable=trainable, task=task)
     return trial.estimator(profile, weights).build(pixels.cache_of(run).pixels.shape[1:])
 
 

@@ -1,17 +1,20 @@
 """A trial: one method, one split, one fold, one seed. Trained once, stored, and found again."""
 
 import hashlib
+import inspect
 import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from bcdlib import manifest, methods, splits
+from bcdlib import card, manifest, methods, splits
+from bcdlib.errors import InputError
 from bcdlib.methods import backbones
-from bcdlib.metrics import COLUMNS, TRIAL
+from bcdlib.metrics import COLUMNS, SUBTYPE_COLUMNS, TRIAL
 from bcdlib.pixels import PixelCache
 from bcdlib.profiles import Profile
 from bcdlib.runs import write_csv, write_json
@@ -21,7 +24,8 @@ from bcdlib.runs import write_csv, write_json
 class Trial:
     """What a trial is made of. ``method`` is a key of the registry or the path of a method file.
 
-    ``split_table`` is the whole split; ``fold`` says which of its folds.
+    ``split_table`` is the whole split; ``fold`` says which of its folds. ``task`` is "binary" or "subtype". ``stain`` is
+    "macenko", "reinhard" or "none"; None leaves it to the method.
     """
 
     method: str
@@ -30,20 +34,35 @@ class Trial:
     fold: int = 0
     seed: int = 0
     trainable: str = "all"
+    task: str = "binary"
+    stain: str | None = None
 
     @property
     def label(self) -> str:
-        """The method's name in tables: its key, with ``-head`` if its base stays frozen."""
-        return methods.get(self.method).key + ("-head" if self.trainable == "head" else "")
+        """The method's name in tables: its key, with ``-head`` if its base stays frozen where it could be fine-tuned,
+        ``-subtype`` for the second task, and the stain normalisation if one was asked for."""
+        kind = methods.get(self.method)
+        offered = "trainable" in kind().get_params() and kind.trains("head") != kind.trains("all")
+        frozen = "-head" if offered and self.trainable == "head" else ""
+        task = "" if self.task == "binary" else f"-{self.task}"
+        return kind.key + frozen + task + ("" if self.stain is None else f"-stain_{self.stain}")
 
     def estimator(self, profile: Profile, weights: str | None = None, verbose=None) -> methods.Method:
-        """The untrained method with this profile's settings (those of them that it knows).
+        """The untrained method with this profile's settings (those of them that it knows), or its own in their place.
 
         ``verbose`` is Keras'; default: the environment variable BCD_VERBOSE, else 1, one progress bar line an epoch.
+
+        Raises
+        ------
+        InputError
+            If the method cannot learn the task or knows no stain normalisation.
         """
-        head = self.trainable == "head"
+        kind = methods.get(self.method)
+        trains = kind.trains(self.trainable)
+        head = trains == "head"
         settings = {
             "trainable": self.trainable,
+            "task": self.task,
             "weights": backbones.choice(weights),
             "pretrained_required": profile.needs_pretrained,
             "epochs": profile.head_epochs if head else profile.epochs,
@@ -53,9 +72,21 @@ class Trial:
             "batch_norm": profile.batch_norm,
             "seed": self.seed,
             "verbose": int(os.environ.get("BCD_VERBOSE", 1)) if verbose is None else verbose,
-        }
-        kind = methods.get(self.method)
-        return kind(**{key: value for key, value in settings.items() if key in kind().get_params()})
+        } | kind.changes.get(trains, {})
+        if self.stain is not None:
+            settings["stain"] = None if self.stain == "none" else self.stain
+        known = kind().get_params()
+        if self.task not in kind.tasks:
+            raise InputError(f"{kind.key}: cannot learn the task {self.task!r}; it knows {', '.join(kind.tasks)}")
+        if settings.get("stain") and "stain" not in known:
+            raise InputError(f"{kind.key}: has no stain normalisation")
+        return kind(**{key: value for key, value in settings.items() if key in known})
+
+    def labels(self, images: pd.DataFrame) -> np.ndarray:
+        """What the method learns: class (0, 1) or subtype (0..7, in the order of ``manifest.SUBTYPES``); int64 (N,)."""
+        if self.task == "binary":
+            return manifest.labels(images)
+        return images["subtype"].map({name: number for number, name in enumerate(manifest.SUBTYPES)}).to_numpy("int64")
 
 
 @dataclass(frozen=True)
@@ -77,8 +108,7 @@ class Result:
         return json.loads((self.folder / "trial.json").read_text())["curves_on"]
 
 
-def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, verbose=None, keep_model=True,
-        shared: dict | None = None) -> Result:
+def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, verbose=None, keep_model=True) -> Result:
     """Train and predict a trial, or find it finished. One that was cut off goes on from its last checkpoint.
 
     Parameters
@@ -86,10 +116,7 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
     root : path-like
         Folder of trials. Each has a folder of its own, named after all that it depends on.
     keep_model : bool
-        Whether to store ``model.keras``.
-    shared : dict, optional
-        Where trials with a frozen base leave base and features for the next one. Give the same dict to all trials
-        of one comparison.
+        Whether to store ``model.keras``, with ``model-card.md`` beside it.
     """
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
@@ -98,42 +125,57 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
         return _load(trial, folder)
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    estimator, inputs = _prepare(trial, estimator, cache, {} if shared is None else shared)
-    labels = manifest.labels(cache.images)
     rows = {role: cache.rows(part.loc[part["role"] == role, "filename"]) for role in splits.ROLES}
     curves_on = "validation" if len(rows["validation"]) else "test"  # the paper's protocol has no validation part
+    inputs, labels = estimator.inputs(cache, rows["train"]), trial.labels(cache.images)
+    wants_images = "images" in inspect.signature(estimator.fit).parameters
+
+    def images_of(role):
+        return {"images": cache.images.iloc[rows[role]]} if wants_images else {}
+
+    held_out = (inputs[rows[curves_on]], labels[rows[curves_on]], *images_of(curves_on).values())
     estimator.fit(
         inputs[rows["train"]], labels[rows["train"]],
-        validation_data=(inputs[rows[curves_on]], labels[rows[curves_on]]), folder=folder,
+        validation_data=None if estimator.chooses and curves_on == "test" else held_out,
+        folder=folder, **images_of("train"),
     )
     weights_label = getattr(getattr(estimator, "weights_", None), "label", "no pre-trained weights")
     if keep_model:
         estimator.save(folder / "model.keras")
     for role, name in (("validation", "validation.csv"), ("test", "predictions.csv")):  # the test part is read last
-        table = cache.images.iloc[rows[role]][["filename", "slide", "case", "magnification", "subtype"]].assign(
-            label=labels[rows[role]],
-            probability=estimator.predict_proba(inputs[rows[role]])[:, 1] if len(rows[role]) else 0.0,
-            fold=trial.fold, method=trial.label, split=trial.split, seed=trial.seed, weights=weights_label,
-        )
-        write_csv(folder / name, table[[*COLUMNS, "weights"]])
+        probability = np.zeros((0, len(methods.TASKS[trial.task])))
+        if len(rows[role]):
+            probability = estimator.predict_proba(inputs[rows[role]], **images_of(role))
+        write_csv(folder / name, _table(trial, cache.images.iloc[rows[role]], probability, weights_label))
     write_json(folder / "trial.json", {
-        "method": trial.label, "split": trial.split, "fold": trial.fold, "seed": trial.seed,
+        "method": trial.label, "split": trial.split, "fold": trial.fold, "seed": trial.seed, "task": trial.task,
         "folds": int(trial.split_table["fold"].nunique()), "curves_on": curves_on,
         "images": {role: len(found) for role, found in rows.items()},
         "parameters": estimator.get_params(), "weights": weights_label, "profile": profile.name,
         "seconds": round(time.perf_counter() - started, 1),
     })
+    if keep_model:
+        card.write(folder, cache.images, part)
     (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
     return _load(trial, folder)
 
 
-def _prepare(trial: Trial, estimator, cache: PixelCache, shared: dict):
-    if trial.trainable != "head":
-        return estimator, estimator.inputs(cache)
-    key = (trial.method, trial.seed, cache.folder)
-    if key not in shared:
-        shared[key] = (estimator, estimator.inputs(cache))
-    return shared[key]
+def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_label: str) -> pd.DataFrame:
+    table = images[["filename", "slide", "case", "magnification", "subtype"]].assign(
+        label=manifest.labels(images), probability=malignant(probability),
+        fold=trial.fold, method=trial.label, split=trial.split, seed=trial.seed, weights=weights_label,
+    )[[*COLUMNS, "weights"]]
+    if trial.task == "subtype":
+        table[SUBTYPE_COLUMNS] = probability
+    return table
+
+
+def malignant(probability) -> np.ndarray:
+    """Probability of malignant from (N, 2) classes or (N, 8) subtypes, the sum over the malignant ones; float64 (N,)."""
+    if probability.shape[1] == 2:
+        return probability[:, 1]
+    columns = [number for number, name in enumerate(manifest.SUBTYPES) if name not in manifest.BENIGN]
+    return probability[:, columns].sum(axis=1).clip(0, 1)
 
 
 def _name(trial: Trial, estimator, part: pd.DataFrame, cache: PixelCache) -> str:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix, recall_score
 
-from bcdlib import browse, evaluate, manifest, panel, runs, sources, style
+from bcdlib import browse, explanation, manifest, panel, runs, sources, style
 from bcdlib.errors import InputError
 from bcdlib.pixels import PixelCache
 
@@ -193,6 +193,11 @@ def test_both_forms_of_an_upload():
     assert browse.uploaded({}) == browse.uploaded(()) == []
 
 
+def answer(label, probability, calibrated=None, warning=""):
+    figure, _ = style.subplots(width=3, height=2)
+    return explanation.Explanation(label, probability, calibrated, warning, pd.DataFrame(), style.finish(figure))
+
+
 class Upload(widgets.HTML):
     """Stands in for ipywidgets.FileUpload, whose value comes from the browser."""
 
@@ -207,7 +212,7 @@ class Upload(widgets.HTML):
 def your_image(run, monkeypatch):
     monkeypatch.setattr(browse.widgets, "FileUpload", Upload)
     monkeypatch.setattr(browse, "uploaded", lambda value: [(value.split("|")[0], bytes.fromhex(value.split("|")[1]))])
-    return browse.YourImage(run, {"net, split case": "model.keras"})
+    return browse.YourImage(run, {"net, split case": "model.keras"}, answer("benign", 0.1))
 
 
 def test_upload_shows_answer_and_warning(your_image, monkeypatch):
@@ -215,10 +220,10 @@ def test_upload_shows_answer_and_warning(your_image, monkeypatch):
 
     def explain(file, picture, run=None):
         asked.append((file, picture))
-        figure, axis = style.subplots(width=3, height=2)
-        return browse._Answer("malignant", 0.8123, style.finish(figure), 0.7, "unlike the <training> data")
+        return answer("malignant", 0.8123, 0.7, "unlike the <training> data")
 
-    monkeypatch.setattr(evaluate, "explain", explain, raising=False)
+    monkeypatch.setattr(explanation, "explain", explain)
+    assert "An image at hand: benign, probability of malignant 0.100" in your_image.answer.value
     your_image.upload.send("<b>.png", b"pixels")
     assert asked == [("model.keras", b"pixels")]
     text = your_image.answer.value
@@ -231,7 +236,7 @@ def test_upload_says_what_is_wrong(your_image, monkeypatch):
     def explain(file, picture, run=None):
         raise InputError("picture: cannot be decoded")
 
-    monkeypatch.setattr(evaluate, "explain", explain, raising=False)
+    monkeypatch.setattr(explanation, "explain", explain)
     your_image.upload.send("notes.txt", b"text")
     assert "notes.txt</b>: picture: cannot be decoded" in your_image.answer.value
     assert your_image.picture.layout.display == "none"
@@ -250,8 +255,8 @@ def test_models_of_a_run(run):
 
 
 def test_a_run_without_models_says_so(run):
-    shown = browse.your_image(run)
-    assert shown.widget is None and "04_train" in shown.figure.axes[0].texts[0].get_text()
+    shown = browse.your_image(run, answer("", float("nan"), warning="no model"))
+    assert shown.widget is None and (run.folder / "figures" / "own_image.svg").is_file()
 
 
 # ---------------------------------------------------------------- widget or picture

@@ -31,7 +31,7 @@ STAGES = suite.STAGES[:5]  # 06_compare's figure is drawn from 04's predictions:
 # what the widgets need of each notebook, by cell id: the rest is tested elsewhere and costs a minute
 NEEDED = {
     "03_visualize": ["title", "get-bcdlib", "parameters", "code-06", "section-3-7", "browse-samples"],
-    "05_evaluate": ["title", "setup", "parameters", "code-06", "code-08", "threshold-slider", "section-5-12", "your-image"],
+    "05_evaluate": ["title", "setup", "parameters", "code-06", "code-08", "threshold-slider", "section-5-13", "own-image"],
 }
 # bytes of the pictures that are seen, as the page has decoded them
 PICTURES = """() => [...document.querySelectorAll('img.widget-image, .widget-image img')]
@@ -84,7 +84,7 @@ def outputs(run, stage, cell):
 
 
 def test_headless_run_leaves_pictures(made):
-    cells = {"browse-samples": "03_visualize", "threshold-slider": "05_evaluate", "your-image": "05_evaluate"}
+    cells = {"browse-samples": "03_visualize", "threshold-slider": "05_evaluate", "own-image": "05_evaluate"}
     for cell, stage in cells.items():
         data = [output.data for output in outputs(made, stage, cell) if "data" in output]
         assert len(data) == 1 and len(data[0]["image/png"]) > 10_000 and panel.VIEW not in data[0]

@@ -172,6 +172,10 @@ def test_table_ii_and_gap():
     right = base.assign(probability=label.astype(float), split="image")
     half = base.assign(probability=np.where(np.arange(100) % 2, label, 1 - label).astype(float), split="case")
     table = compare.table_ii(pd.concat([right, half]))
-    assert table["accuracy"].tolist()[0] == 100 and table["accuracy"].tolist()[-1] == 50 and len(table) == 13
+    # methods by their published accuracy, what is not in Table II first; measured rows under the published one
+    assert table["key"].tolist()[:3] == ["m", "m", "resnet50"] and table["accuracy"].tolist()[:3] == [100, 50, 99.10]
+    assert len(table) == 13 and table["low"].notna().sum() == 2
+    mine = compare.table_ii(right.assign(method="alexnet-head")).query("key == 'alexnet'")
+    assert mine[["kind", "accuracy"]].values.tolist() == [["published", 84.60], ["measured", 100]]
     assert "accuracy 1.000 with a split by image, 0.500 with a split by case" in compare.gap(pd.concat([right, half]))
     assert compare.gap(right) == ""

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
-from bcdlib import decisions, metrics
+from bcdlib import decisions, evaluate, metrics
 from bcdlib.errors import InputError
 
 
@@ -96,3 +96,15 @@ def test_referral_by_hand():
 def test_bad_settings(change, message):
     with pytest.raises(InputError, match=message):
         decisions.lock(table([0, 1], [0.2, 0.8]), **change)
+
+
+def test_both_thresholds_stand_one_under_the_other():
+    y = [0, 0, 1, 1]
+    rows = pd.concat([table(y, [0.1, 0.4, 0.35, 0.9]), table(y, [0.2, 0.6, 0.7, 0.8], split="image")])
+    locked = decisions.lock(table(y, [0.1, 0.2, 0.3, 0.9]))  # 0.3, for the split by case only
+    found = evaluate.thresholds(decisions.apply(rows, locked))
+    assert found[["split", "at"]].values.tolist() == [["case", "0.5"], ["case", "locked"], ["image", "0.5"],
+                                                      ["image", "locked"]]
+    assert found["accuracy"].tolist() == [0.75, 0.75, 0.75, 0.75] and found["sensitivity"].tolist() == [0.5, 1, 1, 1]
+    every = evaluate.all_metrics(rows).set_index("figure")
+    assert every.loc["auc"].tolist() == [0.75, 1] and list(every.index) == [*metrics.FIGURES, *metrics.UNIT_FIGURES]

@@ -126,3 +126,18 @@ def test_missing_and_empty_file(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(InputError, match="not a readable CSV"):
         metrics.read_predictions(tmp_path / "empty.csv")
+
+
+def test_subtypes_against_sklearn():
+    rng = np.random.default_rng(3)
+    truth = rng.choice(["A", "F", "DC", "PC"], 80)
+    p = rng.dirichlet(np.ones(8), 80)
+    t = table((truth > "C").astype(int) * (truth != "F"), p[:, 4:].sum(axis=1), subtype=truth,
+              **dict(zip(metrics.SUBTYPE_COLUMNS, p.T, strict=True)))
+    called = np.array(["A", "F", "PT", "TA", "DC", "LC", "MC", "PC"])[p.argmax(axis=1)]
+    row = metrics.subtype_table(pd.concat([t, t.assign(method="binary", **dict.fromkeys(metrics.SUBTYPE_COLUMNS))])).iloc[0]
+    assert row["accuracy"] == pytest.approx((called == truth).mean()) and row["subtypes"] == 4
+    recalls = [(called[truth == name] == name).mean() for name in ("A", "F", "DC", "PC")]
+    assert row["macro_sensitivity"] == pytest.approx(np.mean(recalls))
+    assert row["macro_f1"] == pytest.approx(sk.f1_score(truth, called, labels=["A", "F", "DC", "PC"], average="macro"))
+    assert metrics.subtype_table(table([0, 1], [0.2, 0.8])).empty

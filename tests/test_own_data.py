@@ -338,7 +338,7 @@ def test_run_and_compare(tmp_path):
     assert {row["split"]: row["images"] for row in summary["compared"]} == {"image": 36, "case": 36}
     assert all(row["slides"] == row["cases"] == 3 for row in summary["compared"])
     html = re.sub("data:image/png;base64,[^\"]*", "", (tmp_path / "out" / "report.html").read_text())
-    for word in ("652", "Spanhol", "CC BY", "1995", "printed<", "Gour et al.", "99.10"):
+    for word in ("652", "63(7)", "CC BY", "1995", "printed<", "Gour et al.", "99.10"):
         assert word not in html, word
     assert "2 folds instead of 5" in html and "of 2 test cases were also in training" in html
     assert pd.read_csv(tmp_path / "out" / "tables" / "by_magnification.csv")["magnification"].tolist() == ["unknown"]

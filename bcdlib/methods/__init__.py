@@ -11,11 +11,13 @@ import pkgutil
 from pathlib import Path
 
 from bcdlib.errors import InputError
-from bcdlib.methods.base import KerasMethod, Method
+from bcdlib.methods import saved
+from bcdlib.methods.base import TASKS, KerasMethod, Method
+from bcdlib.methods.saved import Saved
 
-__all__ = ["KerasMethod", "Method", "get", "names"]
+__all__ = ["TASKS", "KerasMethod", "Method", "Saved", "get", "load", "names"]
 
-_NOT_METHODS = ("base", "backbones")
+_NOT_METHODS = ("base", "backbones", "networks", "saved", "training")
 
 
 @functools.cache
@@ -56,3 +58,19 @@ def get(name: str) -> type[Method]:
     if len(classes) != 1:
         raise InputError(f"{name}: a method file defines one subclass of Method, this one {len(classes)}")
     return classes[0]
+
+
+def load(path) -> Saved:
+    """A trained network from a .keras file: one that `Method.save` wrote, or any that takes RGB pictures 0..255.
+
+    Returns
+    -------
+    Saved, with ``predict_proba(X, images=None)`` for uint8 (N, height, width, 3); it applies the stain step that the
+    file describes, which keras.models.load_model alone would not.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it does not load, or it does not give 1, 2 or 8 numbers an image.
+    """
+    return saved.load(path, {name: get(name) for name in names()})

@@ -1,24 +1,47 @@
-"""Convolutional bases from keras.applications: their weights, and their normalisation as layers."""
+"""Convolutional bases: their constructors, their weights, and their normalisation as layers."""
 
 import functools
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from bcdlib.errors import InputError
+from bcdlib.methods import networks
 
-# architecture -> constructor and the way its ImageNet weights expect pixels (keras.applications' own "mode" words)
+
+class Architecture(NamedTuple):
+    """A base: ``constructor`` as those of keras.applications, ``mode`` the way its ImageNet weights expect pixels
+    (keras.applications' own words), ``smallest`` the shortest side that it takes, ``downloads`` whether Keras has its
+    ImageNet weights."""
+
+    constructor: Callable
+    mode: str
+    smallest: int = 32
+    downloads: bool = True
+
+
 ARCHITECTURES = {
-    "resnet50": (keras.applications.ResNet50, "caffe"),
+    "resnet50": Architecture(keras.applications.ResNet50, "caffe"),
+    "resnet152": Architecture(keras.applications.ResNet152, "caffe"),
+    "vgg16": Architecture(keras.applications.VGG16, "caffe"),
+    "vgg19": Architecture(keras.applications.VGG19, "caffe"),
+    "xception": Architecture(keras.applications.Xception, "tf", smallest=71),
+    "densenet201": Architecture(keras.applications.DenseNet201, "torch"),
+    "mobilenet_v2": Architecture(keras.applications.MobileNetV2, "tf"),
+    # as Caffe's models of both: BGR, less the mean colour of ImageNet
+    "googlenet": Architecture(networks.GoogLeNet, "caffe", downloads=False),
+    "alexnet": Architecture(networks.AlexNet, "caffe", smallest=67, downloads=False),
 }
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a base's weights come from: ``path`` for keras.applications (a file, "imagenet" or None) and a label."""
+    """Where a base's weights come from: ``path`` for the constructor (a file, "imagenet" or None) and a label."""
 
     path: str | None
     label: str
@@ -37,8 +60,10 @@ def choice(weights: str | None = None) -> str:
 @functools.cache
 def _download_problem(architecture: str) -> str:
     """Empty if Keras has or gets the ImageNet weights, else why not; asked once a process."""
+    if not ARCHITECTURES[architecture].downloads:
+        return f"Keras has no ImageNet weights of {architecture}"
     try:
-        ARCHITECTURES[architecture][0](include_top=False, weights="imagenet")
+        ARCHITECTURES[architecture].constructor(include_top=False, weights="imagenet")
     except Exception as error:  # urllib, ssl, OSError, Keras' own: all mean that the download failed
         return f"ImageNet weights of {architecture} cannot be downloaded ({error})".splitlines()[0]
     return ""
@@ -85,16 +110,44 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
     return Weights(None, "random initial weights (ImageNet's could not be had)")
 
 
-def normalise(x, architecture: str):
+def find_all(architectures: Iterable[str], weights: str | None = None, required: bool = True) -> dict[str, Weights]:
+    """`find_weights` of each base of a method.
+
+    Where weights are required, a method needs them for one of its bases at least: a comparison need not stop because
+    one of four is not at hand. A base of which Keras has no weights is never required. The label says what was used.
+    """
+    names = list(architectures)
+    found = {name: find_weights(name, weights, required=False) for name in names}
+    if required and not any(w.pretrained for w in found.values()):
+        for name in names:
+            if ARCHITECTURES[name].downloads:
+                find_weights(name, weights, required=True)  # raises, or the user asked for none
+    return found
+
+
+def label(found: dict[str, Weights]) -> str:
+    """What a method's bases started from, in a few words."""
+    labels = {weights.label for weights in found.values()}
+    if len(labels) == 1:
+        return labels.pop()
+    return ", ".join(f"{name}: {weights.label}" for name, weights in found.items()) or "no pre-trained weights"
+
+
+def normalise(x, architecture: str, name: str = "normalisation"):
     """Append the layers that turn RGB 0..255 into what the base's ImageNet weights expect.
 
     The built-in layers only, so that a saved model loads without bcdlib. Checked against
     ``keras.applications.<architecture>.preprocess_input``.
     """
-    mode = ARCHITECTURES[architecture][1]
+    mode = ARCHITECTURES[architecture].mode
     if mode == "caffe":
         x = keras.ops.flip(x, axis=-1)  # RGB -> BGR
-        return keras.layers.Normalization(mean=[103.939, 116.779, 123.68], variance=[1.0] * 3, name="normalisation")(x)
+        return keras.layers.Normalization(mean=[103.939, 116.779, 123.68], variance=[1.0] * 3, name=name)(x)
+    if mode == "torch":
+        mean, deviation = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
+        return keras.layers.Normalization(mean=mean.tolist(), variance=(deviation**2).tolist(), name=name)(x)
+    if mode == "tf":
+        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name=name)(x)
     raise ValueError(f"unknown normalisation {mode!r}")
 
 
@@ -127,11 +180,57 @@ def build(architecture: str, input_shape: tuple[int, int, int], weights: Weights
     InputError
         If the weights file does not fit the architecture.
     """
-    constructor = ARCHITECTURES[architecture][0]
+    constructor = ARCHITECTURES[architecture].constructor
     try:
         return constructor(include_top=False, weights=weights.path, input_shape=input_shape, name=architecture)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(f"{weights.path}: does not load as {architecture} ({error})".splitlines()[0]) from None
+
+
+def features(x, architecture: str, weights: Weights, seed: int, *, trainable: bool = False, batch_norm=None,
+             pooling: str = "average", patches: int = 1, name: str = "pool"):
+    """Append a base and its pooling.
+
+    Parameters
+    ----------
+    x : Keras tensor (batch, height, width, 3), RGB 0..255
+    seed : of random initial weights; they do not depend on what was built before.
+    trainable, batch_norm : as in `set_trainable`
+    pooling : "average" (global average) or "flatten"
+    patches : cut the image into patches x patches equal parts and put each through the base
+    name : of the last layer
+
+    Returns
+    -------
+    Keras tensor (batch, channels); with patches > 1 the features of all patches side by side, row by row.
+    """
+    if patches > 1:
+        x = cut(x, patches)
+    height, width = x.shape[1:3]
+    factor = -(-ARCHITECTURES[architecture].smallest // min(height, width))
+    if factor > 1:  # the base cannot take pictures this small
+        x = keras.layers.Resizing(factor * height, factor * width, name=f"enlarge_{architecture}")(x)
+    x = normalise(x, architecture, "normalisation" if name == "pool" else f"normalisation_{architecture}")
+    keras.utils.set_random_seed(seed)
+    base = build(architecture, x.shape[1:], weights)
+    set_trainable(base, trainable, batch_norm)
+    # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
+    x = base(x, training=None if trainable else False)
+    inner = name if patches == 1 else f"{name}_patch"
+    pool = keras.layers.Flatten(name=inner) if pooling == "flatten" else keras.layers.GlobalAveragePooling2D(name=inner)
+    x = pool(x)
+    return x if patches == 1 else keras.layers.Identity(name=name)(keras.ops.reshape(x, (-1, patches**2 * x.shape[-1])))
+
+
+def cut(x, patches: int):
+    """Cut images into patches x patches equal parts (a rest at the right and lower edge of fewer pixels is left out).
+
+    Keras tensor (batch, height, width, 3) -> (batch * patches**2, height // patches, width // patches, 3), an image's
+    patches one after the other, row by row.
+    """
+    height, width = x.shape[1] // patches, x.shape[2] // patches
+    rows = keras.ops.image.extract_patches(x[:, : height * patches, : width * patches], (height, width))
+    return keras.ops.reshape(rows, (-1, height, width, 3))
 
 
 def set_trainable(base: keras.Model, trainable: bool, batch_norm: float | str | None = None) -> None:

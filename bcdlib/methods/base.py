@@ -1,129 +1,114 @@
 """What a method is, and the part that all methods trained with Keras share."""
 
-import importlib.util
+import inspect
+import json
+import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 import keras
 import numpy as np
-import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 
+from bcdlib import features, manifest, stain
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
-from bcdlib.pixels import batch_rows
+from bcdlib.methods.training import Batches, Ordered, augmentation, run
 from bcdlib.runs import replacing, write_csv
+
+TASKS = {"binary": manifest.CLASSES, "subtype": tuple(manifest.SUBTYPES)}
+MEMBER = "bcdlib.json"  # what a saved .keras file says beside the network
 
 
 class Method(ClassifierMixin, BaseEstimator, ABC):
     """A classifier of images, scikit-learn style.
 
-    ``X`` is uint8 (N, height, width, 3), RGB 0..255; ``y`` is int (N,), benign 0, malignant 1.
+    ``X`` is uint8 (N, height, width, 3), RGB 0..255; ``y`` is int (N,), benign 0, malignant 1 (``task="binary"``), or
+    0..7 in the order of ``manifest.SUBTYPES`` (``task="subtype"``).
 
-    Class attributes: ``key`` (the registry's name) and ``title``.
+    Class attributes
+    ----------------
+    key, title : the registry's name, and one for people
+    tasks : which tasks it can learn
+    always : "all" or "head" if the method trains its whole network, or a head only, whatever ``trainable`` says
+    chooses : True if `fit` chooses something on ``validation_data``; it is then never given the test part there
+    changes : settings in place of the profile's, by what is trained: {"all": {...}, "head": {...}}
     """
 
     key: str
     title: str
+    tasks: tuple[str, ...] = ("binary",)
+    always: str | None = "all"
+    chooses: bool = False
+    changes: dict[str, dict] = {}
 
     @abstractmethod
     def fit(self, X, y, validation_data=None, folder=None):
-        """Train. ``validation_data`` is (X, y) to draw curves of; ``folder`` is where checkpoints go. Returns self."""
+        """Train. ``validation_data`` is (X, y) to draw curves of; ``folder`` is where checkpoints go. Returns self.
+
+        A method that wants to know more about the images takes ``images=None`` too: a DataFrame with
+        ``manifest.IMAGE_COLUMNS``, rows parallel with X. `predict_proba` likewise; ``validation_data`` is then
+        (X, y, images).
+        """
 
     @abstractmethod
     def predict_proba(self, X) -> np.ndarray:
-        """Probabilities; float64 (N, 2), columns benign and malignant."""
+        """Probabilities; float64 (N, 2), columns benign and malignant, or (N, 8) for ``task="subtype"``."""
 
     @abstractmethod
     def save(self, path) -> None:
         """Store the trained method in a file, atomically."""
 
     def predict(self, X) -> np.ndarray:
-        """Class at threshold 0.5; int64 (N,)."""
-        return (self.predict_proba(X)[:, 1] >= 0.5).astype("int64")
+        """Class: at threshold 0.5, or the most probable subtype; int64 (N,)."""
+        probability = self.predict_proba(X)
+        if probability.shape[1] == 2:
+            return (probability[:, 1] >= 0.5).astype("int64")
+        return probability.argmax(axis=1)
 
-    def inputs(self, cache) -> np.ndarray:
-        """What `fit` and `predict_proba` want for all images of a `pixels.PixelCache`; by default its pixels."""
+    def inputs(self, cache, train=None) -> np.ndarray:
+        """What `fit` and `predict_proba` want for all images of a `pixels.PixelCache`; by default its pixels.
+
+        ``train`` are the rows of the training images, the only ones that anything may be fitted on.
+        """
         return cache.pixels
 
+    @classmethod
+    def trains(cls, trainable: str) -> str:
+        """What it trains if asked for this: "all" or "head"."""
+        return cls.always or trainable
 
-class Batches(keras.utils.PyDataset):
-    """Training batches in an order that depends on seed and step only, so that a resumed run sees the same ones."""
-
-    def __init__(self, X, y, batch_size: int, steps: int, seed: int, epoch: int = 0):
-        super().__init__()
-        self.X, self.y = X, np.asarray(y, dtype="float32")[:, None]
-        self.batch_size, self.steps, self.seed, self.epoch = batch_size, steps, seed, epoch
-
-    def __len__(self):
-        return self.steps
-
-    def __getitem__(self, index):
-        rows = batch_rows(len(self.y), self.batch_size, self.epoch * self.steps + index, self.seed)
-        return np.asarray(self.X[rows]), self.y[rows]
-
-    def on_epoch_end(self):
-        self.epoch += 1
+    @classmethod
+    def _get_param_names(cls):
+        # scikit-learn's list of parameters, with those that a method's own __init__ hands on as **settings
+        found = [p for kind in cls.__mro__ if "__init__" in vars(kind) for p in _keywords(kind)]
+        return sorted(set(found))
 
 
-class Ordered(keras.utils.PyDataset):
-    """All rows once, in order, for evaluation and prediction without a copy of the whole."""
-
-    def __init__(self, X, y=None, batch_size: int = 64):
-        super().__init__()
-        self.X, self.batch_size = X, batch_size
-        self.y = None if y is None else np.asarray(y, dtype="float32")[:, None]
-
-    def __len__(self):
-        return -(-len(self.X) // self.batch_size)
-
-    def __getitem__(self, index):
-        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        X = np.asarray(self.X[rows])
-        return (X,) if self.y is None else (X, self.y[rows])
-
-
-class EpochSeeds(keras.callbacks.Callback):
-    """Restart the random streams of dropout and augmentation from (seed, epoch).
-
-    A saved model does not hold their state; derived like this, a resumed run draws what it would have drawn.
-    """
-
-    def __init__(self, seed: int):
-        super().__init__()
-        self.seed = seed
-
-    def on_epoch_begin(self, epoch, logs=None):
-        states = [v for v in self.model.non_trainable_variables if v.path.endswith("seed_generator_state")]
-        for number, state in enumerate(states):
-            entropy = np.random.SeedSequence([self.seed, epoch, number])
-            state.assign(entropy.generate_state(2, dtype="uint32"))
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Save model and optimizer after each epoch; the last good file stays until the next one is whole."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.path = path
-
-    def on_epoch_end(self, epoch, logs=None):
-        with replacing(self.path) as temporary:
-            self.model.save(temporary)
+def _keywords(kind) -> list[str]:
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    return [p.name for p in parameters if p.name != "self" and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 class KerasMethod(Method):
-    """A method trained with Keras: augmentation, normalisation, base, pooling, head, and the paper's training loop.
+    """A method trained with Keras: augmentation, bases with their normalisation, pooling, head, loss, training loop.
+
+    A method is a set of bases (``architectures``; none for a network trained from scratch, which then has
+    `build_features`), a ``pooling``, `build_head`, and a ``loss``.
 
     Parameters
     ----------
     trainable : "all" or "head"
-        Fine-tune the whole network, or train the head on the frozen base's features: computed once, standardised
+        Fine-tune the whole network, or train the head on the frozen bases' features: computed once, standardised
         by the training images.
+    task : "binary" or "subtype"
+        Benign or malignant, or the eight tumour types.
+    stain : None, "macenko" or "reinhard"
+        Stain normalisation in front of the network, its target fitted on the training images.
     weights : str, optional
         As in `backbones.find_weights`.
     pretrained_required : bool
-        Whether random weights in place of ImageNet's are an error.
+        Whether random weights in place of ImageNet's are an error; see `backbones.find_all`.
     epochs, steps_per_epoch, batch_size, learning_rate, batch_norm
         As in `profiles.Profile`.
     augment : bool
@@ -136,17 +121,27 @@ class KerasMethod(Method):
     Attributes
     ----------
     model_ : keras.Model
-        uint8 (N, height, width, 3) -> probability of malignant (N, 1).
+        uint8 (N, height, width, 3) -> what the loss looks at: for most methods the probability of malignant (N, 1), or
+        of the subtypes (N, 8). With ``trainable="head"`` built when it is first needed.
     weights_ : backbones.Weights
+        Of the first base; its label covers all. Not there if the network has no base.
+    stain_ : stain.Target or None
     history_ : DataFrame
         One row an epoch: epoch (from 0), loss, accuracy, val_loss, val_accuracy.
     """
 
-    architecture: str
+    architectures: tuple[str, ...] = ()
+    always = None
+    pooling = "average"
+    loss = "binary_crossentropy"
+    tasks = ("binary", "subtype")
 
-    def __init__(self, *, trainable="all", weights=None, pretrained_required=True, epochs=200, steps_per_epoch=None,
-                 batch_size=32, learning_rate=0.001, batch_norm=None, augment=True, seed=0, verbose="auto"):
+    def __init__(self, *, trainable="all", task="binary", stain=None, weights=None, pretrained_required=True, epochs=200,
+                 steps_per_epoch=None, batch_size=32, learning_rate=0.001, batch_norm=None, augment=True, seed=0,
+                 verbose="auto"):
         self.trainable = trainable
+        self.task = task
+        self.stain = stain
         self.weights = weights
         self.pretrained_required = pretrained_required
         self.epochs = epochs
@@ -158,13 +153,85 @@ class KerasMethod(Method):
         self.seed = seed
         self.verbose = verbose
 
-    @abstractmethod
-    def build_base(self, input_shape) -> keras.Model:
-        """The convolutional base: normalised (height, width, 3) -> feature map."""
+    @classmethod
+    def trains(cls, trainable: str) -> str:
+        """As `Method.trains`; a network without a base always trains whole."""
+        return super().trains(trainable if cls.architectures else "all")
 
-    @abstractmethod
+    # --- what makes a method ---------------------------------------------------------------------------------------
+
+    def build_features(self, x):
+        """From RGB 0..255 (a Keras tensor) to features (batch, channels): the bases, pooled, side by side."""
+        several = len(self.architectures) > 1
+        pooled = [
+            backbones.features(x, name, self.bases_[name], self.seed, trainable=not self.frozen, pooling=self.pooling,
+                               batch_norm=self.batch_norm, patches=self.cuts, name=f"pool_{name}" if several else "pool")
+            for name in self.architectures
+        ]
+        return keras.layers.Concatenate(name="pool")(pooled) if several else pooled[0]
+
     def build_head(self, x):
-        """From pooled features (a Keras tensor) to the probability of malignant."""
+        """From features (a Keras tensor) to what the output layer gets."""
+        return x
+
+    def build_outputs(self, x):
+        """From features to what the loss looks at."""
+        return self.output()(self.build_head(x))
+
+    def build_prediction(self, model: keras.Model):
+        """From the trained network to its prediction, (batch, 1) or (batch, 8); by default its layer ``probability``."""
+        return model.get_layer("probability").output
+
+    def output(self, name: str = "probability") -> keras.layers.Layer:
+        """A new output layer for the task: one sigmoid, or eight numbers by softmax."""
+        if self.task == "binary":
+            return keras.layers.Dense(1, activation="sigmoid", name=name)
+        return keras.layers.Dense(len(TASKS[self.task]), activation="softmax", name=name)
+
+    def build_loss(self):
+        """What is minimised: the method's own loss, or for subtypes the cross-entropy."""
+        return self.loss if self.task == "binary" else "sparse_categorical_crossentropy"
+
+    def build_metric(self):
+        """What the curve ``accuracy`` shows."""
+        kind = keras.metrics.BinaryAccuracy if self.task == "binary" else keras.metrics.SparseCategoricalAccuracy
+        return kind(name="accuracy")
+
+    def targets(self, y, images=None) -> np.ndarray:
+        """What the loss compares with, for labels (N,); float array, rows parallel."""
+        return np.asarray(y)
+
+    @classmethod
+    def probabilities(cls, network, X, images=None, verbose=0) -> np.ndarray:
+        """Predictions of a trained network, (N, 1) or (N, 8), for pixels or features."""
+        return network.predict(Ordered(X), verbose=verbose)
+
+    @property
+    def cuts(self) -> int:
+        """Images go through the bases in cuts x cuts patches."""
+        return 1
+
+    @property
+    def momentum(self) -> float:
+        """Momentum of batch norm layers trained from scratch; the profile's "frozen" is for ImageNet's statistics."""
+        return self.batch_norm if isinstance(self.batch_norm, float) else 0.9
+
+    # --- the network -----------------------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the bases stay as they are and only the head is trained."""
+        return self.trains(self.trainable) == "head"
+
+    def _prepare(self) -> None:
+        for name, known in (("trainable", ("all", "head")), ("task", self.tasks), ("stain", (None, *stain.KINDS))):
+            if getattr(self, name) not in known:
+                words = ", ".join(repr(value) for value in known)
+                raise InputError(f"{self.key}: {name}={getattr(self, name)!r}; it knows {words}")
+        if self.architectures:
+            self.bases_ = backbones.find_all(self.architectures, self.weights, self.pretrained_required)
+            first = next(iter(self.bases_.values()))
+            self.weights_ = backbones.Weights(first.path, backbones.label(self.bases_))
 
     def build(self, input_shape) -> keras.Model:
         """The compiled network for images (height, width, 3); sets ``model_`` and ``weights_``.
@@ -172,142 +239,166 @@ class KerasMethod(Method):
         Raises
         ------
         InputError
-            If ``trainable`` is unknown or the weights cannot be had.
+            If ``trainable``, ``task`` or ``stain`` is unknown or the weights cannot be had.
         """
-        if self.trainable not in ("all", "head"):
-            raise InputError(f"trainable={self.trainable!r}; known are 'all' and 'head'")
+        self._prepare()
         keras.utils.set_random_seed(self.seed)
-        self.weights_ = backbones.find_weights(self.architecture, self.weights, self.pretrained_required)
+        self.input_shape_ = tuple(input_shape)
         images = keras.Input(input_shape, dtype="uint8", name="image")
         x = keras.layers.Rescaling(1.0, name="as_float")(images)
-        if self.augment and self.trainable == "all":
+        if self.augment and not self.frozen:
             x = augmentation(self.seed)(x)
-        x = backbones.normalise(x, self.architecture)
-        base = self.build_base(input_shape)
-        backbones.set_trainable(base, self.trainable == "all", self.batch_norm)
-        # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
-        x = base(x, training=None if base.trainable else False)
-        features = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-        if self.trainable == "head":  # a frozen base's channels differ in scale by orders of magnitude
-            features = keras.layers.Normalization(name="standardise")(features)
-        self.model_ = self._compile(keras.Model(images, self.build_head(features), name=self.key))
+        self.model_ = self._connect(images, self.build_features(x))
         return self.model_
 
-    def _compile(self, model):
+    def _connect(self, inputs, x) -> keras.Model:
+        if self.frozen:  # a frozen base's channels differ in scale by orders of magnitude
+            x = keras.layers.Normalization(name="standardise")(x)
+        model = keras.Model(inputs, self.build_outputs(x), name=self.key)
         model.compile(
             optimizer=keras.optimizers.RMSprop(learning_rate=self.learning_rate),
-            loss="mean_squared_error",
-            metrics=[keras.metrics.BinaryAccuracy(name="accuracy")],
+            loss=self.build_loss(), metrics=[self.build_metric()],
         )
         return model
 
+    def _whole(self) -> keras.Model:
+        """`model_`; with a frozen base built now if it was not needed so far, with the trained head's weights."""
+        if self.frozen and hasattr(self, "head_") and not getattr(self, "joined_", False):
+            self.build(self.input_shape_)
+            for layer in self.head_.layers:
+                if layer.weights:
+                    copy = self.model_.get_layer(layer.name)
+                    copy.set_weights(layer.get_weights())
+                    if isinstance(copy, keras.layers.Normalization):
+                        copy.finalize_state()  # set_weights leaves the layer's derived mean as it was
+            self.joined_ = True
+        return self.model_
+
+    def _predictor(self, model: keras.Model) -> keras.Model:
+        # never compiled: without the optimizer's state a saved file is half as large
+        return keras.Model(model.inputs, self.build_prediction(model), name=self.key)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
     def transform(self, X) -> np.ndarray:
-        """Pooled features of the base; float32 (N, channels). Needs `build`."""
-        extractor = keras.Model(self.model_.input, self.model_.get_layer("pool").output)
-        return extractor.predict(Ordered(X), verbose=self.verbose)
+        """Features of the bases as they start; uint8 (N, height, width, 3) -> float32 (N, channels)."""
+        self._prepare()
+        found = [
+            features.extract(X, name, self.bases_[name], self.seed, self.pooling, self.cuts, self.verbose)
+            for name in self.architectures
+        ]
+        return self._side_by_side(found)
 
-    def inputs(self, cache) -> np.ndarray:
-        if self.trainable == "all":
+    def _side_by_side(self, found) -> np.ndarray:
+        self.widths_ = [part.shape[1] for part in found]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def inputs(self, cache, train=None) -> np.ndarray:
+        """Pixels; or with frozen bases their features, stained if asked for with the target of the training rows."""
+        self._prepare()
+        self.input_shape_ = cache.pixels.shape[1:]
+        if not self.frozen:
             return cache.pixels
-        self.build(cache.pixels.shape[1:])
-        return self.transform(cache.pixels)
+        self.stain_ = stain.fit(self.stain, cache.pixels if train is None else cache.pixels[train]) if self.stain else None
+        found = [
+            features.of(cache, name, self.bases_[name], self.seed, self.stain_, self.pooling, self.cuts, self.verbose)
+            for name in self.architectures
+        ]
+        return self._side_by_side(found)
 
-    def _head(self) -> keras.Model:
-        """The layers behind the pooling as a model of their own; it shares its weights with `model_`."""
-        features = x = keras.Input(self.model_.get_layer("pool").output.shape[1:], name="features")
-        names = [layer.name for layer in self.model_.layers]
-        for layer in self.model_.layers[names.index("pool") + 1 :]:
-            x = layer(x)
-        return keras.Model(features, x, name=f"{self.key}_head")
-
-    def fit(self, X, y, validation_data=None, folder=None):
-        """Train as `Method.fit`; with ``trainable="head"`` X may also be features (N, channels) from `inputs`.
+    def fit(self, X, y, validation_data=None, folder=None, images=None):
+        """Train as `Method.fit`; with frozen bases X may also be features (N, channels) from `inputs`.
 
         If `folder` holds a checkpoint of a run that was cut off, goes on from there. It gets ``checkpoint.keras``,
         ``history.csv`` and, where TensorFlow is installed, ``tensorboard/``.
         """
+        self._prepare()
         X = np.asanyarray(X)
-        if X.ndim == 4 or not hasattr(self, "model_"):
-            self.build(X.shape[1:])
-        if self.trainable == "all":
-            self.model_ = self._fit(self.model_, X, y, validation_data, folder)
-            return self
         if X.ndim == 4:
-            X = self.transform(X)
-            if validation_data is not None:
-                validation_data = (self.transform(validation_data[0]), validation_data[1])
+            self.input_shape_ = X.shape[1:]
+            self.stain_ = stain.fit(self.stain, X) if self.stain else None
+        X, held_out = self._prepared(X), None
+        if validation_data is not None:
+            held_out = (self._prepared(np.asanyarray(validation_data[0])), self.targets(*validation_data[1:]))
+        return self._train(X, self.targets(y, images), held_out, folder)
+
+    def _prepared(self, X) -> np.ndarray:
+        """Pixels as the network or the head gets them; features as they are."""
+        if X.ndim == 4:
+            X = self._stained(X)
+            X = self.transform(X) if self.frozen else X
+        return X
+
+    def _stained(self, X) -> np.ndarray:
+        target = getattr(self, "stain_", None)
+        return X if target is None else stain.apply(X, target)
+
+    def _train(self, X, y, held_out, folder):
+        if not self.frozen:
+            self.model_ = self._run(self.build(X.shape[1:]), X, y, held_out, folder)
+            return self
         keras.utils.set_random_seed(self.seed)
-        head = self._compile(keras.models.clone_model(self._head()))
-        head.get_layer("standardise").adapt(np.asarray(X))  # on the training images only
-        head = self._fit(head, X, y, validation_data, folder=None)  # seconds: not worth a checkpoint
-        self._head().set_weights(head.get_weights())
-        self.model_.get_layer("standardise").finalize_state()  # set_weights leaves the layer's derived mean as it was
+        inputs = keras.Input(X.shape[1:], name="features")
+        head = self._connect(inputs, inputs)
+        standardise(head.get_layer("standardise"), X)  # on the training images only
+        self.head_, self.joined_ = self._run(head, X, y, held_out, folder=None), False  # seconds: not worth a checkpoint
         if folder is not None:
             write_csv(Path(folder) / "history.csv", self.history_)
         return self
 
-    def _fit(self, model, X, y, validation_data, folder):
+    def _run(self, model, X, y, held_out, folder):
         steps = self.steps_per_epoch or -(-len(y) // self.batch_size)
-        epoch, callbacks = 0, [EpochSeeds(self.seed)]
-        if folder is not None:
-            folder = Path(folder)
-            model, epoch = self._resume(model, steps, folder)
-            callbacks += [keras.callbacks.CSVLogger(folder / "history.csv", append=True)]
-            if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
-                callbacks += [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
-            callbacks += [Checkpoint(folder / "checkpoint.keras")]
-        if epoch < self.epochs:
-            model.fit(
-                Batches(X, y, self.batch_size, steps, self.seed, epoch),
-                validation_data=None if validation_data is None else Ordered(*validation_data),
-                epochs=self.epochs, initial_epoch=epoch, callbacks=callbacks, shuffle=False, verbose=self.verbose,
-            )
-        if folder is not None:
-            self.history_ = _history(folder)
-        else:
-            self.history_ = pd.DataFrame(model.history.history).rename_axis("epoch").reset_index()
+        batches = Batches(X, y, self.batch_size, steps, self.seed)
+        model, self.history_ = run(model, batches, held_out, folder, self.epochs, self.seed, self.verbose)
         return model
 
-    def _resume(self, model, steps: int, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint, history = folder / "checkpoint.keras", folder / "history.csv"
-        if not checkpoint.is_file():
-            history.unlink(missing_ok=True)
-            return model, 0
-        model = keras.models.load_model(checkpoint)
-        epoch = int(model.optimizer.iterations) // steps
-        if history.is_file():  # it may be an epoch ahead of the checkpoint, if cut off between the two
-            write_csv(history, _history(folder).query("epoch < @epoch"))
-        return model, epoch
+    # --- prediction ------------------------------------------------------------------------------------------------
 
-    def predict_proba(self, X) -> np.ndarray:
+    def predict_proba(self, X, images=None) -> np.ndarray:
+        """As `Method.predict_proba`, for pixels or, with frozen bases, features from `inputs`."""
         X = np.asanyarray(X)
-        model = self.model_ if X.ndim == 4 else self._head()
-        malignant = model.predict(Ordered(X), verbose=0)[:, 0].astype("float64")
-        return np.column_stack([1 - malignant, malignant])
+        if X.ndim == 4:
+            return columns(self.probabilities(self._predictor(self._whole()), self._stained(X), images))
+        return columns(self.probabilities(self._predictor(self.head_), X, images))
 
     def save(self, path) -> None:
-        """Write ``model_`` as a .keras file: raw RGB uint8 in, probability of malignant out."""
+        """Write a .keras file: raw RGB uint8 in, probability of malignant (or of the eight subtypes) out.
+
+        Keras alone can load it. If the method has a stain step, that is not in the network but described in the
+        file's member ``bcdlib.json``; ``methods.load`` applies it.
+        """
+        target = getattr(self, "stain_", None)
+        facts = {
+            "key": self.key, "title": self.title, "task": self.task, "classes": TASKS[self.task],
+            "size": [self.input_shape_[1], self.input_shape_[0]],
+            "weights": self.weights_.label if self.architectures else "no pre-trained weights",
+            "stain": target and {"kind": target.kind, "values": target.values},
+        }
         with replacing(path) as temporary:
-            # a model that was never compiled: without the optimizer's state the file is half as large
-            keras.Model(self.model_.inputs, self.model_.outputs, name=self.key).save(temporary)
+            self._predictor(self._whole()).save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(MEMBER, json.dumps(facts, indent=2))
 
 
+def standardise(layer: keras.layers.Normalization, X) -> keras.layers.Normalization:
+    """Set a normalisation layer to the mean and variance of features (N, channels), and give it back.
 
-def augmentation(seed: int = 0) -> keras.Sequential:
-    """Real-time augmentation as layers: flips on both axes (both together: a half turn) and zooms of up to 10 %.
-
-    Takes and gives float32 (N, height, width, 3), 0..255; acts while training only. The paper does not say which
-    augmentation it used; tissue has no up or down. A quarter turn would cut a third off a 3:2 picture, so none here.
+    A channel that is constant there (a dead unit) gets the mean variance of the others: by its own, a first activation
+    in a new image would be a million deviations large.
     """
-    return keras.Sequential(
-        [
-            keras.layers.RandomFlip("horizontal_and_vertical", seed=seed),
-            keras.layers.RandomZoom(0.1, fill_mode="reflect", seed=seed + 1),
-        ],
-        name="augmentation",
-    )
+    layer.adapt(np.asarray(X))
+    mean, variance, *rest = layer.get_weights()
+    dead = variance <= 1e-12 * np.square(mean)
+    if dead.any():
+        variance[dead] = variance[~dead].mean() if not dead.all() else 1.0
+        layer.set_weights([mean, variance, *rest])
+        layer.finalize_state()  # set_weights leaves the derived mean as it was
+    return layer
 
 
-def _history(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "history.csv")
+def columns(probability) -> np.ndarray:
+    """A network's output (N, 1) or (N, classes) as `Method.predict_proba` gives it; float64 rows that sum to 1."""
+    probability = np.asarray(probability, dtype="float64")
+    if probability.shape[1] == 1:
+        return np.column_stack([1 - probability, probability])
+    return probability / probability.sum(axis=1, keepdims=True)

@@ -2,7 +2,6 @@
 
 import keras
 
-from bcdlib.methods import backbones
 from bcdlib.methods.base import KerasMethod
 
 
@@ -19,13 +18,10 @@ class ResNet50(KerasMethod):
 
     key = "resnet50"
     title = "ResNet-50"
-    architecture = "resnet50"
-
-    def build_base(self, input_shape):
-        return backbones.build(self.architecture, input_shape, self.weights_)
+    architectures = ("resnet50",)
+    loss = "mean_squared_error"
 
     def build_head(self, x):
         x = keras.layers.Dense(1024, name="dense")(x)
         x = keras.layers.ReLU(name="relu")(x)
-        x = keras.layers.Dropout(0.4, name="dropout")(x)
-        return keras.layers.Dense(1, activation="sigmoid", name="probability")(x)
+        return keras.layers.Dropout(0.4, name="dropout")(x)

@@ -1,0 +1,66 @@
+"""Features of frozen bases: computed once a base and image, stored beside the pixel cache, shared by all that ask."""
+
+import hashlib
+import json
+
+import keras
+import numpy as np
+
+from bcdlib import stain
+from bcdlib.methods import backbones
+from bcdlib.methods.training import Ordered
+from bcdlib.runs import replacing
+
+FORMAT = 1
+
+
+def of(cache, architecture: str, weights: backbones.Weights, seed: int = 0, target: stain.Target | None = None,
+       pooling: str = "average", patches: int = 1, verbose=0) -> np.ndarray:
+    """Features of all images of a pixel cache.
+
+    Stored as ``<cache.folder>/features/<architecture>-<hash>.npy``; the hash covers all that they depend on, so that
+    methods, splits, folds and later processes share them. Found ones are mapped, not read.
+
+    Parameters
+    ----------
+    cache : pixels.PixelCache
+    architecture : str
+        A key of ``backbones.ARCHITECTURES``.
+    seed : int
+        Of random initial weights; pre-trained ones do not depend on it.
+    target : stain.Target, optional
+        Stain normalisation in front of the base.
+    pooling, patches
+        As in `backbones.features`.
+
+    Returns
+    -------
+    float32 array (N, channels), read-only, rows as in ``cache.pixels``.
+    """
+    facts = [FORMAT, architecture, _identity(weights, seed), pooling, patches, target and [target.kind, target.values]]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    path = cache.folder / "features" / f"{architecture}-{digest}.npy"
+    if not path.is_file():
+        X = cache.pixels if target is None else stain.apply(cache.pixels, target)
+        with replacing(path) as temporary:
+            found = extract(X, architecture, weights, seed, pooling, patches, verbose)
+            np.save(temporary, found, allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def extract(X, architecture: str, weights: backbones.Weights, seed: int = 0, pooling: str = "average", patches: int = 1,
+            verbose=0) -> np.ndarray:
+    """Features of pictures; uint8 (N, height, width, 3) -> float32 (N, channels). Nothing is stored."""
+    images = keras.Input(X.shape[1:], dtype="uint8", name="image")
+    x = keras.layers.Rescaling(1.0, name="as_float")(images)
+    x = backbones.features(x, architecture, weights, seed, pooling=pooling, patches=patches)
+    return keras.Model(images, x).predict(Ordered(X), verbose=verbose)
+
+
+def _identity(weights: backbones.Weights, seed: int) -> str:
+    if weights.path is None:
+        return f"random {seed} {keras.backend.backend()}"  # backends draw different numbers from a seed
+    if weights.path == "imagenet":
+        return "imagenet"
+    with open(weights.path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,143 @@
+"""The training loop and its pieces: batches in a fixed order, callbacks that make a resumed run equal, augmentation."""
+
+import importlib.util
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from bcdlib.pixels import batch_rows
+from bcdlib.runs import replacing, write_csv
+
+
+def _targets(y) -> np.ndarray:
+    y = np.asarray(y, dtype="float32")
+    return y[:, None] if y.ndim == 1 else y
+
+
+class Batches(keras.utils.PyDataset):
+    """Training batches in an order that depends on seed and step only, so that a resumed run sees the same ones."""
+
+    def __init__(self, X, y, batch_size: int, steps: int, seed: int, epoch: int = 0):
+        super().__init__()
+        self.X, self.y = X, _targets(y)
+        self.batch_size, self.steps, self.seed, self.epoch = batch_size, steps, seed, epoch
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, index):
+        rows = batch_rows(len(self.y), self.batch_size, self.epoch * self.steps + index, self.seed)
+        return np.asarray(self.X[rows]), self.y[rows]
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+
+class Ordered(keras.utils.PyDataset):
+    """All rows once, in order, for evaluation and prediction without a copy of the whole."""
+
+    def __init__(self, X, y=None, batch_size: int = 64):
+        super().__init__()
+        self.X, self.batch_size = X, batch_size
+        self.y = None if y is None else _targets(y)
+
+    def __len__(self):
+        return -(-len(self.X) // self.batch_size)
+
+    def __getitem__(self, index):
+        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        X = np.asarray(self.X[rows])
+        return (X,) if self.y is None else (X, self.y[rows])
+
+
+class EpochSeeds(keras.callbacks.Callback):
+    """Restart the random streams of dropout and augmentation from (seed, epoch).
+
+    A saved model does not hold their state; derived like this, a resumed run draws what it would have drawn.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        states = [v for v in self.model.non_trainable_variables if v.path.endswith("seed_generator_state")]
+        for number, state in enumerate(states):
+            entropy = np.random.SeedSequence([self.seed, epoch, number])
+            state.assign(entropy.generate_state(2, dtype="uint32"))
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Save model and optimizer after each epoch; the last good file stays until the next one is whole."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch, logs=None):
+        with replacing(self.path) as temporary:
+            self.model.save(temporary)
+
+
+def augmentation(seed: int = 0) -> keras.Sequential:
+    """Real-time augmentation as layers: flips on both axes (both together: a half turn) and zooms of up to 10 %.
+
+    Takes and gives float32 (N, height, width, 3), 0..255; acts while training only. The paper does not say which
+    augmentation it used; tissue has no up or down. A quarter turn would cut a third off a 3:2 picture, so none here.
+    """
+    return keras.Sequential(
+        [
+            keras.layers.RandomFlip("horizontal_and_vertical", seed=seed),
+            keras.layers.RandomZoom(0.1, fill_mode="reflect", seed=seed + 1),
+        ],
+        name="augmentation",
+    )
+
+
+def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, seed: int, verbose):
+    """Train, going on from ``<folder>/checkpoint.keras`` if an earlier run was cut off.
+
+    Parameters
+    ----------
+    model : compiled
+    held_out : (X, y) that ``val_`` curves are drawn on, or None
+    folder : gets ``checkpoint.keras``, ``history.csv`` and, where TensorFlow is installed, ``tensorboard/``; None keeps
+        nothing
+    epochs : in all, those before the cut included
+
+    Returns
+    -------
+    (model, history) : the trained model (another object if it was resumed), and a DataFrame, one row an epoch
+    """
+    callbacks = [EpochSeeds(seed)]
+    if folder is not None:
+        folder = Path(folder)
+        model, batches.epoch = _resume(model, batches.steps, folder)
+        callbacks += [keras.callbacks.CSVLogger(folder / "history.csv", append=True)]
+        if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
+            callbacks += [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
+        callbacks += [Checkpoint(folder / "checkpoint.keras")]
+    if batches.epoch < epochs:
+        model.fit(
+            batches, validation_data=None if held_out is None else Ordered(*held_out),
+            epochs=epochs, initial_epoch=batches.epoch, callbacks=callbacks, shuffle=False, verbose=verbose,
+        )
+    if folder is not None:
+        return model, pd.read_csv(folder / "history.csv")
+    return model, pd.DataFrame(model.history.history).rename_axis("epoch").reset_index()
+
+
+def _resume(model: keras.Model, steps: int, folder: Path) -> tuple[keras.Model, int]:
+    """The model and how many epochs it has behind it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, history = folder / "checkpoint.keras", folder / "history.csv"
+    if not checkpoint.is_file():
+        history.unlink(missing_ok=True)
+        return model, 0
+    model = keras.models.load_model(checkpoint)
+    epoch = int(model.optimizer.iterations) // steps
+    if history.is_file():  # it may be an epoch ahead of the checkpoint, if cut off between the two
+        write_csv(history, pd.read_csv(history).query("epoch < @epoch"))
+    return model, epoch
