@@ -1,5 +1,6 @@
 """All methods under one protocol, one method under all protocols, and the published numbers beside the measured."""
 
+import html
 import textwrap
 from collections.abc import Iterable
 
@@ -192,9 +193,10 @@ def gap(predictions: pd.DataFrame) -> str:
             paired = intervals.difference(by_split["image"], by_split["case"])
             share = by_split["case"]["label"].mean()
             lines.append(
-                f"**{method}: accuracy {accuracy['image']:.3f} with a split by image, {accuracy['case']:.3f} with a split "
-                f"by case (always guessing the larger class: {max(share, 1 - share):.3f}).** The difference, "
-                f"{paired['value']:+.3f} (95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}, "
+                f"**{html.escape(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
+                f"{accuracy['case']:.3f} with a split by case (always guessing the larger class: "
+                f"{max(share, 1 - share):.3f}).** The difference, {paired['value']:+.3f} "
+                f"(95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}, "
                 f"{paired['cases']} cases), is what recognising slides rather than disease is worth."
             )
     return "\n\n".join(lines)

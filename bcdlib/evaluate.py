@@ -1,5 +1,6 @@
 """From the predictions table to what it is worth: leaks, metrics with intervals, threshold, calibration, referral."""
 
+import html
 import json
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
     for name, part in table.groupby("split", sort=False):
         audit = splits.overlap(run.read_csv(f"splits/{name}.csv", "02_preprocess"), images)
         for _, row in audit[audit["fold"].isin(part["fold"])].iterrows():
-            lines.append(f"- split `{name}`, fold {int(row['fold'])}: **{splits.overlap_line(row)}**")
+            lines.append(f"- split `{html.escape(name)}`, fold {int(row['fold'])}: **{splits.overlap_line(row)}**")
     return "\n".join(lines)
 
 
@@ -160,7 +161,7 @@ def confusion(table: pd.DataFrame):
     for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
         called = (part["probability"] >= metrics.THRESHOLD).astype(int)
         ConfusionMatrixDisplay.from_predictions(
-            part["label"], called, labels=[0, 1], display_labels=manifest.CLASSES, cmap="Blues", colorbar=False, ax=axis
+            part["label"], called, labels=[0, 1], display_labels=manifest.CLASSES, cmap="Purples", colorbar=False, ax=axis
         )
         axis.set_title(f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9)
     return _with_note(figure, table)
@@ -220,7 +221,8 @@ def selective_figure(table: pd.DataFrame):
     found = decisions.selective(table, shares=np.linspace(0.1, 1, 19))
     figure, axis = style.subplots(width=5, height=3.6)
     for (method, split), part in found.groupby(GROUP, sort=False):
-        axis.plot(100 * part["decided"], part["accuracy"], marker=".", label=f"{method}, split {split}")
+        axis.plot(100 * part["decided"], part["accuracy"], marker=".",
+                  label=f"{method}, split {split} ({part['cases'].max()} cases)")
     axis.set(xlabel="images decided (%); the others go to a pathologist", ylabel="accuracy of these", ylim=(0, 1.02))
     axis.legend(fontsize=8, loc="lower left")
     return _with_note(figure, table)

@@ -240,7 +240,7 @@ def cross_validation(predictions: pd.DataFrame, figures=("accuracy", "auc"), by=
 
     Returns
     -------
-    DataFrame: the columns of `by`, figure, trials (folds x seeds in which it is defined), mean, sd, lowest, highest,
+    DataFrame: the columns of `by`, figure, cases, trials (folds x seeds in which it is defined), mean, sd, lowest, highest,
     pooled. The standard deviation is that of the trials; they share training images, so it is no standard error.
     """
     single = table(predictions, (*by, "fold", "seed"))
@@ -250,7 +250,7 @@ def cross_validation(predictions: pd.DataFrame, figures=("accuracy", "auc"), by=
         for figure in figures:
             values = part[figure].dropna()
             rows.append(dict(zip(by, key, strict=True)) | {
-                "figure": figure, "trials": len(values), "mean": values.mean(), "sd": values.std(),
+                "figure": figure, "cases": whole["cases"], "trials": len(values), "mean": values.mean(), "sd": values.std(),
                 "lowest": values.min(), "highest": values.max(), "pooled": whole[figure],
             })
     return pd.DataFrame(rows)

@@ -88,7 +88,7 @@ class Run:
         """Write ``figures/<name>.png`` and ``.svg`` and give the figure back."""
         for suffix in ("png", "svg"):
             with replacing(self.folder / "figures" / f"{name}.{suffix}") as temporary:
-                figure.savefig(temporary, dpi=150, bbox_inches="tight")
+                figure.savefig(temporary, dpi=200, bbox_inches="tight")
         return figure
 
 

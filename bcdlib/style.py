@@ -2,16 +2,32 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython import get_ipython
 
 # Okabe & Ito's palette: told apart under all common kinds of colour blindness, and in grey
 COLOURS = {"benign": "#0072B2", "malignant": "#D55E00"}
 MEASURED, PUBLISHED, TRAINING, HELD_OUT = "#009E73", "#999999", "#56B4E9", "#CC79A7"
+# of methods and splits side by side: none that could be taken for a class (Okabe & Ito, Tol)
+SERIES = ("#009E73", "#CC79A7", "#332288", "#999933", "#222222", "#882255")
 
 
 def subplots(rows: int = 1, columns: int = 1, width: float = 8.0, height: float = 4.5, **options):
     """``plt.subplots`` with the suite's style; sizes in inches."""
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none"})
+    _sharpen()
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none",
+                         "axes.prop_cycle": plt.cycler(color=SERIES)})
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+
+
+def _sharpen() -> None:
+    """Let notebooks draw figures with twice the pixels: sharp on today's screens, and as large as before."""
+    if getattr(get_ipython(), "kernel", None) is None:
+        return
+    from matplotlib_inline.config import InlineBackend  # a kernel has it; a plain program need not
+
+    backend = InlineBackend.instance(parent=get_ipython())
+    if backend.figure_formats == {"png"}:  # the default: who asked for another format keeps it
+        backend.figure_formats = {"retina"}
 
 
 def finish(figure):

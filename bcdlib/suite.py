@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import re
+import secrets
 import sys
 from importlib import resources
 from pathlib import Path
@@ -13,12 +15,13 @@ import papermill
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 
-from bcdlib import __version__, manifest, metrics, mount, owndata, profiles, sources
+from bcdlib import __version__, manifest, metrics, mount, owndata, panel, profiles, sources
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 from bcdlib.runs import Run, replacing, write_json
 
 STAGES = ("01_mount", "02_preprocess", "03_visualize", "04_train", "05_evaluate", "06_compare")
+SECTION = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"')
 
 
 class StageError(RuntimeError):
@@ -128,12 +131,15 @@ def report(run: Run, summary: dict) -> str:
         path = run.folder / "notebooks" / f"{stage}.ipynb"
         if path.is_file():
             notebook = nbformat.read(path, as_version=4)
-            chapters.append({"id": stage, "title": _title(notebook, stage), "body": _body(notebook)})
+            body = _body(notebook)
+            sections = [{"id": id, "title": title} for id, title in SECTION.findall(body) if title != "References"]
+            chapters.append({"id": stage, "title": _title(notebook, stage), "body": body, "sections": sections})
     figure = run.folder / "figures" / "protocols.png"
     picture = base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else ""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
-        summary=summary, chapters=chapters, protocol_figure=picture, folder=run.folder.name
+        summary=summary, chapters=chapters, protocol_figure=picture, folder=run.folder.name,
+        nonce=secrets.token_urlsafe(),  # the page runs the script that knows it and no other
     )
 
 
@@ -145,11 +151,16 @@ def _title(notebook, stage: str) -> str:
 
 
 def _body(notebook) -> str:
+    heading = ""
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            found = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
+            heading = found[-1] if found else heading
         if cell.cell_type == "code":  # logs and progress bars stay in the notebook; errors and results are shown
             cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
             for output in cell.outputs:
-                output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+                output.get("data", {}).pop(panel.VIEW, None)
+            cell.metadata["alt"] = f"Figure of section {heading}"  # what its section says is what a picture shows
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
     exporter.register_preprocessor(TagRemovePreprocessor(remove_cell_tags={"hide-in-report"}), enabled=True)
     body, _ = exporter.from_notebook_node(notebook)

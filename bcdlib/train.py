@@ -89,13 +89,15 @@ def curves(results: list[trials.Result], quantity: str = "loss"):
     figure, axes = style.subplots(1, len(results), width=4.2 * len(results) + 0.6, height=3.4, squeeze=False)
     for axis, result in zip(axes[0], results, strict=True):
         epochs = result.history["epoch"] + 1
+        shown = result.predictions if result.held_out == "test" else result.validation
+        part = f"{result.held_out} ({len(shown)} images, {shown['case'].nunique()} cases)"
         axis.plot(epochs, result.history[quantity], color=style.TRAINING, label="training")
-        axis.plot(epochs, result.history[f"val_{quantity}"], color=style.HELD_OUT, label=result.held_out)
+        axis.plot(epochs, result.history[f"val_{quantity}"], color=style.HELD_OUT, label=part)
         axis.set(xlabel="epoch", ylabel="loss (MSE)" if quantity == "loss" else "accuracy", ylim=(0, None),
                  title=f"{methods.get(result.trial.method).title}, split {result.trial.split}")
         if quantity == "accuracy":
             axis.set_ylim(0, 1.02)
-        axis.legend()
+        axis.legend(fontsize=8)
     weights = dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)
     figure.supxlabel("started from " + "; ".join(weights), fontsize=8)
     return style.finish(figure)
