@@ -11,6 +11,7 @@ Screenshots are kept in the folder that BCD_SCREENSHOTS names.
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -238,9 +239,9 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
     pictures = page.evaluate(PICTURES)
     chooser.value.set_files(file)
     page.get_by_text("mine <b>.png: ").wait_for()
-    page.get_by_text("probability of malignant 0.").first.wait_for()
-    page.wait_for_timeout(500)
-    assert len(page.evaluate(PICTURES)) == len(pictures) + 1
+    page.get_by_text(re.compile(r"^mine <b>.png: \w+, probability of malignant [01]\.\d")).wait_for()
+    curve, explained = changed(page, pictures)
+    assert curve == pictures[0] and explained != pictures[1]
     keep(page, screenshots / f"upload-{version}.png", "model")
 
 
