@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from bcdlib import stamp, suite
+from bcdlib import panel, stamp, suite
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -78,6 +78,7 @@ def check_run(folder):
     for stage in suite.STAGES:
         notebook = nbformat.read(folder / "notebooks" / f"{stage}.ipynb", as_version=4)
         assert all(o.output_type != "error" for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+    check_headless(folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert {row["split"] for row in summary["trained"]} == {"magnification", "case"}
     assert {"image", "slide", "case"} <= {row["split"] for row in summary["compared"]}
@@ -86,6 +87,17 @@ def check_run(folder):
     assert "random initial weights" in html and "test slides and" in html
     assert not re.findall(r'(?:src|href)="(?!data:|#|https://doi)[^"]*\.(?:js|css|png|svg)"', html)
     return summary
+
+
+def check_headless(folder):
+    """Where a live notebook has a widget, this one has a still picture, and no widget at all."""
+    cells = {"browse-samples": "03_visualize", "threshold-slider": "05_evaluate", "own-image": "05_evaluate"}
+    for cell, stage in cells.items():
+        notebook = nbformat.read(folder / "notebooks" / f"{stage}.ipynb", as_version=4)
+        (outputs,) = [c.outputs for c in notebook.cells if c["id"] == cell]
+        data = [output.data for output in outputs if "data" in output]
+        assert len(data) == 1 and len(data[0]["image/png"]) > 10_000 and panel.VIEW not in data[0]
+        assert not notebook.metadata.get("widgets")
 
 
 def test_run_from_another_folder_keeps_everything_there(tiny, tmp_path):
