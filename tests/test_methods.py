@@ -135,7 +135,8 @@ def test_load_of_a_foreign_model(tmp_path, cache):
     assert saved.target is None and saved.size == SIZE
     keras.Model(inputs, keras.layers.Dense(5)(outputs)).save(tmp_path / "five.keras")
     (tmp_path / "junk.keras").write_bytes(b"junk")
-    for file, problem in (("five.keras", "5 numbers"), ("junk.keras", "not a usable Keras model"), ("none.keras", "no such")):
+    problems = {"five.keras": "5 numbers", "junk.keras": "not a usable Keras model", "none.keras": "no such"}
+    for file, problem in problems.items():
         with pytest.raises(InputError, match=problem):
             methods.load(tmp_path / file)
 
