@@ -11,10 +11,11 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from bcdlib import compare, features, manifest, methods, paper, pixels, profiles, runs, sources, splits, stain, trials
 from bcdlib.errors import InputError
-from bcdlib.methods import alexnet, backbones, csdcnn, networks, resnet152
+from bcdlib.methods import alexnet, backbones, csdcnn, hybrid_cnn, networks, resnet152
 
 SIZE = (48, 32)
 TINY = profiles.get("demo", size=SIZE, epochs=1, steps_per_epoch=1, batch_size=8, head_epochs=2)
@@ -459,3 +460,13 @@ def test_twelfth_method_from_a_file_is_compared(twelfth, cache, tables, tmp_path
     )
     compared = pd.read_csv(run.folder / "comparison.csv").set_index("method")
     assert set(compared.index) == {"prior", "colours", "lenet5"} and compared["accuracy"].between(0, 1).all()
+
+
+def test_platt_never_turns_the_order_round():
+    rng = np.random.default_rng(0)
+    scores, y = np.sort(rng.normal(size=200))[:, None], (rng.random(200) < np.linspace(0, 1, 200)).astype(int)
+    slope, offset = hybrid_cnn.platt(scores, y)
+    expected = LogisticRegression(C=1e6).fit(scores, y)
+    assert slope[0] == pytest.approx(expected.coef_[0, 0]) > 0 and offset[0] == pytest.approx(expected.intercept_[0])
+    # few held-out cases may ask for the opposite by chance: that would call every malignant image benign
+    assert [value.tolist() for value in hybrid_cnn.platt(scores, 1 - y)] == [[1.0], [0.0]]

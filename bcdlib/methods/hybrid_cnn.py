@@ -30,7 +30,8 @@ class HybridCNN(KerasMethod):
     classifiers on their features. Chosen here: global average pooling, features standardised by the training images,
     C = 0.01 and 0.001; the pair with the best AUC (subtypes: balanced accuracy) on the validation part, or, where the
     protocol has none, in three-fold cross-validation inside the training part, grouped by case where the cases are known.
-    The test part is never looked at. The SVM gets probabilities by Platt scaling on cross-validated scores.
+    The test part is never looked at. The SVM gets probabilities by Platt scaling on the validation part's scores, or on
+    cross-validated ones.
 
     The bases always stay frozen. What was fitted becomes Keras layers: the saved network is the chosen pair.
 
@@ -91,18 +92,23 @@ class HybridCNN(KerasMethod):
                 self.scores_[name, kind] = float(score)
         self.chosen_ = max(self.scores_, key=self.scores_.get)
         self._prepare()
-        self.head_, self.joined_ = self._fitted_head(X[:, self._columns()[self.chosen_[0]]], y, folds), False
+        columns = self._columns()[self.chosen_[0]]
+        held_out = None if held_out is None else (held_out[0][:, columns], held_out[1])
+        self.head_, self.joined_ = self._fitted_head(X[:, columns], y, folds, held_out), False
         return self
 
-    def _fitted_head(self, X, y, folds) -> keras.Model:
+    def _fitted_head(self, X, y, folds, held_out) -> keras.Model:
         """The chosen classifier as Keras layers."""
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
-        Z = np.asarray(standardise(head.get_layer("standardise"), X)(X))
-        kind = self.chosen_[1]
+        scale = standardise(head.get_layer("standardise"), X)
+        Z, kind = np.asarray(scale(X)), self.chosen_[1]
         kernel, bias = self._linear(kind, Z, y)
         if kind == "svm":
-            slope, offset = platt(self._out_of_fold(kind, Z, y, folds), y)
+            if held_out is None:
+                slope, offset = platt(self._out_of_fold(kind, Z, y, folds), y)
+            else:
+                slope, offset = platt(np.asarray(scale(held_out[0])) @ kernel + bias, held_out[1].astype(int))
             kernel, bias = kernel * slope, bias * slope + offset
         head.get_layer("linear").set_weights([kernel, bias])
         return head
@@ -162,7 +168,8 @@ class HybridCNN(KerasMethod):
 def platt(scores, y) -> tuple[np.ndarray, np.ndarray]:
     """Platt scaling: slope and offset (outputs,) such that sigmoid(slope * score + offset) is a probability.
 
-    Platt, "Probabilistic outputs for support vector machines", 1999, without its smoothing of labels.
+    Platt, "Probabilistic outputs for support vector machines", 1999, without its smoothing of labels. The order of the
+    scores is never turned round: where these images would ask for that, slope 1 and offset 0 leave them as they are.
 
     Parameters
     ----------
@@ -174,5 +181,6 @@ def platt(scores, y) -> tuple[np.ndarray, np.ndarray]:
         target = y == (1 if scores.shape[1] == 1 else column)
         if target.any() and not target.all():
             fitted = LogisticRegression(C=1e6).fit(scores[:, [column]], target)
-            slope[column], offset[column] = fitted.coef_[0, 0], fitted.intercept_[0]
+            if fitted.coef_[0, 0] > 0:  # else it would turn the classifier's order round: from few cases, by chance
+                slope[column], offset[column] = fitted.coef_[0, 0], fitted.intercept_[0]
     return slope, offset
