@@ -467,6 +467,7 @@ def test_platt_never_turns_the_order_round():
     scores, y = np.sort(rng.normal(size=200))[:, None], (rng.random(200) < np.linspace(0, 1, 200)).astype(int)
     slope, offset = hybrid_cnn.platt(scores, y)
     expected = LogisticRegression(C=1e6).fit(scores, y)
-    assert slope[0] == pytest.approx(expected.coef_[0, 0]) > 0 and offset[0] == pytest.approx(expected.intercept_[0])
+    assert slope[0] > 0 and slope[0] == pytest.approx(expected.coef_[0, 0])
+    assert offset[0] == pytest.approx(expected.intercept_[0])
     # few held-out cases may ask for the opposite by chance: that would call every malignant image benign
     assert [value.tolist() for value in hybrid_cnn.platt(scores, 1 - y)] == [[1.0], [0.0]]
