@@ -97,7 +97,7 @@ class HybridCNN(KerasMethod):
         self.head_, self.joined_ = self._fitted_head(X[:, columns], y, folds, held_out), False
         return self
 
-    def _fitted_head(self, X, y, folds, held_out) -> keras.Model:
+    def _fitted_head(self, X, y, folds, held_out=None) -> keras.Model:
         """The chosen classifier as Keras layers."""
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
