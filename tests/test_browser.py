@@ -1,7 +1,7 @@
 """Widgets and report in a real browser: JupyterLab with ipywidgets 8, with Colab's 7.7.1, and report.html by itself.
 
-Needs Chromium (on the path, or named by BCD_CHROMIUM), Playwright and JupyterLab. For ipywidgets 7.7.1, BCD_WIDGETS7_PYTHON
-names the Python of an environment that has bcdlib's requirements and
+Needs Chromium (on the path, or named by BCD_CHROMIUM) and the extra "browser" (Playwright, JupyterLab). For ipywidgets
+7.7.1, BCD_WIDGETS7_PYTHON names the Python of an environment that has bcdlib's requirements and
 
     pip install "jupyterlab<4" "jupyterlab_widgets<2" "ipywidgets==7.7.1" "ipykernel<7"
 
