@@ -5,7 +5,6 @@ ipywidgets without JavaScript of its own, so that Colab (ipywidgets 7) and Jupyt
 """
 
 import html
-import importlib
 import json
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import ipywidgets as widgets
 import keras
 import numpy as np
 import pandas as pd
+from sklearn.metrics import confusion_matrix
 
-from bcdlib import explanation, manifest, metrics, owndata, panel, pixels, sources, splits, style, visualize
+from bcdlib import explanation, manifest, metrics, owndata, panel, pixels, sources, splits, stain, style, visualize
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 from bcdlib.methods.base import augmentation
@@ -100,17 +100,16 @@ class Views:
             batch = keras.ops.convert_to_numpy(augmentation(self.seed)(batch.astype("float32"), training=True))
             batch = batch.round().clip(0, 255).astype("uint8")
         if view == "stain-normalised":
-            batch = importlib.import_module("bcdlib.stain").apply(batch, self.target)
+            batch = stain.apply(batch, self.target)
         return list(batch)
 
 
 def _stain_target(cache, seed: int):
-    """What stain normalisation brings pictures to; None if this copy has none, or no picture shows stained tissue."""
+    """What stain normalisation brings pictures to; None if no picture shows stained tissue."""
+    rows = np.random.default_rng(seed).permutation(len(cache.images))[:STAIN_REFERENCE]
     try:
-        stain = importlib.import_module("bcdlib.stain")
-        rows = np.random.default_rng(seed).permutation(len(cache.images))[:STAIN_REFERENCE]
         return stain.fit("macenko", np.asarray(cache.pixels[np.sort(rows)]))
-    except (ImportError, InputError):
+    except InputError:
         return None
 
 
@@ -272,12 +271,12 @@ def at_threshold(table: pd.DataFrame, threshold: float) -> dict:
     false_positive, false_negative, true_positive (int; of the predictions), sensitivity, specificity, accuracy
     (float, 0..1; NaN where a class is missing)
     """
-    called, label = (table["probability"] >= threshold).to_numpy(), table["label"].to_numpy()
+    label, called = table["label"], (table["probability"] >= threshold).astype(int)
+    names = ("true_negative", "false_positive", "false_negative", "true_positive")
+    matrix = zip(names, confusion_matrix(label, called, labels=[0, 1]).ravel().tolist(), strict=True)
     figures = metrics.scores(label, table["probability"], threshold)
     return {
-        "predictions": len(table), "images": table["filename"].nunique(), "cases": table["case"].nunique(),
-        "true_negative": int((~called & (label == 0)).sum()), "false_positive": int((called & (label == 0)).sum()),
-        "false_negative": int((~called & (label == 1)).sum()), "true_positive": int((called & (label == 1)).sum()),
+        "predictions": len(table), "images": table["filename"].nunique(), "cases": table["case"].nunique(), **dict(matrix),
     } | {name: figures[name] for name in ("sensitivity", "specificity", "accuracy")}
 
 

@@ -202,9 +202,15 @@ def gap(predictions: pd.DataFrame) -> str:
     return "\n\n".join(lines)
 
 
-def differences(predictions: pd.DataFrame, figure: str = "accuracy") -> pd.DataFrame:
-    """Each method against the first one, split by split: paired, with intervals over cases and Holm's correction."""
-    return intervals.differences(predictions, "method", figure)
+def differences(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Method against method and protocol against protocol, paired, with Holm's correction: `intervals.comparisons`."""
+    return intervals.comparisons(predictions)
+
+
+def measured(run: Run) -> list[pd.DataFrame]:
+    """What was measured in this run so far: the predictions of 04_train, if it ran, and of every comparison."""
+    trained = run.folder / "predictions.csv"
+    return [*([metrics.read_predictions(trained)] if trained.is_file() else []), all_predictions(run)]
 
 
 def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:

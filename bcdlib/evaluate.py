@@ -48,8 +48,15 @@ def predictions(run: Run, lock: pd.DataFrame | None = None, path: str = "") -> p
     ----------
     lock : as from `locked`; None leaves the table as it is
     path : of a predictions table made elsewhere, which is copied into the run; empty means the run's own
+
+    Raises
+    ------
+    InputError
+        If the table is no predictions table, or one made elsewhere would take the place of the run's own.
     """
     if path:
+        if (run.folder / "images.csv").is_file():
+            raise InputError(f"{run.folder}: this folder holds a run of its own; name another run folder (out) for {path}")
         write_csv(run.folder / "predictions.csv", metrics.read_predictions(path))
     run.read_csv("predictions.csv", "04_train")
     table = metrics.read_predictions(run.folder / "predictions.csv")
@@ -95,6 +102,11 @@ def all_metrics(table: pd.DataFrame) -> pd.DataFrame:
     names = [f"{row.method}, {row.split} ({row.cases} cases)" for row in found.itertuples()]
     figures = found[[*metrics.FIGURES, *metrics.UNIT_FIGURES]].T.set_axis(names, axis="columns")
     return figures.rename_axis("figure").reset_index()
+
+
+def differences(table: pd.DataFrame) -> pd.DataFrame:
+    """Method against method and protocol against protocol, paired, with Holm's correction: `intervals.comparisons`."""
+    return intervals.comparisons(table)
 
 
 def cross_validation(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from bcdlib import metrics
+from bcdlib import metrics, splits
 from bcdlib.errors import InputError
 
 REPEATS = 2000
@@ -230,7 +230,7 @@ def _matched(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, p
 
 def differences(predictions: pd.DataFrame, between: str = "method", figure: str = "accuracy", against: str | None = None,
                 repeats: int = REPEATS, seed: int = 0) -> pd.DataFrame:
-    """`difference` of each method against one (or each protocol), with Holm's correction for their number.
+    """`difference` of each method (or protocol) against one; for many at once, with Holm's correction, see `comparisons`.
 
     Parameters
     ----------
@@ -239,8 +239,8 @@ def differences(predictions: pd.DataFrame, between: str = "method", figure: str 
 
     Returns
     -------
-    DataFrame: split (or method), first, second, figure, value, low, high, p, p_holm, images, cases. Empty if there is
-    nothing to compare.
+    DataFrame: split (or method), first, second, figure, value, low, high, p, images, cases. Empty if there is nothing to
+    compare.
     """
     within = "split" if between == "method" else "method"
     rows = []
@@ -252,15 +252,40 @@ def differences(predictions: pd.DataFrame, between: str = "method", figure: str 
             if other != base and len(one[KEY].merge(two[KEY], on=KEY)):
                 rows.append({within: name, "first": other, "second": base, "figure": figure}
                             | difference(one, two, figure, repeats, seed))
-    result = pd.DataFrame(rows)
-    if len(result):
-        known = result["p"].notna()
-        result["p_holm"] = float("nan")
-        if known.any():
-            result.loc[known, "p_holm"] = multipletests(result.loc[known, "p"], method="holm")[1]
-        front = [within, "first", "second", "figure", "value", "low", "high", "p", "p_holm"]
-        result = result[[*front, *result.columns.difference(front, sort=False)]]
-    return result
+    return pd.DataFrame(rows)
+
+
+def comparisons(predictions: pd.DataFrame, figures=("accuracy", "auc"), repeats: int = REPEATS,
+                seed: int = 0) -> pd.DataFrame:
+    """All paired differences that a table allows: methods under the same split, and protocols for the same method.
+
+    Methods are held against the first of the table, protocols against the strictest one that is there.
+
+    Returns
+    -------
+    DataFrame: within (the split or method that both share), first, second, figure, value, low, high, p, p_holm (Holm's
+    correction over all rows of the table), images, cases. Empty if there is nothing to compare.
+    """
+    present = set(predictions["split"])
+    strictest = next((name for name in splits.STRICTEST if name in present), None)
+    found = [
+        differences(predictions, between, figure, against, repeats, seed).rename(columns={other: "within"})
+        for between, other, against in (("method", "split", None), ("split", "method", strictest))
+        for figure in figures
+    ]
+    table = pd.concat(found, ignore_index=True)
+    return _holm(table)
+
+
+def _holm(table: pd.DataFrame) -> pd.DataFrame:
+    columns = ["within", "first", "second", "figure", "value", "low", "high", "p", "p_holm", "images", "cases"]
+    if table.empty:
+        return pd.DataFrame(columns=columns)
+    known = table["p"].notna()
+    table["p_holm"] = float("nan")
+    if known.any():
+        table.loc[known, "p_holm"] = multipletests(table.loc[known, "p"], method="holm")[1]
+    return table.reindex(columns=columns)
 
 
 def text(row) -> str:

@@ -5,14 +5,13 @@ probability (of malignant), fold, method, split, seed; ours also have ``weights`
 those of the task "subtype" p_A, p_F, ... (probability of each of the eight subtypes).
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from sklearn import metrics as sk
 
 from bcdlib import manifest
 from bcdlib.errors import InputError
+from bcdlib.runs import read_given_csv
 
 COLUMNS = ["filename", "slide", "case", "magnification", "subtype", "label", "probability", "fold", "method", "split",
            "seed"]
@@ -34,12 +33,7 @@ def read_predictions(path) -> pd.DataFrame:
         If the file cannot be read, a column is missing, a label is not 0 or 1, a probability is not in 0..1, a
         slide or case is empty, an image comes twice in one trial, or an image has two labels or two cases.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such predictions table")
-    try:
-        table = pd.read_csv(path, dtype={"slide": str, "case": str})
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable CSV ({error})".splitlines()[0]) from None
+    table = read_given_csv(path, "predictions table", {"slide": str, "case": str})
     return check_predictions(table, str(path))
 
 

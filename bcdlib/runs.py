@@ -92,6 +92,26 @@ class Run:
         return figure
 
 
+def read_given_csv(path, what: str, dtype: dict) -> pd.DataFrame:
+    """A CSV file that a user named.
+
+    Parameters
+    ----------
+    what : what it is to be, for the message
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is not a readable CSV.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such {what}")
+    try:
+        return pd.read_csv(path, dtype=dtype)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable CSV ({error})".splitlines()[0]) from None
+
+
 def open_run(folder) -> Run:
     """A run in this folder, which is created if need be.
 

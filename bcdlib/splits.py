@@ -6,7 +6,6 @@ same for the images of one magnification, as their author used them. See `PROTOC
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from bcdlib import manifest
 from bcdlib.errors import InputError
-from bcdlib.runs import Run
+from bcdlib.runs import Run, read_given_csv
 
 ROLES = ("train", "validation", "test")
 PROTOCOLS = {
@@ -156,12 +155,7 @@ def read_table(path, images: pd.DataFrame) -> pd.DataFrame:
         If it cannot be read, a column is missing, a role is not train, validation or test, a name comes twice in a
         fold or is not among the images, or a fold has no test or no training image.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such split table")
-    try:
-        table = pd.read_csv(path, dtype={"filename": str, "role": str})
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable CSV ({error})".splitlines()[0]) from None
+    table = read_given_csv(path, "split table", {"filename": str, "role": str})
     for column in ("filename", "role"):
         if column not in table:
             raise InputError(f"{path}: column {column!r} is missing; a split table has filename, role and perhaps fold")

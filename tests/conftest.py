@@ -64,3 +64,21 @@ def tiny(tmp_path_factory, tiny_names):
         noise = np.random.default_rng([99, number]).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(file)
     return folder
+
+
+@pytest.fixture
+def prior(tmp_path):
+    """A file outside the package with the quickest method that there is: the share of malignant images in training."""
+    file = tmp_path / "prior.py"
+    file.write_text(
+        "import numpy as np\nfrom bcdlib.methods import Method\n"
+        "class Prior(Method):\n"
+        "    key, title = 'prior', 'Share of malignant images in training'\n"
+        "    def fit(self, X, y, validation_data=None, folder=None):\n"
+        "        self.share_ = float(np.mean(y)); return self\n"
+        "    def predict_proba(self, X):\n"
+        "        return np.tile([1 - self.share_, self.share_], (len(X), 1))\n"
+        "    def save(self, path):\n"
+        "        path.write_text(str(self.share_))\n"
+    )
+    return file

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix, recall_score
 
-from bcdlib import browse, explanation, manifest, panel, runs, sources, style
+from bcdlib import browse, explanation, manifest, panel, runs, sources, stain, style
 from bcdlib.errors import InputError
 from bcdlib.pixels import PixelCache
 
@@ -85,27 +86,13 @@ def test_views(cache, tiny):
         views.of([3], "x-ray")
 
 
-def test_stain_normalisation_is_offered_where_there_is_some(cache, monkeypatch):
-    class Stain:
-        @staticmethod
-        def fit(kind, pixels):
-            assert kind == "macenko" and pixels.shape == (browse.STAIN_REFERENCE, 18, 26, 3)
-            return "target"
-
-        @staticmethod
-        def apply(pixels, target):
-            assert target == "target"
-            return 255 - pixels
-
-    monkeypatch.setattr(browse.importlib, "import_module", lambda name: Stain)
+def test_stain_normalisation_is_offered_where_there_is_stain(cache):
     views = browse.Views(cache)
-    assert np.array_equal(views.of([0], "stain-normalised")[0], 255 - cache.pixels[0])
-
-    def missing(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(browse.importlib, "import_module", missing)
-    assert "stain-normalised" not in browse.Views(cache).names
+    (picture,) = views.of([0], "stain-normalised")
+    assert np.array_equal(picture, stain.apply(cache.pixels[:1], views.target)[0])
+    assert views.target.kind == "macenko" and not np.array_equal(picture, cache.pixels[0])
+    white = replace(cache, pixels=np.full_like(cache.pixels, 255))
+    assert "stain-normalised" not in browse.Views(white).names
 
 
 def captions(browser):

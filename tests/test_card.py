@@ -67,22 +67,10 @@ def test_drawn_tissue_and_own_images_are_called_that(tmp_path, tiny_names):
     assert "The user's own images: 96 images" in text and "BreakHis" not in text
 
 
-def test_a_trial_writes_its_card_beside_its_model(tiny, tmp_path):
+def test_a_trial_writes_its_card_beside_its_model(tiny, prior, tmp_path):
     source = sources.open_source(tiny)
     cache = pixels.build_cache(source, manifest.scan(source).images, SIZE, tmp_path / "cache", progress=False)
-    method = tmp_path / "prior.py"  # the quickest that there is
-    method.write_text(
-        "import numpy as np\nfrom bcdlib.methods import Method\n"
-        "class Prior(Method):\n"
-        "    key, title = 'prior', 'Share of malignant images in training'\n"
-        "    def fit(self, X, y, validation_data=None, folder=None):\n"
-        "        self.share_ = float(np.mean(y)); return self\n"
-        "    def predict_proba(self, X):\n"
-        "        return np.tile([1 - self.share_, self.share_], (len(X), 1))\n"
-        "    def save(self, path):\n"
-        "        path.write_text(str(self.share_))\n"
-    )
-    trial = trials.Trial(str(method), "case", splits.make(cache.images, "case", folds=3), 1)
+    trial = trials.Trial(str(prior), "case", splits.make(cache.images, "case", folds=3), 1)
     folder = trials.run(trial, cache, profiles.get("demo"), tmp_path / "trials").folder
     text = (folder / card.NAME).read_text()
     assert (folder / "model.keras").is_file() and "prior, split case, fold 1, seed 0" in text

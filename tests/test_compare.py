@@ -95,7 +95,8 @@ def test_earlier_comparisons_of_the_run_stay(run, tmp_path):
     assert len(rows) == 3 * len(again) and len(again) == 96
     assert len(pd.read_csv(run.folder / "comparison.csv")) == 3
     table = compare.differences(rows.query("split == 'case'"))
-    assert len(table) == 1 and set(table.loc[0, ["first", "second"]]) == {"one", "two"} and table["value"][0] == 0
+    assert len(table) == 2 and set(table.loc[0, ["first", "second"]]) == {"one", "two"} and (table["value"] == 0).all()
+    assert len(compare.measured(run)) == 1  # 04_train did not run here
 
 
 def test_seeds_shuffle_the_folds_anew_where_they_are_random(run, tmp_path):

@@ -121,10 +121,24 @@ def test_paired_difference():
         intervals.difference(first, second.assign(seed=7))
     table = intervals.differences(pd.concat([both, second.assign(method="third")]), "method", "auc", repeats=400)
     assert table["first"].tolist() == ["second", "third"] and table["second"].tolist() == ["first", "first"]
-    assert table["p_holm"].tolist() == [min(1, 2 * p) for p in table["p"]]  # equal p: both doubled
     assert intervals.differences(first, "method").empty
 
 
 def test_unknown_figure():
     with pytest.raises(InputError, match="unknown figure 'acc'"):
         intervals.bootstrap(study(1)[0], ("acc",))
+
+
+def test_comparisons_of_methods_and_protocols_with_holm():
+    first, second = study(5, shift=0.6)
+    both = pd.concat([first, second])
+    table = intervals.comparisons(pd.concat([both, both.assign(split="image")]), repeats=400)
+    # methods under each split against the first; then each method's protocols against the strictest: the split by case
+    assert table[["within", "first", "second"]].drop_duplicates().values.tolist() == [
+        ["case", "second", "first"], ["image", "second", "first"], ["first", "image", "case"], ["second", "image", "case"]]
+    assert len(table) == 8 and set(table["figure"]) == {"accuracy", "auc"}
+    # Holm by hand: the smallest of 8 times 8, the next times 7, ..., never falling, at most 1
+    ranked = table.sort_values("p", kind="stable")
+    by_hand = (ranked["p"] * np.arange(8, 0, -1)).cummax().clip(upper=1)
+    assert ranked["p_holm"].tolist() == pytest.approx(by_hand.tolist())
+    assert intervals.comparisons(first).empty and "p_holm" in intervals.comparisons(first)

@@ -425,19 +425,8 @@ def test_fine_tuned_whole_and_resumed(name, cache, tmp_path):
 
 
 @pytest.fixture
-def twelfth(tmp_path):
-    prior, network = tmp_path / "prior.py", tmp_path / "colours.py"
-    prior.write_text(
-        "import numpy as np\nfrom bcdlib.methods import Method\n"
-        "class Prior(Method):\n"
-        "    key, title = 'prior', 'Share of malignant images in training'\n"
-        "    def fit(self, X, y, validation_data=None, folder=None):\n"
-        "        self.share_ = float(np.mean(y)); return self\n"
-        "    def predict_proba(self, X):\n"
-        "        return np.tile([1 - self.share_, self.share_], (len(X), 1))\n"
-        "    def save(self, path):\n"
-        "        path.write_text(str(self.share_))\n"
-    )
+def twelfth(prior, tmp_path):
+    network = tmp_path / "colours.py"
     network.write_text(
         "import keras\nfrom bcdlib.methods import KerasMethod\n"
         "class Colours(KerasMethod):\n"

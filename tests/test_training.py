@@ -166,21 +166,9 @@ def test_registry():
         methods.get("resnet50")(trainable="some", weights="none").build((32, 48, 3))
 
 
-def test_method_from_a_file_outside_the_package(cache, tmp_path):
-    file = tmp_path / "prior.py"
-    file.write_text(
-        "import numpy as np\nfrom bcdlib.methods import Method\n"
-        "class Prior(Method):\n"
-        "    key, title = 'prior', 'Share of malignant images in training'\n"
-        "    def fit(self, X, y, validation_data=None, folder=None):\n"
-        "        self.share_ = float(np.mean(y)); return self\n"
-        "    def predict_proba(self, X):\n"
-        "        return np.tile([1 - self.share_, self.share_], (len(X), 1))\n"
-        "    def save(self, path):\n"
-        "        path.write_text(str(self.share_))\n"
-    )
+def test_method_from_a_file_outside_the_package(cache, prior, tmp_path):
     split = splits.make(cache.images, "case", folds=3)
-    result = trials.run(trials.Trial(str(file), "case", split), cache, TINY, tmp_path / "trials")
+    result = trials.run(trials.Trial(str(prior), "case", split), cache, TINY, tmp_path / "trials")
     train = split.query("fold == 0 and role == 'train'")["filename"]
     share = cache.images.set_index("filename").loc[train, "class"].eq("malignant").mean()
     np.testing.assert_allclose(result.predictions["probability"], share)
