@@ -51,15 +51,11 @@ def write(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     return folder / NAME
 
 
-def _drawn(images: pd.DataFrame) -> bool:
-    return not images["filename"].isin(manifest.load()["filename"]).any()
-
-
 def _data(images: pd.DataFrame) -> str:
     count = f"{len(images)} images of {manifest.slide_folders(images)} slides and {images['case'].nunique()} cases"
     if not manifest.is_breakhis(images):
         return f"The user's own images: {count}."
-    if _drawn(images):
+    if manifest.is_drawn(images):
         return f"Drawn tissue, or other pictures with BreakHis names that are not in BreakHis: {count}."
     return f"BreakHis: {count} (the whole data set has 7909 images of 82 slides and 70 cases)."
 
@@ -93,7 +89,7 @@ def _limits(known: pd.DataFrame, facts: dict, overlap) -> list[str]:
     if overlap["cases_shared"]:
         lines.append(f"{overlap['cases_shared']} of the {overlap['test_cases']} test cases were also in training: the "
                      "figures above say how well it knows these cases, not how well it would do on the next patient.")
-    if manifest.is_breakhis(known) and _drawn(known):
+    if manifest.is_drawn(known):
         lines.append("The images are not BreakHis's: the figures say nothing about tissue.")
     elif manifest.is_breakhis(known):
         lines.append("One laboratory, one microscope and camera, one stain (H&E): on others' pictures nothing is known.")
@@ -110,4 +106,4 @@ def _limits(known: pd.DataFrame, facts: dict, overlap) -> list[str]:
 def _licence(images: pd.DataFrame) -> str:
     if not manifest.is_breakhis(images):
         return "- Images: the user's own; their terms hold."
-    return "- Images: drawn by bcdlib, or not BreakHis's." if _drawn(images) else BREAKHIS
+    return "- Images: drawn by bcdlib, or not BreakHis's." if manifest.is_drawn(images) else BREAKHIS

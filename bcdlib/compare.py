@@ -245,7 +245,8 @@ def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
     table = metrics.table(predictions)
     sure = intervals.table(predictions, ("accuracy",))
     table["key"] = table["method"].map(_key)
-    table["measured on"] = [_protocol_label(row) for _, row in table.iterrows()]
+    place = "here, drawn tissue" if manifest.is_drawn(predictions) else "here"
+    table["measured on"] = [f"{place}: {_protocol_label(row)}" for _, row in table.iterrows()]
     table[["accuracy", "low", "high"]] = 100 * sure[["value", "low", "high"]].to_numpy()
     columns = ["key", "method", "kind", "accuracy", "low", "high", "measured on", "images", "cases", "weights"]
     return table.assign(kind="measured").reindex(columns=columns)
@@ -258,7 +259,7 @@ def _key(label: str) -> str:
 
 def _protocol_label(row) -> str:
     folds = f"{row['folds']} fold{'s' if row['folds'] > 1 else ''}"
-    return f"here: split {row['split']}, {folds}, {row['images']} test images of {row['cases']} cases"
+    return f"split {row['split']}, {folds}, {row['images']} test images of {row['cases']} cases"
 
 
 def table_ii_figure(table: pd.DataFrame):

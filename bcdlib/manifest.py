@@ -149,6 +149,11 @@ def is_breakhis(images: pd.DataFrame) -> bool:
     return all(_NAME.fullmatch(name) for name in images["filename"].unique())
 
 
+def is_drawn(images: pd.DataFrame) -> bool:
+    """Whether none of these images (column ``filename``) is in BreakHis though their names are of its kind: drawn ones."""
+    return is_breakhis(images) and not images["filename"].isin(load()["filename"]).any()
+
+
 def table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFICATIONS) -> pd.DataFrame:
     """Table I of the paper, as counted in `images`: rows benign, malignant, total; columns 40, 100, 200, 400, total."""
     counts = pd.crosstab(images["class"], images["magnification"])
