@@ -175,7 +175,7 @@ def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, t
     settings = profiles.get(profile, folds=folds)
     for name in (names := _names(methods)):
         if name != "all":
-            registry.get(name)
+            registry.settings(name)
     folder = mount.open_run(out, data, profile)
     mount.start(folder, data, seed, own=own)
     cache = preprocess.resize(folder, mount.open_data(folder), settings, mount.cache_root())

@@ -69,7 +69,7 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
 def _methods(names: Iterable[str]) -> list[str]:
     found = [key for name in names for key in (methods.names() if name == "all" else (name,))]
     for name in found:
-        methods.get(name)  # an unknown one is a mistake, not a failed trial
+        methods.settings(name)  # an unknown one is a mistake, not a failed trial
     return list(dict.fromkeys(found))
 
 

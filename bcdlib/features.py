@@ -15,7 +15,7 @@ FORMAT = 1
 
 
 def of(cache, architecture: str, weights: backbones.Weights, seed: int = 0, target: stain.Target | None = None,
-       pooling: str = "average", patches: int = 1, verbose=0) -> np.ndarray:
+       pooling: str = "average", patches: int = 1, verbose=0, jitter: list[int] | None = None) -> np.ndarray:
     """Features of all images of a pixel cache.
 
     Stored as ``<cache.folder>/features/<architecture>-<hash>.npy``; the hash covers all that they depend on, so that
@@ -32,16 +32,20 @@ def of(cache, architecture: str, weights: backbones.Weights, seed: int = 0, targ
         Stain normalisation in front of the base.
     pooling, patches
         As in `backbones.features`.
+    jitter : list of int, optional
+        Seed of a copy of the images with jittered stains: see `stain.jitter`.
 
     Returns
     -------
     float32 array (N, channels), read-only, rows as in ``cache.pixels``.
     """
     facts = [FORMAT, architecture, _identity(weights, seed), pooling, patches, target and [target.kind, target.values]]
+    facts += [] if jitter is None else [jitter]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = cache.folder / "features" / f"{architecture}-{digest}.npy"
     if not path.is_file():
-        X = cache.pixels if target is None else stain.apply(cache.pixels, target)
+        X = cache.pixels if jitter is None else stain.jitter(cache.pixels, jitter)
+        X = X if target is None else stain.apply(X, target)
         with replacing(path) as temporary:
             found = extract(X, architecture, weights, seed, pooling, patches, verbose)
             np.save(temporary, found, allow_pickle=False)

@@ -176,6 +176,25 @@ def open_cache(folder) -> PixelCache:
     return PixelCache(folder, images, pixels, skipped)
 
 
+def at_size(cache: PixelCache, size: tuple[int, int], progress: bool = False) -> PixelCache:
+    """The same images at another (width, height): read from the source that `cache` was made from, or found cached.
+
+    Raises
+    ------
+    InputError
+        If the source is no longer where it was, or has lost images of this cache.
+    """
+    if tuple(size) == cache.size:
+        return cache
+    from bcdlib import sources
+
+    place = json.loads((cache.folder / "cache.json").read_text())["made_from"]
+    other = build_cache(sources.open_source(place), cache.images, size, cache.folder.parent, progress)
+    if len(other.images) != len(cache.images):
+        raise InputError(f"{place}: {len(other.skipped)} images of {cache.folder} are no longer there; preprocess again")
+    return other
+
+
 def cache_of(run) -> PixelCache:
     """The cache that 02_preprocess recorded in a `runs.Run`; InputError if it has not run yet."""
     return open_cache(run.settings.get("cache", run.folder / "cache"))

@@ -18,6 +18,11 @@ KINDS = ("macenko", "reinhard")
 _FITTED = {"macenko": ("HERef", "maxCRef"), "reinhard": ("target_means", "target_stds")}
 _NORMALIZERS = {"macenko": NumpyMacenkoNormalizer, "reinhard": NumpyReinhardNormalizer}
 
+# optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston 2001)
+_TO_RGB = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+_TO_RGB /= np.linalg.norm(_TO_RGB, axis=1, keepdims=True)
+_FROM_RGB = np.linalg.inv(_TO_RGB)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -77,6 +82,32 @@ def apply(X, target: Target) -> np.ndarray:
     for row, picture in enumerate(result):
         if _stained(picture):
             result[row] = _attempt(lambda p=picture: _normalized(normalizer, p), otherwise=picture)
+    return result
+
+
+def jitter(X, seed, strength: float = 0.3, shift: float = 0.03) -> np.ndarray:
+    """Stain augmentation: each picture's haematoxylin, eosin and rest times 1 +- strength, plus or minus shift.
+
+    Tellez et al., "Whole-slide mitosis detection in H&E breast histology using PHH3 as a reference to train distilled
+    stain-invariant convolutional networks", IEEE TMI 37(9), 2018; stain vectors of Ruifrok & Johnston 2001.
+
+    Parameters
+    ----------
+    X : uint8 array (N, height, width, 3), RGB
+    seed : int or list of int; a picture's draw depends on it and on the picture's place in X
+    strength : 0..1
+    shift : in units of optical density (decimal logarithm)
+
+    Returns
+    -------
+    uint8 array of the same shape.
+    """
+    result = np.empty_like(X)
+    for row, picture in enumerate(X):
+        random = np.random.default_rng([*np.atleast_1d(seed), row])
+        amounts = -np.log10((np.asarray(picture, dtype="float32") + 1) / 256) @ _FROM_RGB
+        amounts = amounts * random.uniform(1 - strength, 1 + strength, 3) + random.uniform(-shift, shift, 3)
+        result[row] = (256 * 10 ** -(amounts @ _TO_RGB) - 1).round().clip(0, 255)
     return result
 
 

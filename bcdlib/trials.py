@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from bcdlib.runs import write_csv, write_json
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial is made of. ``method`` is a key of the registry or the path of a method file.
+    """What a trial is made of. ``method`` is a key of the registry or the path of a method file; changed settings may
+    follow (``robust:stages=4``, see `methods.settings`).
 
     ``split_table`` is the whole split; ``fold`` says which of its folds. ``task`` is "binary" or "subtype". ``stain`` is
     "macenko", "reinhard" or "none"; None leaves it to the method.
@@ -40,12 +42,13 @@ class Trial:
     @property
     def label(self) -> str:
         """The method's name in tables: its key, with ``-head`` if its base stays frozen where it could be fine-tuned,
-        ``-subtype`` for the second task, and the stain normalisation if one was asked for."""
+        ``-subtype`` for the second task, the stain normalisation if one was asked for, and settings that were changed."""
         kind = methods.get(self.method)
         offered = "trainable" in kind().get_params() and kind.trains("head") != kind.trains("all")
         frozen = "-head" if offered and self.trainable == "head" else ""
         task = "" if self.task == "binary" else f"-{self.task}"
-        return kind.key + frozen + task + ("" if self.stain is None else f"-stain_{self.stain}")
+        changes = "".join(f"-{key}={value}" for key, value in methods.settings(self.method).items())
+        return kind.key + frozen + task + ("" if self.stain is None else f"-stain_{self.stain}") + changes
 
     def estimator(self, profile: Profile, weights: str | None = None, verbose=None) -> methods.Method:
         """The untrained method with this profile's settings (those of them that it knows), or its own in their place.
@@ -80,7 +83,7 @@ class Trial:
             raise InputError(f"{kind.key}: cannot learn the task {self.task!r}; it knows {', '.join(kind.tasks)}")
         if settings.get("stain") and "stain" not in known:
             raise InputError(f"{kind.key}: has no stain normalisation")
-        return kind(**{key: value for key, value in settings.items() if key in known})
+        return kind(**{key: value for key, value in settings.items() if key in known} | methods.settings(self.method))
 
     def labels(self, images: pd.DataFrame) -> np.ndarray:
         """What the method learns: class (0, 1) or subtype (0..7, in the order of ``manifest.SUBTYPES``); int64 (N,)."""
@@ -182,7 +185,8 @@ def _name(trial: Trial, estimator, part: pd.DataFrame, cache: PixelCache) -> str
     settings = {k: v for k, v in estimator.get_params().items() if k != "verbose"}
     facts = json.dumps([settings, cache.folder.name, part[["filename", "role"]].to_csv(index=False)], default=str)
     digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
-    return f"{trial.label}-{trial.split}-fold{trial.fold}-seed{trial.seed}-{digest}"
+    label = re.sub(r"[^\w.=-]", "_", trial.label)
+    return f"{label}-{trial.split}-fold{trial.fold}-seed{trial.seed}-{digest}"
 
 
 def _load(trial: Trial, folder: Path) -> Result:

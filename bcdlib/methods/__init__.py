@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
+import re
 from pathlib import Path
 
 from bcdlib.errors import InputError
@@ -15,9 +16,11 @@ from bcdlib.methods import saved
 from bcdlib.methods.base import TASKS, KerasMethod, Method
 from bcdlib.methods.saved import Saved
 
-__all__ = ["TASKS", "KerasMethod", "Method", "Saved", "get", "load", "names"]
+__all__ = ["TASKS", "KerasMethod", "Method", "Saved", "get", "load", "names", "settings"]
 
-_NOT_METHODS = ("base", "backbones", "networks", "saved", "training")
+_CHANGE = re.compile(r":(?=\w+=)")  # "robust:stages=4:C=0.1"; a path may hold colons of its own
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+_NOT_METHODS = ("base", "backbones", "linear", "networks", "saved", "training")
 
 
 @functools.cache
@@ -27,19 +30,44 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: name != "resnet50"))
 
 
+def settings(name: str) -> dict:
+    """What a name changes in the method's own settings: ``robust:stages=4:C=0.1`` is {"stages": "4", "C": 0.1}.
+
+    Values get the type of the parameter's default.
+
+    Raises
+    ------
+    InputError
+        Unknown method or parameter, or a value that does not fit.
+    """
+    name, *changes = _CHANGE.split(name)
+    known = get(name)().get_params()
+    found = {}
+    for key, text in (change.split("=", 1) for change in changes):
+        if key not in known:
+            raise InputError(f"{name}: no parameter {key!r}; it has {', '.join(sorted(known))}")
+        kind = type(known[key])
+        try:
+            found[key] = _FLAGS[text.lower()] if kind is bool else text if known[key] is None else kind(text)
+        except (KeyError, ValueError):
+            raise InputError(f"{name}: {key}={text!r}; give {kind.__name__}, as {key}={known[key]}") from None
+    return found
+
+
 def get(name: str) -> type[Method]:
     """The class of a method.
 
     Parameters
     ----------
     name : str
-        A key from `names`, or the path of a Python file that holds one method class.
+        A key from `names`, or the path of a Python file that holds one method class; changed `settings` may follow.
 
     Raises
     ------
     InputError
         Unknown key, no such file, or a file that does not hold exactly one method.
     """
+    name = _CHANGE.split(name)[0]
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise InputError(f"{name}: no such method file")

@@ -17,16 +17,20 @@ from bcdlib.methods import networks
 class Architecture(NamedTuple):
     """A base: ``constructor`` as those of keras.applications, ``mode`` the way its ImageNet weights expect pixels
     (keras.applications' own words), ``smallest`` the shortest side that it takes, ``downloads`` whether Keras has its
-    ImageNet weights."""
+    ImageNet weights, ``stages`` the last layer of each stage, by the stage's digit in the publication."""
 
     constructor: Callable
     mode: str
     smallest: int = 32
     downloads: bool = True
+    stages: dict[str, str] = {}
 
 
 ARCHITECTURES = {
-    "resnet50": Architecture(keras.applications.ResNet50, "caffe"),
+    "resnet50": Architecture(
+        keras.applications.ResNet50, "caffe",
+        stages={"2": "conv2_block3_out", "3": "conv3_block4_out", "4": "conv4_block6_out", "5": "conv5_block3_out"},
+    ),
     "resnet152": Architecture(keras.applications.ResNet152, "caffe"),
     "vgg16": Architecture(keras.applications.VGG16, "caffe"),
     "vgg19": Architecture(keras.applications.VGG19, "caffe"),
@@ -196,7 +200,8 @@ def features(x, architecture: str, weights: Weights, seed: int, *, trainable: bo
     x : Keras tensor (batch, height, width, 3), RGB 0..255
     seed : of random initial weights; they do not depend on what was built before.
     trainable, batch_norm : as in `set_trainable`
-    pooling : "average" (global average) or "flatten"
+    pooling : "average" (global average), "flatten", or "moments-234": mean and standard deviation of each channel at the
+        end of stages 2, 3 and 4 (of any of the base's stages), side by side; "means-234" the means alone
     patches : cut the image into patches x patches equal parts and put each through the base
     name : of the last layer
 
@@ -214,12 +219,26 @@ def features(x, architecture: str, weights: Weights, seed: int, *, trainable: bo
     keras.utils.set_random_seed(seed)
     base = build(architecture, x.shape[1:], weights)
     set_trainable(base, trainable, batch_norm)
+    kind, _, stages = pooling.partition("-")
+    if stages:
+        base = keras.Model(base.inputs, [base.get_layer(ARCHITECTURES[architecture].stages[s]).output for s in stages],
+                           name=architecture)
     # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
     x = base(x, training=None if trainable else False)
+    if stages:
+        feature_maps = x if isinstance(x, list | tuple) else [x]
+        return keras.layers.Concatenate(name=name)(_moments(feature_maps, deviations=kind == "moments"))
     inner = name if patches == 1 else f"{name}_patch"
     pool = keras.layers.Flatten(name=inner) if pooling == "flatten" else keras.layers.GlobalAveragePooling2D(name=inner)
     x = pool(x)
     return x if patches == 1 else keras.layers.Identity(name=name)(keras.ops.reshape(x, (-1, patches**2 * x.shape[-1])))
+
+
+def _moments(feature_maps, deviations: bool) -> list:
+    found = [keras.ops.mean(one, axis=(1, 2)) for one in feature_maps]
+    if deviations:  # with a little added: the gradient of a root ends at 0
+        found += [keras.ops.sqrt(keras.ops.var(one, axis=(1, 2)) + 1e-6) for one in feature_maps]
+    return found
 
 
 def cut(x, patches: int):

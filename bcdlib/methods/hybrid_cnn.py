@@ -4,7 +4,6 @@ import warnings
 
 import keras
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -12,13 +11,13 @@ from sklearn.svm import LinearSVC
 
 from bcdlib.methods import backbones
 from bcdlib.methods.base import TASKS, KerasMethod, standardise
+from bcdlib.methods.linear import linear_layer
 
 # Features outnumber images by far: hence so strong a regularisation.
 CLASSIFIERS = {
     "logistic": lambda seed: LogisticRegression(C=0.01, max_iter=1000),
     "svm": lambda seed: LinearSVC(C=0.001, dual=True, max_iter=2000, random_state=seed),
 }
-_NEVER = -30.0  # score of a class that training lacks
 
 
 class HybridCNN(KerasMethod):
@@ -129,21 +128,7 @@ class HybridCNN(KerasMethod):
 
     def _linear(self, kind: str, Z, y) -> tuple[np.ndarray, np.ndarray]:
         """Kernel (features, outputs) and bias (outputs,) of a classifier; one output for two classes."""
-        present = np.unique(y)
-        outputs = 1 if self.task == "binary" else len(TASKS[self.task])
-        kernel, bias = np.zeros((Z.shape[1], outputs)), np.full(outputs, _NEVER)
-        if len(present) < 2:
-            bias[present if outputs > 1 else 0] = -_NEVER if outputs > 1 or present[0] == 1 else _NEVER
-            return kernel, bias
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # good enough to choose by, and the same each time
-            fitted = CLASSIFIERS[kind](self.seed).fit(Z, y)
-        coef, intercept = fitted.coef_.T, fitted.intercept_
-        if len(present) == 2 and outputs > 1:  # scikit-learn gives one column for two classes
-            coef, intercept = np.hstack([-coef, coef]), np.concatenate([-intercept, intercept])
-        columns = [0] if outputs == 1 else present
-        kernel[:, columns], bias[columns] = coef, intercept
-        return kernel, bias
+        return linear_layer(CLASSIFIERS[kind](self.seed), Z, y, 1 if self.task == "binary" else len(TASKS[self.task]))
 
     def _out_of_fold(self, kind: str, Z, y, folds) -> np.ndarray:
         """Scores (N, outputs) of each image by a classifier that was not fitted on it."""
