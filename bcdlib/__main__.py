@@ -48,12 +48,14 @@ def main():
 @profile_option
 @out_option
 @click.option("--only", multiple=True, help="Run this notebook only (for example 05_evaluate); may be repeated.")
+@click.option("--method", default="resnet50", show_default=True, help="What 04_train trains.")
 @seed_option
 @weights_option
-def run(data, own, profile, out, only, seed, weights):
+def run(data, own, profile, out, only, method, seed, weights):
     """Execute the six notebooks; write report.html and summary.json."""
-    from bcdlib import mount, suite
+    from bcdlib import methods, mount, suite
 
+    methods.settings(method)
     folder = mount.open_run(out, data, profile)
     suite.check(data, profile, weights, only, seed, own)
     # the notebooks stand elsewhere: a path that is relative to here must not become relative to there
@@ -63,7 +65,7 @@ def run(data, own, profile, out, only, seed, weights):
     if os.environ.get("BCD_WEIGHTS_DIR"):
         os.environ["BCD_WEIGHTS_DIR"] = str(Path(os.environ["BCD_WEIGHTS_DIR"]).expanduser().absolute())
     parameters = {"data": place, "manifest": own, "profile": profile, "out": str(folder.folder), "seed": seed,
-                  "weights": weights}
+                  "weights": weights, "method": method}
     try:
         summary = suite.run(folder, parameters, only)
     except suite.StageError as error:
@@ -164,10 +166,16 @@ def audit(data, own, split, folds, seed, as_json):
               help="Benign or malignant, or the eight tumour types.")
 @click.option("--stain", type=click.Choice(["macenko", "reinhard", "none"]), default=None,
               help="Stain normalisation.  [default: the method's own]")
+@click.option("--choose", is_flag=True, help="Also choose among the methods inside each training part: row 'chosen'.")
 @seed_option
 @weights_option
-def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, seed, weights):
-    """Run methods under protocols; trials that are finished already are not run again."""
+def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, choose, seed, weights):
+    """Run methods under protocols; trials that are finished already are not run again.
+
+    A method's own settings may be changed behind its name: robust:stages=4:C=0.1
+    """
+    import pandas as pd
+
     from bcdlib import compare as comparing
     from bcdlib import methods as registry
     from bcdlib import mount, preprocess, profiles
@@ -183,6 +191,9 @@ def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, t
     predictions = comparing.run_trials(
         folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights, task, stain
     )
+    if choose:
+        chosen = comparing.choose(folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights)
+        predictions = pd.concat([predictions, chosen], ignore_index=True)
     click.echo(comparing.protocols(predictions).drop(columns="what is shared").to_string(index=False))
     if preprocess.splits_note(made):
         click.echo(preprocess.splits_note(made).strip("*"))
@@ -230,6 +241,24 @@ def predict(model, images, as_json):
 
     table = evaluating.predict(model, images)
     click.echo(evaluating.as_json(table) if as_json else table.to_string(index=False))
+
+
+@main.command()
+@click.argument("name")
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--pretrained", required=True, help="What the pre-trained networks started from, in words.")
+@click.option("--command", "commands", multiple=True, help="What a reader types to repeat it; may be repeated.")
+@click.option("--against", default="resnet50-head", show_default=True, help="The method that others are held against.")
+def record(name, runs, pretrained, commands, against):
+    """Store the comparisons of run folders under notebooks/recorded (small tables, no images)."""
+    import pandas as pd
+
+    from bcdlib import metrics, recorded
+
+    tables = [metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs]
+    table = pd.concat(tables).drop_duplicates([*metrics.TRIAL, "filename"], ignore_index=True)
+    recorded.write(name, table, pretrained, list(commands), against)
+    click.echo(f"recorded {name}: {len(table)} predictions")
 
 
 @main.command()

@@ -9,7 +9,8 @@ import matplotlib.ticker
 import pandas as pd
 from tqdm import tqdm
 
-from bcdlib import intervals, manifest, methods, metrics, paper, pixels, splits, style, trials
+from bcdlib import choosing, intervals, manifest, methods, metrics, paper, pixels, recorded, splits, style, trials
+from bcdlib.errors import InputError
 from bcdlib.profiles import Profile
 from bcdlib.runs import Run, write_csv
 
@@ -44,13 +45,7 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
         ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is raised.
     """
     cache = pixels.cache_of(run)
-    planned = [
-        trials.Trial(method, name, table, int(fold), seed, trainable, task, stain)
-        for method in _methods(method_names)
-        for seed in seeds
-        for name, table in _split_tables(run, profile, cache.images, tuple(split_names), seed).items()
-        for fold in sorted(table["fold"].unique())
-    ]
+    planned = _planned(run, profile, cache.images, method_names, split_names, seeds, trainable, task, stain)
     done, failed = [], []
     with tqdm(planned, desc="Compare", unit="trial", disable=not progress) as bar:
         for trial in bar:
@@ -64,6 +59,47 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
     if not done:
         raise failed[0][1]
     return pd.concat([result.predictions for result in done], ignore_index=True)
+
+
+def choose(run: Run, profile: Profile, method_names: Iterable[str], split_names: Iterable[str] = (),
+           seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None,
+           progress: bool = True) -> pd.DataFrame:
+    """Choose among the methods inside each training part; see `choosing`. Arguments as in `run_trials`.
+
+    Its predictions join those of the run as method "chosen"; who was chosen where stands in ``choices.csv``.
+
+    Returns
+    -------
+    DataFrame, the predictions of "chosen".
+
+    Raises
+    ------
+    InputError
+        If none of the splits is one that can be cut once more (image, slide, case).
+    """
+    cache = pixels.cache_of(run)
+    outer = [trial for trial in _planned(run, profile, cache.images, method_names, split_names, seeds, trainable)
+             if trial.split in choosing.SPLITS]
+    if not outer:
+        raise InputError(f"choosing needs one of the splits {', '.join(choosing.SPLITS)}")
+    predictions, choices = choosing.choose(outer, cache, profile, run.folder / "trials", weights, progress)
+    trials.add_predictions(run.folder / "comparison_predictions.csv", predictions)
+    write_csv(run.folder / "choices.csv", choices)
+    rows = run.read_csv("comparison.csv", "06_compare")
+    errors = rows.loc[rows["error"].notna(), ["method", "split", "error"]]
+    write_csv(run.folder / "comparison.csv", pd.concat([metrics.table(all_predictions(run)), errors]))
+    return predictions
+
+
+def _planned(run: Run, profile: Profile, images: pd.DataFrame, method_names, split_names, seeds, trainable,
+             task="binary", stain=None) -> list[trials.Trial]:
+    return [
+        trials.Trial(method, name, table, int(fold), seed, trainable, task, stain)
+        for method in _methods(method_names)
+        for seed in seeds
+        for name, table in _split_tables(run, profile, images, tuple(split_names), seed).items()
+        for fold in sorted(table["fold"].unique())
+    ]
 
 
 def _methods(names: Iterable[str]) -> list[str]:
@@ -128,8 +164,10 @@ def _split_tables(run: Run, profile: Profile, images: pd.DataFrame, names: tuple
     return tables
 
 
-def protocols(predictions: pd.DataFrame) -> pd.DataFrame:
+def protocols(predictions: pd.DataFrame, found: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row a method and split, folds pooled, with 95 % intervals over cases and what each split shares.
+
+    ``found`` is `intervals.table` of the same predictions, if it is at hand.
 
     Returns
     -------
@@ -137,7 +175,7 @@ def protocols(predictions: pd.DataFrame) -> pd.DataFrame:
     its interval, as text), what is shared
     """
     table = metrics.table(predictions)
-    found = intervals.table(predictions, tuple(SHOWN))
+    found = intervals.table(predictions, tuple(SHOWN)) if found is None else found
     texts = found.assign(text=[intervals.text(row) for row in found.itertuples()])
     texts = texts.pivot(index=["method", "split"], columns="figure", values="text")
     texts = texts.loc[pd.MultiIndex.from_frame(table[["method", "split"]])].reset_index()
@@ -146,17 +184,21 @@ def protocols(predictions: pd.DataFrame) -> pd.DataFrame:
                                  **{"what is shared": table["split"].map(splits.describe)})
 
 
-def protocol_figure(predictions: pd.DataFrame):
-    """Accuracy and AUC of each method under each protocol with 95 % intervals: same pictures, same network."""
+def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None):
+    """Accuracy and AUC of each method under each protocol with 95 % intervals: same pictures, same network.
+
+    ``found`` as in `protocols`.
+    """
     order = {name: place for place, name in enumerate(splits.PROTOCOLS)}
-    predictions = predictions.sort_values("split", key=lambda names: names.map(order), kind="stable")
-    found = intervals.table(predictions)
+    found = intervals.table(predictions) if found is None else found[found["figure"].isin(("accuracy", "auc"))]
+    found = found.sort_values("split", key=lambda names: names.map(order), kind="stable")
     chance = max(predictions["label"].mean(), 1 - predictions["label"].mean())
     figure, axes = style.subplots(1, 2, width=9, height=0.5 * len(found) / 2 + 1.7, sharey=True)
     limits = (("accuracy", chance, "always the larger class"), ("auc", 0.5, "chance"))
     for axis, (column, floor, what) in zip(axes, limits, strict=True):
         rows = found[found["figure"] == column].iloc[::-1].reset_index(drop=True)
-        names = [f"{r.split}{_beside(found, r.method)}\n{r.images} images, {r.cases} cases" for r in rows.itertuples()]
+        names = [f"{r.split}{_beside(found, r.method)}\n{r.images} images, {r.slides} slides, {r.cases} cases"
+                 for r in rows.itertuples()]
         reach = [(rows["value"] - rows["low"]).clip(0), (rows["high"] - rows["value"]).clip(0)]
         axis.errorbar(rows["value"], names, xerr=reach, fmt="o", color=style.MEASURED, capsize=4, markersize=7)
         for place, row in rows.iterrows():
@@ -288,3 +330,58 @@ def table_ii_figure(table: pd.DataFrame):
         note = "measured here: started from " + "; ".join(dict.fromkeys(weights))
         figure.supxlabel(textwrap.fill(note, 150), fontsize=7)
     return style.finish(figure)
+
+
+def recordings() -> list[str]:
+    """Names of the results that were recorded on real images; see `recorded`."""
+    return recorded.names()
+
+
+def recorded_protocols(name: str) -> pd.DataFrame:
+    """`protocols` of a recording, from its stored figures."""
+    found = recorded.read(name)
+    return protocols(found.predictions, found.figures)
+
+
+def recorded_protocol_figure(name: str):
+    """`protocol_figure` of a recording, from its stored figures."""
+    found = recorded.read(name)
+    return protocol_figure(found.predictions, found.figures)
+
+
+def recorded_note(name: str) -> str:
+    """Markdown: what a recording was made from, and the commands that repeat it."""
+    facts = recorded.read(name).facts
+    return "\n".join([f"Started from: {facts['weights']}. To repeat it:", "", "```", *facts["commands"], "```"])
+
+
+def recorded_differences(name: str) -> pd.DataFrame:
+    """A recording's methods against the one that it names, paired by image and seed, with 95 % intervals over cases."""
+    return recorded.read(name).differences
+
+
+def difference_figure(name: str, shown=("auc", "case_auc")):
+    """What each change is worth: a recording's paired differences with their intervals, a panel a figure."""
+    found = recorded.read(name)
+    rows = found.differences[found.differences["figure"].isin(shown)].copy()
+    several = rows["split"].nunique() > 1
+    rows["label"] = [_short(row.first, row.second) + (f", {row.split}" if several else "") for row in rows.itertuples()]
+    order = rows.loc[rows["figure"] == shown[0]].sort_values("value", kind="stable")["label"].tolist()
+    figure, axes = style.subplots(1, len(shown), width=10, height=0.28 * len(order) + 1.6, sharey=True)
+    for axis, name_ in zip(axes, shown, strict=True):
+        part = rows[rows["figure"] == name_].set_index("label").loc[order]
+        reach = [(part["value"] - part["low"]).clip(0), (part["high"] - part["value"]).clip(0)]
+        axis.errorbar(part["value"], range(len(part)), xerr=reach, fmt="o", color=style.MEASURED, capsize=3)
+        axis.axvline(0, color="black", linestyle=":")
+        axis.set_yticks(range(len(part)), order, fontsize=8)
+        axis.set_xlabel(f"{SHOWN[name_]}, difference from {found.facts['against']}")
+    table = metrics.table(found.predictions)
+    size = f"{table['images'].max()} images, {table['slides'].max()} slides, {table['cases'].max()} cases"
+    figure.supxlabel(f"{size}; split {', '.join(rows['split'].unique())}; {_trials_text(found.predictions)}; paired 95 % "
+                     f"intervals: bootstrap over cases\nstarted from {metrics.weights_note(found.predictions)}", fontsize=8)
+    return style.finish(figure)
+
+
+def _short(label: str, base: str) -> str:
+    """What is changed, if a label is the base's with something behind it."""
+    return label.removeprefix(f"{base}-")

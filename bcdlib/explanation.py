@@ -72,6 +72,21 @@ def read(model: methods.Saved, content: bytes) -> np.ndarray:
     return pixels.decode(content, model.size)
 
 
+def cache_for(model: methods.Saved, cache: pixels.PixelCache) -> pixels.PixelCache | None:
+    """A run's pictures at the size that a model takes, or None if they cannot be had.
+
+    Another size than the run's means that the run was preprocessed anew since, unless the method has a size of its own.
+    """
+    if cache.size == model.size:
+        return cache
+    if not model.kind.own_size:
+        return None
+    try:
+        return pixels.at_size(cache, model.size)
+    except InputError:  # the data set is no longer where it was
+        return None
+
+
 def predict(model: methods.Saved, X) -> np.ndarray:
     """Probability of malignant; float64 (N,)."""
     return trials.malignant(model.predict_proba(np.asarray(X)))
@@ -123,7 +138,10 @@ def own_image(run: Run, table: pd.DataFrame, picture: str = "", seed: int = 0) -
             continue
         if picture:
             return explain(folder / MODEL, picture, run)
-        model, cache = load(folder / MODEL), pixels.cache_of(run)
+        model = load(folder / MODEL)
+        cache = cache_for(model, pixels.cache_of(run))
+        if cache is None:
+            continue
         row = part.iloc[int(np.random.default_rng(seed).integers(len(part)))]
         return _explain(model, folder / MODEL, cache.pixels[cache.rows([row["filename"]])[0]], run, truth_of(row))
     text = "This run has no saved model of these predictions, so there is nothing to ask about a picture."
@@ -148,14 +166,14 @@ def reference(model_file, run: Run | None = None, model: methods.Saved | None = 
     found = familiarity.load(folder)
     if found is not None or run is None or not (folder / "trial.json").is_file() or not has_cache(run):
         return found
-    facts, cache = json.loads((folder / "trial.json").read_text()), pixels.cache_of(run)
-    model = model or load(model_file)
+    facts, model = json.loads((folder / "trial.json").read_text()), model or load(model_file)
+    cache = cache_for(model, pixels.cache_of(run))
     split = run.folder / "splits" / f"{facts['split']}.csv"
     if not split.is_file():
         return None
     part = splits.fold_of(pd.read_csv(split), facts["fold"])
     counts = {role: int((part["role"] == role).sum()) for role in splits.ROLES}
-    if cache.size != model.size or counts != facts["images"]:
+    if cache is None or counts != facts["images"]:
         return None  # preprocessed anew since: these are no longer the images that it was trained on
     points, images = {}, {}
     for role in ("train", "validation"):
@@ -273,10 +291,11 @@ def has_cache(run: Run) -> bool:
 
 
 def overlay(axis, picture, cam) -> None:
-    """Draw a picture and over it a map of 0..1 of its size."""
+    """Draw a picture and over it a map of 0..1, stretched to its size."""
     axis.imshow(picture)
     # viridis: told apart by colour-blind readers, and unlike the colours of the stain
-    axis.imshow(cam, cmap="viridis", alpha=0.2 + 0.45 * cam, vmin=0, vmax=1)
+    height, width = np.shape(picture)[:2]
+    axis.imshow(cam, cmap="viridis", alpha=0.2 + 0.45 * cam, vmin=0, vmax=1, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
 
 
 def called(probability: float) -> str:

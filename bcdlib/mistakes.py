@@ -7,7 +7,7 @@ import pandas as pd
 
 from bcdlib import maps, metrics, owndata, pixels, style
 from bcdlib.errors import InputError
-from bcdlib.explanation import MODEL, called, has_cache, load, overlay, trial_folder, truth_of
+from bcdlib.explanation import MODEL, cache_for, called, has_cache, load, overlay, trial_folder, truth_of
 from bcdlib.runs import Run
 
 
@@ -71,8 +71,9 @@ def _maps(run: Run, rows: pd.DataFrame, cache) -> dict[int, np.ndarray]:
         folder = trial_folder(run, part.iloc[0])
         if folder is not None:
             model = load(folder / MODEL)
-            X = cache.pixels[cache.rows(part["filename"])]
+            pictures = cache_for(model, cache)
             with contextlib.suppress(InputError):  # a network of which there is no map: the figure says so
-                if cache.size == model.size:
-                    found |= dict(zip(part.index, maps.cam(model.network, model.stained(X)), strict=True))
+                if pictures is not None:
+                    X = model.stained(pictures.pixels[pictures.rows(part["filename"])])
+                    found |= dict(zip(part.index, maps.cam(model.network, X), strict=True))
     return found

@@ -50,7 +50,8 @@ def show_network(model: keras.Model):
         frozen = layer.count_params() and not layer.trainable_weights
         colour = "#E8E8E8" if not layer.count_params() else "#BBD9EE" if frozen else "#FBE3C0"
         text = f"{layer.name}  ({type(layer).__name__})"
-        shape = " x ".join(str(size) for size in layer.output.shape[1:])
+        outputs = layer.output if isinstance(layer.output, list | tuple) else [layer.output]
+        shape = ", ".join(" x ".join(str(size) for size in one.shape[1:]) for one in outputs)
         axes.text(0.02, -row, text, va="center", bbox={"boxstyle": "round", "facecolor": colour, "edgecolor": "#666666"})
         axes.text(0.62, -row, shape, va="center", ha="center")
         axes.text(0.98, -row, f"{layer.count_params():,}", va="center", ha="right")
@@ -84,8 +85,11 @@ def curves(results: list[trials.Result], quantity: str = "loss"):
     """Figure 8 (``quantity="loss"``, MSE) or Figure 9 (``"accuracy"``) of the paper, one panel a trial.
 
     The second curve is drawn on the validation part, or, where a protocol has none (the paper's), on the test part:
-    the legend says which. Nothing is chosen by it.
+    the legend says which. Nothing is chosen by it. A method without epochs has no curve, and the figure says so.
     """
+    results = [result for result in results if result.history is not None]
+    if not results:
+        return style.note("This method is fitted at once, not in epochs: there is no curve to draw.")
     figure, axes = style.subplots(1, len(results), width=4.2 * len(results) + 0.6, height=3.4, squeeze=False)
     for axis, result in zip(axes[0], results, strict=True):
         epochs = result.history["epoch"] + 1

@@ -33,6 +33,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     always : "all" or "head" if the method trains its whole network, or a head only, whatever ``trainable`` says
     chooses : True if `fit` chooses something on ``validation_data``; it is then never given the test part there
     changes : settings in place of the profile's, by what is trained: {"all": {...}, "head": {...}}
+    own_size : True if it may look at pictures at a size of its own, whatever the profile's
     """
 
     key: str
@@ -41,6 +42,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     always: str | None = "all"
     chooses: bool = False
     changes: dict[str, dict] = {}
+    own_size: bool = False
 
     @abstractmethod
     def fit(self, X, y, validation_data=None, folder=None):

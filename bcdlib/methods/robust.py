@@ -40,6 +40,7 @@ class Robust(KerasMethod):
     title = "ResNet-50's middle stages, every case counting the same"
     architectures = ("resnet50",)
     always = "head"
+    own_size = True
 
     def __init__(self, *, size="350x230", stages="234", deviations=True, C=0.01, balance="case", stain_copies=0,
                  **settings):
