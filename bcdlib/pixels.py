@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from bcdlib import manifest
@@ -25,6 +26,8 @@ from bcdlib.runs import write_csv, write_json
 LARGEST_PICTURE = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
 RESAMPLING = "lanczos"
 CACHE_FORMAT = 1
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more; to open some of them it starts other programs
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -50,12 +53,18 @@ def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(content))
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
             if picture.width * picture.height > LARGEST_PICTURE:
                 raise ValueError(f"declares {picture.width}x{picture.height} pixels")
-            if picture.mode.startswith(("I", "F")) or _sixteen_bit(content):
+            if picture.mode.startswith(("I", "F")) or _sixteen_bit(content, picture):
                 raise ValueError(f"not an 8-bit picture (mode {picture.mode})")
+            _check_sums(content)
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1 and picture.format != "MPO":  # a phone's MPO: a JPEG with its own preview behind it
+                raise ValueError(f"holds {frames} pictures, an animation or a stack")
             picture = ImageOps.exif_transpose(picture).convert("RGB")
+    except UnidentifiedImageError:
+        raise ValueError(f"not a PNG, JPEG, TIFF or BMP picture{_taken_for(content)}") from None
     except ValueError:
         raise
     except Exception as error:  # Pillow's plugins raise many kinds on damaged input: SyntaxError, struct.error, ...
@@ -65,9 +74,33 @@ def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _sixteen_bit(content: bytes) -> bool:
-    # Pillow opens a 16-bit colour PNG as 8-bit without a word; the bit depth is byte 24 of every PNG
-    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"
+def _sixteen_bit(content: bytes, picture: Image.Image) -> bool:
+    # Pillow opens 16-bit colour as 8-bit without a word; the bit depth is byte 24 of every PNG, and tag 258 of a TIFF
+    depths = picture.tag_v2.get(258, ()) if picture.format == "TIFF" else ()
+    return (content[:8] == PNG and content[24:25] == b"\x10") or any(depth > 8 for depth in depths)
+
+
+def _check_sums(content: bytes) -> None:
+    """Refuse a PNG whose pixel data are not what was written: Pillow does not look at the checksums of their last part.
+
+    The other formats have no checksums: what is wrong in them can pass for picture.
+    """
+    place = len(PNG) if content[: len(PNG)] == PNG else len(content)
+    while place + 8 <= len(content):
+        size, kind = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
+        end = place + 8 + size
+        if kind == b"IDAT" and zlib.crc32(memoryview(content)[place + 4 : end]).to_bytes(4) != content[end : end + 4]:
+            raise ValueError("damaged: a checksum does not fit, or it is cut off")
+        place = end + 4
+
+
+def _taken_for(content: bytes) -> str:
+    start = content[:512].lstrip().lower()
+    if not start:
+        return ": it is empty"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return ": a web page; download it again"
+    return ": a GIF" if start.startswith(b"gif8") else ": a PDF" if start.startswith(b"%pdf") else ""
 
 
 def decode_all(
