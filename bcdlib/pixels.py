@@ -1,6 +1,7 @@
 """Pictures as arrays: decode, resize, the uint8 cache that training maps into memory, and batches from it."""
 
 import collections
+import contextlib
 import hashlib
 import io
 import json
@@ -21,7 +22,8 @@ from tqdm import tqdm
 
 from bcdlib import manifest
 from bcdlib.errors import InputError
-from bcdlib.runs import write_csv, write_json
+from bcdlib.runs import saving, write_csv, write_json
+from bcdlib.sources import UNREADABLE
 
 LARGEST_PICTURE = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
 RESAMPLING = "lanczos"
@@ -64,7 +66,7 @@ def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
                 raise ValueError(f"holds {frames} pictures, an animation or a stack")
             picture = ImageOps.exif_transpose(picture).convert("RGB")
     except UnidentifiedImageError:
-        raise ValueError(f"not a PNG, JPEG, TIFF or BMP picture{_taken_for(content)}") from None
+        raise ValueError(f"cannot be decoded: not a PNG, JPEG, TIFF or BMP picture{_taken_for(content)}") from None
     except ValueError:
         raise
     except Exception as error:  # Pillow's plugins raise many kinds on damaged input: SyntaxError, struct.error, ...
@@ -97,10 +99,10 @@ def _check_sums(content: bytes) -> None:
 def _taken_for(content: bytes) -> str:
     start = content[:512].lstrip().lower()
     if not start:
-        return ": it is empty"
+        return "; it is empty"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return ": a web page; download it again"
-    return ": a GIF" if start.startswith(b"gif8") else ": a PDF" if start.startswith(b"%pdf") else ""
+        return " but a web page; download it again"
+    return " but a GIF" if start.startswith(b"gif8") else " but a PDF" if start.startswith(b"%pdf") else ""
 
 
 def decode_all(
@@ -234,13 +236,20 @@ def build_cache(source, images: pd.DataFrame, size: tuple[int, int], root, progr
         If not one image can be decoded.
     """
     images = images.reset_index(drop=True)
-    folder = Path(root) / cache_key(source.fingerprint(), images, size)
+    fingerprint = source.fingerprint()
+    folder = Path(root) / cache_key(fingerprint, images, size)
     if (folder / "cache.json").is_file():
-        return open_cache(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=folder.name + ".part-", dir=folder.parent))
+        cache = open_cache(folder)
+        if not _readable_by_now(source, images, cache.skipped):
+            return cache
+        _set_aside(folder)
+    with saving(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=folder.name + ".part-", dir=folder.parent))
     try:
         _fill(part, source, images, size, progress)
+        if _unread(pd.read_csv(part / "skipped.csv", dtype=str)).any() and source.fingerprint() != fingerprint:
+            raise InputError(f"{source.path}: changed or vanished while it was read; run the same again when it is whole")
         write_json(part / "cache.json", {"size": list(size), "resampling": RESAMPLING, "made_from": str(source.path)})
         try:
             part.rename(folder)
@@ -252,13 +261,32 @@ def build_cache(source, images: pd.DataFrame, size: tuple[int, int], root, progr
     return open_cache(folder)
 
 
+def _unread(skipped: pd.DataFrame) -> pd.Series:
+    """Which of the images that were left out the file system did not give: of these, their files say nothing."""
+    return skipped["reason"].astype(str).str.startswith(UNREADABLE)
+
+
+def _readable_by_now(source, images: pd.DataFrame, skipped: pd.DataFrame) -> bool:
+    """Whether a file can be read that could not when the cache was made: its rights have been mended, the Drive is back."""
+    names = skipped.loc[_unread(skipped), "filename"]
+    paths = images.loc[images["filename"].isin(names), "path"].tolist()
+    return any(content is not None for _, content, _ in source.read(paths)) if paths else False
+
+
+def _set_aside(folder: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=folder.name + ".old-", dir=folder.parent))
+    with contextlib.suppress(OSError):  # another run did it first
+        folder.rename(aside / folder.name)  # not removed in place: another run may have it mapped, or be opening it
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _fill(part: Path, source, images: pd.DataFrame, size, progress: bool) -> None:
     width, height = size
     shape = (len(images), height, width, 3)
     place = {name: row for row, name in enumerate(images["filename"])}
     reasons = dict.fromkeys(place, "not found when it was to be read")
     raw = part / "pixels.all.npy"
-    pixels = np.lib.format.open_memmap(raw, mode="w+", dtype="uint8", shape=shape)
+    pixels = new_array(raw, shape)
     for name, array, reason in decode_all(source, images, size, progress=progress, label="Decode and resize"):
         reasons[name] = reason
         if array is not None:
@@ -271,13 +299,31 @@ def _fill(part: Path, source, images: pd.DataFrame, size, progress: bool) -> Non
     if good.all():
         raw.rename(part / "pixels.npy")
     else:
-        kept = np.lib.format.open_memmap(part / "pixels.npy", mode="w+", dtype="uint8", shape=(int(good.sum()), *shape[1:]))
+        kept = new_array(part / "pixels.npy", (int(good.sum()), *shape[1:]))
         for row, origin in enumerate(np.flatnonzero(good)):
             kept[row] = pixels[origin]
         kept.flush()
         raw.unlink()
     write_csv(part / "images.csv", images[good])
     write_csv(part / "skipped.csv", pd.DataFrame(sorted(reasons.items()), columns=["filename", "reason"]))
+
+
+def new_array(path, shape) -> np.ndarray:
+    """A new uint8 .npy file of zeros, mapped for writing, whose room on the disk is taken at once.
+
+    Without that, a disk that fills up would end the process by a signal (SIGBUS) while pixels are written.
+
+    Raises
+    ------
+    InputError
+        If the disk is too full.
+    """
+    with saving(path):
+        array = np.lib.format.open_memmap(path, mode="w+", dtype="uint8", shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
 
 
 def batch_rows(n: int, batch_size: int, step: int, seed: int) -> np.ndarray:

@@ -153,7 +153,7 @@ class ZipSource(_ArchiveSource):
         with self._open() as archive:
             for info in archive.infolist():
                 kind = stat.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0  # 3: packed on Unix
-                if info.is_dir():
+                if info.filename.endswith("/"):  # is_dir() of older Pythons fails on an empty name
                     self._leave_out(info.filename.rstrip("/"), "a folder, not a picture")
                 elif kind not in (0, stat.S_IFREG):
                     self._leave_out(info.filename, "a link or device, not a picture")
