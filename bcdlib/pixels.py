@@ -64,6 +64,9 @@ def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
             frames = getattr(picture, "n_frames", 1)
             if frames > 1 and picture.format != "MPO":  # a phone's MPO: a JPEG with its own preview behind it
                 raise ValueError(f"holds {frames} pictures, an animation or a stack")
+            picture.load()
+            if content[:8] == PNG and not any(picture.crop((0, picture.height - 1, *picture.size)).tobytes()):
+                _check_length(content, picture.size)
             picture = ImageOps.exif_transpose(picture).convert("RGB")
     except UnidentifiedImageError:
         raise ValueError(f"cannot be decoded: not a PNG, JPEG, TIFF or BMP picture{_taken_for(content)}") from None
@@ -94,6 +97,29 @@ def _check_sums(content: bytes) -> None:
         if kind == b"IDAT" and zlib.crc32(memoryview(content)[place + 4 : end]).to_bytes(4) != content[end : end + 4]:
             raise ValueError("damaged: a checksum does not fit, or it is cut off")
         place = end + 4
+
+
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def _check_length(content: bytes, size: tuple[int, int]) -> None:
+    """Refuse a PNG that has fewer rows than it declares: Pillow leaves the others black without a word.
+
+    This unpacks it once more, hence only where the last row is black.
+    """
+    bits = content[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[content[25]]
+    passes = _ADAM7 if content[28] else ((0, 0, 1, 1),)
+    wanted = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(size[0] - left) // across), -(-(size[1] - top) // down)
+        wanted += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
+    place, data = len(PNG), b""
+    while place + 8 <= len(content):
+        length = int.from_bytes(content[place : place + 4])
+        data += content[place + 8 : place + 8 + length] if content[place + 4 : place + 8] == b"IDAT" else b""
+        place += 12 + length
+    if len(zlib.decompressobj().decompress(data, wanted)) < wanted:
+        raise ValueError("damaged: it has fewer rows than it declares")
 
 
 def _taken_for(content: bytes) -> str:
