@@ -320,7 +320,8 @@ def _fill(part: Path, source, images: pd.DataFrame, size, progress: bool) -> Non
             del reasons[name]
     good = ~images["filename"].isin(list(reasons)).to_numpy()
     if not good.any():
-        raise InputError(f"{source.path}: none of the {len(images)} images can be decoded; first: {min(reasons)}")
+        first = min(reasons)
+        raise InputError(f"{source.path}: none of the {len(images)} images can be decoded; first: {first}: {reasons[first]}")
     pixels.flush()
     if good.all():
         raw.rename(part / "pixels.npy")

@@ -182,17 +182,14 @@ class ZipSource(_ArchiveSource):
 def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if info.flag_bits & 1:
         raise zipfile.BadZipFile("encrypted; unpack it with its password and pack it anew without")
-    # never more at once than is declared: zipfile's own read() would unpack a bomb first and cut it then. Of methods other
-    # than deflate it unpacks all that it has read, hence small bites.
-    bite = info.file_size if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 4096
-    parts, left = [], info.file_size
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks these without any limit
+        raise zipfile.BadZipFile("packed by another method than deflate; pack it anew")
     with archive.open(info) as member:
-        while left > 0 and (part := member.read(min(bite, left))):
-            parts.append(part)
-            left -= len(part)
-    if left:
+        # never more than is declared: archive.read() would unpack all of a bomb first and cut it then
+        content = member.read(info.file_size)
+    if len(content) < info.file_size:
         raise zipfile.BadZipFile("shorter than it says")
-    return b"".join(parts)
+    return content
 
 
 def _check_directory(path: Path) -> None:
@@ -231,8 +228,10 @@ class TarSource(_ArchiveSource):
     def _members(self):
         try:
             limit = _BOMB[0] + _BOMB[1] * self.path.stat().st_size
+            with open(self.path, "rb") as file:  # not "*": of other packers than gzip a few bytes may unpack to gigabytes
+                packed = "gz" if file.read(2) == b"\x1f\x8b" else ""
             # "|": strictly forward, as a mounted Drive likes it
-            with tarfile.open(self.path, mode="r|*", tarinfo=_Header) as archive:
+            with tarfile.open(self.path, mode=f"r|{packed}", tarinfo=_Header) as archive:
                 for number, member in enumerate(archive):
                     if number >= MOST_MEMBERS:
                         raise InputError(f"{self.path}: has more than {MOST_MEMBERS} members; {_IMAGES_ALONE}")

@@ -186,6 +186,7 @@ def test_unreadable_rights_are_told_and_mended_ones_are_read(good, record_proper
         place = Path(place)
         os.chmod(place, 0o755)
         data = shutil.copytree(good, place / "data")
+        os.chmod(data, 0o755)
         locked, hidden = sorted(data.rglob("*.png"))[2], sorted(data.rglob("*.png"))[-1].parent
         (place / "cache").mkdir()
         os.chmod(place / "cache", 0o777)
