@@ -116,7 +116,9 @@ def test_paths_that_lead_out_links_and_devices(kind, tmp_path, record_property):
     record_property("faults", {"kind": "archives", "tried": 9, "survived": 0, "reported": 9, "lost": 0})
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("method", [
+    zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED,
+    *(pytest.param(one, marks=pytest.mark.faults) for one in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))])
 def test_zip_that_lies_about_a_member(method, tmp_path, record_property):
     """A bomb: declared as 60 kB, unpacks to 512 MiB. And twice the same path, and one that is larger than any picture."""
     path, bomb, large = tmp_path / "bomb.zip", "a/SOB_M_DC-98-52000-40-001.png", "a/SOB_M_DC-98-52000-40-002.png"
