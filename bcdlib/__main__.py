@@ -12,7 +12,8 @@ if not sys.stderr.isatty():
 import click
 
 from bcdlib import __version__, manifest
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, shown
+from bcdlib.runs import saving
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
 
@@ -29,6 +30,7 @@ weights_option = click.option(
     "--weights", default=None,
     help="'imagenet', 'none', or a folder with <architecture>_notop.weights.h5.  [default: $BCD_WEIGHTS_DIR or imagenet]",
 )
+strict_option = click.option("--strict", is_flag=True, help="Stop if an image has to be left out, with exit status 2.")
 profile_option = click.option("--profile", default="demo", show_default=True, help="demo, quick or paper.")
 
 
@@ -49,9 +51,10 @@ def main():
 @out_option
 @click.option("--only", multiple=True, help="Run this notebook only (for example 05_evaluate); may be repeated.")
 @click.option("--method", default="resnet50", show_default=True, help="What 04_train trains.")
+@strict_option
 @seed_option
 @weights_option
-def run(data, own, profile, out, only, method, seed, weights):
+def run(data, own, profile, out, only, method, strict, seed, weights):
     """Execute the six notebooks; write report.html and summary.json."""
     from bcdlib import methods, mount, suite
 
@@ -65,7 +68,7 @@ def run(data, own, profile, out, only, method, seed, weights):
     if os.environ.get("BCD_WEIGHTS_DIR"):
         os.environ["BCD_WEIGHTS_DIR"] = str(Path(os.environ["BCD_WEIGHTS_DIR"]).expanduser().absolute())
     parameters = {"data": place, "manifest": own, "profile": profile, "out": str(folder.folder), "seed": seed,
-                  "weights": weights, "method": method}
+                  "weights": weights, "method": method, "strict": strict}
     try:
         summary = suite.run(folder, parameters, only)
     except suite.StageError as error:
@@ -90,10 +93,12 @@ def verify(source):
     if len(found.wrong_size) > 20:
         click.echo(f"not 700x460: and {len(found.wrong_size) - 20} more")
     for row in found.images[found.images["status"] == "unreadable"].itertuples():
-        click.echo(f"unreadable: {row.filename}: {row.reason}")
-    for kind, names in (("not a BreakHis name", found.not_breakhis), ("second copy, not used", found.duplicates)):
+        click.echo(f"unreadable: {row.filename}: {shown(row.reason)}")
+    others = [f"{path}: {why}" for path, why in found.reasons if path not in {*found.not_breakhis, *found.duplicates}]
+    kinds = (("not a BreakHis name", found.not_breakhis), ("second copy, not used", found.duplicates), ("left out", others))
+    for kind, names in kinds:
         for name in names[:20]:
-            click.echo(f"{kind}: {name}")
+            click.echo(f"{kind}: {shown(name)}")
     click.echo("partial copy: usable" if found.partial else "complete")
 
 
@@ -167,9 +172,10 @@ def audit(data, own, split, folds, seed, as_json):
 @click.option("--stain", type=click.Choice(["macenko", "reinhard", "none"]), default=None,
               help="Stain normalisation.  [default: the method's own]")
 @click.option("--choose", is_flag=True, help="Also choose among the methods inside each training part: row 'chosen'.")
+@strict_option
 @seed_option
 @weights_option
-def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, choose, seed, weights):
+def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, choose, strict, seed, weights):
     """Run methods under protocols; trials that are finished already are not run again.
 
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
@@ -186,7 +192,7 @@ def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, t
             registry.settings(name)
     folder = mount.open_run(out, data, profile)
     mount.start(folder, data, seed, own=own)
-    cache = preprocess.resize(folder, mount.open_data(folder), settings, mount.cache_root())
+    cache = preprocess.resize(folder, mount.open_data(folder), settings, mount.cache_root(), strict=strict)
     made = preprocess.make_splits(folder, cache, settings, seed)
     predictions = comparing.run_trials(
         folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights, task, stain
@@ -273,7 +279,8 @@ def stamp():
 def cli() -> None:
     """Entry point: turns a user's mistake into one line on stderr and exit status 2."""
     try:
-        main()
+        with saving("results"):  # where no file of ours is named
+            main()
     except InputError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """A model card beside each saved model (Mitchell et al. 2019): on what it was trained, how well it did, where it ends."""
 
+import html
 import json
 from importlib import resources
 from pathlib import Path
@@ -41,7 +42,7 @@ def write(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     text = environment.from_string(template).render(
         facts=facts, version=__version__, breakhis=manifest.is_breakhis(images), data=_data(known), roles=_roles(known),
         parameters=[item for item in facts["parameters"].items() if item[0] not in NOT_SHOWN],
-        protocol=protocols.get(facts["split"], ""), leaks=splits.overlap_line(overlap),
+        protocol=protocols.get(facts["split"], ""), leaks=html.escape(splits.overlap_line(overlap)),
         curves_on_test=facts["curves_on"] == "test",
         test={"images": predictions["filename"].nunique(), "cases": predictions["case"].nunique()},
         figures=_figures(predictions), limits=_limits(known, facts, overlap), licence=_licence(known),

@@ -143,8 +143,8 @@ def failures(run: Run) -> list[str]:
 
 def failures_text(run: Run) -> str:
     """`failures` as Markdown."""
-    found = failures(run)
-    return "\n".join(["**Trials that failed:**", "", *(f"- {line}" for line in found)]) if found else "No trial failed."
+    found = [f"- {html.escape(line)}" for line in failures(run)]
+    return "\n".join(["**Trials that failed:**", "", *found]) if found else "No trial failed."
 
 
 def _split_tables(run: Run, profile: Profile, images: pd.DataFrame, names: tuple[str, ...], seed: int):

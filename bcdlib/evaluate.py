@@ -133,7 +133,8 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
     for name, part in table.groupby("split", sort=False):
         audit = splits.overlap(run.read_csv(f"splits/{name}.csv", "02_preprocess"), images)
         for _, row in audit[audit["fold"].isin(part["fold"])].iterrows():
-            lines.append(f"- split `{html.escape(name)}`, fold {int(row['fold'])}: **{splits.overlap_line(row)}**")
+            shared = html.escape(splits.overlap_line(row))  # it may name slides
+            lines.append(f"- split `{html.escape(name)}`, fold {int(row['fold'])}: **{shared}**")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ All models are plain Keras files; a model that lies in a trial's folder also has
 run) and, once they were asked for, its training images' features (see `familiarity.store`).
 """
 
+import html
 import json
 import textwrap
 from dataclasses import dataclass
@@ -46,9 +47,9 @@ class Explanation:
     def line(self) -> str:
         """All of it but pictures, as Markdown."""
         if not self.label:
-            return self.warning
+            return html.escape(self.warning, quote=False)  # it names a file
         calibrated = "" if self.calibrated is None else f", calibrated {self.calibrated:.2f}"
-        warning = f"\n\n**{self.warning}**" if self.warning else ""
+        warning = f"\n\n**{html.escape(self.warning, quote=False)}**" if self.warning else ""
         return (f"Called **{self.label}**: probability of malignant {self.probability:.2f}{calibrated}.{warning}\n\n"
                 "For research and teaching, not a medical device.")
 

@@ -7,12 +7,12 @@ IEEE TBME 63(7), 2016, and the data set's own readme.
 import functools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, shown
 
 CLASSES = ("benign", "malignant")
 MAGNIFICATIONS = (40, 100, 200, 400)
@@ -177,11 +177,16 @@ def slide_folders(images: pd.DataFrame) -> int:
 
 @dataclass
 class Scan:
-    """What stands in a source: `images` (IMAGE_COLUMNS, folds, ``path`` inside the source) and the names left out."""
+    """What stands in a source: `images` (IMAGE_COLUMNS, folds, ``path`` inside the source) and the paths left out.
+
+    ``reasons`` has (path, why it is left out) of ``not_breakhis``, ``duplicates`` and all else: links, folders called like
+    pictures, and images whose folder contradicts their name.
+    """
 
     images: pd.DataFrame
     not_breakhis: list[str]
     duplicates: list[str]
+    reasons: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def partial(self) -> bool:
@@ -192,43 +197,75 @@ class Scan:
 def scan(source) -> Scan:
     """List the BreakHis images of a `sources.Source`, in any folder depth.
 
-    A name that occurs twice is used once (the first path in sorted order) and reported in ``duplicates``.
+    A name that occurs twice is used once (the first path in sorted order) and reported in ``duplicates``. An image
+    whose folder says something else than its name (class, subtype, slide or magnification) is not used: nobody knows
+    which of them is right.
 
     Raises
     ------
     InputError
         If not one BreakHis image is found.
     """
-    paths, not_breakhis, duplicates = {}, [], []
+    paths, not_breakhis, duplicates, reasons = {}, [], [], []
     for path in source.names():
         name = path.rsplit("/", 1)[-1]
         try:
-            parse(name)
-        except InputError:
+            contradiction = _contradiction(path, parse(name))
+        except InputError as error:
             not_breakhis.append(path)
+            reasons.append((path, str(error).removeprefix(f"{name!r}").lstrip(" :")))
             continue
-        if name in paths:
+        if contradiction:
+            reasons.append((path, contradiction))
+        elif name in paths:
             duplicates.append(path)
+            reasons.append((path, f"{SECOND_COPY}{paths[name]}, the one that is used"))
         else:
             paths[name] = path
+    reasons += source.left_out
     if not paths:
+        first = f", the first {shown(reasons[0][0])}: {reasons[0][1]}" if reasons else ""
         raise InputError(
-            f"{source.path}: no BreakHis image found ({len(not_breakhis)} other images); "
+            f"{source.path}: no BreakHis image found ({len(reasons)} other images{first}); "
             "expected names like SOB_B_A-14-22549AB-40-001.png, or --manifest MY.csv for images of your own"
         )
     images = images_table(sorted(paths))
     images["path"] = images["filename"].map(paths)
-    return Scan(images, not_breakhis, duplicates)
+    return Scan(images, not_breakhis, duplicates, reasons)
+
+
+SECOND_COPY = "second copy of "  # how the reason begins where a name occurs twice; its path follows
+_FOLDER_SAYS = (
+    ("class", re.compile("benign|malignant"), str),
+    ("subtype", re.compile("|".join(SUBTYPES.values())), {name: key for key, name in SUBTYPES.items()}.get),
+    ("magnification", re.compile("(?:40|100|200|400)X"), lambda text: int(text[:-1])),
+    ("subtype", re.compile("SOB_[BM]_([A-Z]{1,2})_[0-9]{2}-[0-9]+[A-Z]*"), str),
+    ("slide", re.compile("SOB_[BM]_[A-Z]{1,2}_([0-9]{2}-[0-9]+[A-Z]*)"), str),
+)
+
+
+def _contradiction(path: str, row: dict) -> str:
+    """In what the folders of the official layout contradict the file's own name; empty if in nothing."""
+    for folder in path.split("/")[:-1]:
+        for fact, pattern, understood in _FOLDER_SAYS:
+            match = pattern.fullmatch(folder)
+            if match and understood(match[match.lastindex or 0]) != row[fact]:
+                return f"its folder {folder} contradicts its name, {fact} {row[fact]}"
+    return ""
 
 
 @dataclass
 class Verification:
-    """A source against the manifest. `images` has the manifest's and the extra rows with status, width and height."""
+    """A source against the manifest. `images` has the manifest's and the extra rows with status, width and height.
+
+    ``reasons`` is as in `Scan`.
+    """
 
     path: str
     images: pd.DataFrame
     not_breakhis: list[str]
     duplicates: list[str]
+    reasons: list[tuple[str, str]] = field(default_factory=list)
 
     def names(self, status: str) -> list[str]:
         """File names with this status: present, missing, extra or unreadable."""
@@ -292,4 +329,4 @@ def verify(source, progress: bool = True) -> Verification:
         rows.loc[name, ["height", "width"]] = array.shape[:2]
         if rows.at[name, "status"] == "missing":
             rows.at[name, "status"] = "present"
-    return Verification(str(source.path), rows.reset_index(), found.not_breakhis, found.duplicates)
+    return Verification(str(source.path), rows.reset_index(), found.not_breakhis, found.duplicates, found.reasons)

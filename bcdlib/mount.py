@@ -215,6 +215,8 @@ def _looks_like_breakhis(path: Path) -> bool:
 def start(run: runs.Run, data="synthetic", seed=0, progress=True, own="") -> manifest.Scan | owndata.OwnScan:
     """Find the data set, list its images, record both in the run's ``images.csv`` and ``settings.json``.
 
+    What is called like an image but cannot be one goes into ``left_out.csv`` (path, reason).
+
     Parameters
     ----------
     own : str or path-like
@@ -235,6 +237,7 @@ def start(run: runs.Run, data="synthetic", seed=0, progress=True, own="") -> man
         owndata.read(own)  # before a long listing of an archive
     source = find(data, seed=seed, progress=progress)
     scan = owndata.scan(own, source) if own else manifest.scan(source)
+    runs.write_csv(run.folder / "left_out.csv", pd.DataFrame(scan.reasons, columns=["path", "reason"]))
     runs.write_csv(run.folder / "images.csv", scan.images)
     run.record(data=str(data), seed=seed, source=str(source.path.absolute()), partial=scan.partial, manifest=str(own))
     return scan
@@ -273,6 +276,7 @@ def overview(run: runs.Run, scan: manifest.Scan | owndata.OwnScan) -> pd.DataFra
         f"present of BreakHis's {len(known)}": int(known.isin(images["filename"]).sum()),
         "duplicates left out": len(scan.duplicates),
         "other image names left out": len(scan.not_breakhis),
+        "left out for another reason": len(scan.reasons) - len(scan.not_breakhis) - len(scan.duplicates),
         "BreakHis is": "partial" if scan.partial else "complete",
     }
     return pd.DataFrame({"found": pd.Series(rows, dtype=object)})

@@ -5,7 +5,7 @@ The result has the columns of BreakHis's images, so that all that follows works 
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -33,11 +33,14 @@ class OwnScan:
         Paths that the table names and the source does not have.
     unused : list of str
         Images of the source that the table does not name.
+    reasons : list of (path, why it is left out)
+        Of ``missing``.
     """
 
     images: pd.DataFrame
     missing: list[str]
     unused: list[str]
+    reasons: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def partial(self) -> bool:
@@ -115,7 +118,9 @@ def scan(csv, source) -> OwnScan:
         raise InputError(f"{csv}: none of its {len(missing)} images is in {source.path}; the first that is missing is "
                          f"{missing[0]!r}; paths must be relative to the data")
     _both_classes(f"{csv} with {len(missing)} images missing in {source.path}" if missing else csv, images)
-    return OwnScan(images, missing, sorted(set(stored.values()) - set(images["path"])))
+    why = dict(source.left_out)
+    reasons = [(path, why.get(path, "named in the manifest, but not there")) for path in missing]
+    return OwnScan(images, missing, sorted(set(stored.values()) - set(images["path"])), reasons)
 
 
 def counts(images: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from bcdlib import manifest, pixels, splits
+from bcdlib import intake, manifest, pixels, splits
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 from bcdlib.methods.base import Batches, augmentation
@@ -12,10 +12,11 @@ from bcdlib.profiles import Profile
 from bcdlib.runs import Run, write_csv
 
 
-def resize(run: Run, source, profile: Profile, cache_root, progress: bool = True) -> PixelCache:
+def resize(run: Run, source, profile: Profile, cache_root, progress: bool = True, strict: bool = False) -> PixelCache:
     """Decode each image of the run once, resize it (paper: 144x96) and keep it as uint8; or find that cache again.
 
-    Records the cache's place in the run, so that later stages find it.
+    Records the cache's place in the run, so that later stages find it. What was left out or looks wrong goes into
+    ``tables/intake.csv`` (see `bcdlib.intake`) and is summed up in print.
 
     Parameters
     ----------
@@ -24,15 +25,26 @@ def resize(run: Run, source, profile: Profile, cache_root, progress: bool = True
         Its ``size`` is (width, height).
     cache_root : path-like
         Folder of caches, shared by runs.
+    strict : bool
+        Stop if an image had to be left out or one picture stands under both classes.
 
     Raises
     ------
     InputError
-        If not one image can be decoded.
+        If not one image can be decoded, or `strict` says so.
     """
     cache = pixels.build_cache(source, run.images(), profile.size, cache_root, progress)
+    found = run.save_table("intake", intake.examine(run, source, cache))
+    print(intake.lines(found, cache, run), flush=True)
+    if strict:
+        intake.refuse(found, run)
     run.record(cache=str(cache.folder), profile=profile.name)
     return cache
+
+
+def intake_table(run: Run) -> pd.DataFrame:
+    """Every image that was left out, with the reason, and pictures that are filed under two labels; see `intake.examine`."""
+    return run.read_csv("tables/intake.csv", "02_preprocess")
 
 
 def summary(cache: PixelCache) -> pd.DataFrame:

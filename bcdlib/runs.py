@@ -1,9 +1,12 @@
 """The run folder: all that one execution of the suite made, and how files get into it (whole, or not at all)."""
 
 import contextlib
+import errno
+import glob
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +15,74 @@ import pandas as pd
 
 from bcdlib.errors import InputError
 
+_STALE = 6 * 3600  # seconds after which a temporary file has no writer any more
+_FULL = ("no space left", "quota exceeded", "errno = 28", "requested and")  # the last is NumPy's: it has no number
+_GONE = {errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EROFS, errno.ETIMEDOUT, errno.ENOENT,
+         errno.EACCES}
+
 
 @contextlib.contextmanager
 def replacing(path) -> Iterator[Path]:
-    """Write a file atomically: yields a temporary path of the same suffix, renamed to `path` when all went well."""
+    """Write a file atomically: yields a temporary path of the same suffix, renamed to `path` when all went well.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or has gone (see `saving`); the old file stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
-    os.close(handle)
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, 0o644)  # mkstemp's 0600 would keep a shared Drive's other users out
+            _to_disk(name)  # or after a crash of the machine the new name may stand on an empty file
+            os.replace(name, path)
+        finally:
+            with contextlib.suppress(OSError):  # on a disk that has gone
+                Path(name).unlink(missing_ok=True)
+
+
+def _to_disk(name) -> None:
+    with open(name, "rb") as file, contextlib.suppress(OSError):  # some mounted Drives do not know fsync
+        os.fsync(file.fileno())
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers of this file left behind that were killed: a checkpoint's half is hundreds of megabytes."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()
+
+
+@contextlib.contextmanager
+def saving(path) -> Iterator[None]:
+    """Turn what a full or vanished disk raises, in whatever library, into one InputError that names `path`.
+
+    Raises
+    ------
+    InputError
+        What to do about it; other errors pass as they are.
+    """
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp's 0600 would keep a shared Drive's other users out
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # h5py, zipfile and TensorFlow each have their own, and hand the system's message on
+        words = f"{getattr(error, 'strerror', None) or ''} {error}".lower()
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(text in words for text in _FULL):
+            raise InputError(f"{path}: the disk is full; free some space and run the same again, it goes on from what is "
+                             "stored") from None
+        here = str(getattr(error, "filename", None) or path).startswith(str(Path(path).parent))
+        if isinstance(error, OSError) and number in _GONE and here:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); if it lies on a Drive, see that it is mounted, "
+                             "then run the same again") from None
+        raise
 
 
 def write_csv(path, table: pd.DataFrame) -> None:

@@ -1,18 +1,27 @@
 """A data set as it lies on disk: a folder, a .zip, a .tar or a .tar.gz, read without unpacking it."""
 
+import errno
 import hashlib
 import os
+import stat
+import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, shown
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 LARGEST_IMAGE = 64 * 2**20  # bytes of one file; a BreakHis PNG has under 1 MiB
+MOST_MEMBERS = 500_000  # of an archive; BreakHis has 7909 images, and each name costs memory
+UNREADABLE = "cannot be read"  # how the reason begins where the file system, not the file, is at fault
+_BOMB = 2**30, 50  # bytes that any archive may unpack to, and how many times its own size beyond; pictures hardly shrink
+_IMAGES_ALONE = "point --data at an archive or folder of the images alone"
+_LARGEST_HEADER = 2**18  # bytes of a tar archive's long name or extended header
+# what the disk or its driver says when a Drive is unmounted or a stick pulled out: no damage of the file itself
+_LOST = {errno.ENOENT, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EACCES}
 
 
 class Source:
@@ -22,14 +31,31 @@ class Source:
     ----------
     path : pathlib.Path
         The folder or archive file.
+    left_out : list of (name, reason)
+        What `names` found that is called like an image but cannot be used, whatever its bytes are.
     """
+
+    kind = ""  # of archive
 
     def __init__(self, path: Path):
         self.path = path
+        self.left_out: list[tuple[str, str]] = []
 
     def names(self) -> list[str]:
-        """Paths inside the source of all image files, sorted, with ``/`` between folders."""
-        return sorted(name for name in self._all_names() if _is_image(name))
+        """Paths inside the source of all image files, sorted, each once, with ``/`` between folders."""
+        self.left_out = []
+        found = set()
+        for name in self._all_names():
+            if not _is_image(name):
+                if self.kind and name.lower().endswith(ARCHIVE_SUFFIXES):
+                    self.left_out.append((shown(name), "an archive inside an archive; unpack it and name it in --data"))
+                continue
+            reason = _bad_name(name) or ("comes twice in the archive; the first is used" if name in found else "")
+            if reason:
+                self.left_out.append((shown(name), reason))
+            else:
+                found.add(name)
+        return sorted(found)
 
     def read(self, names: Collection[str]) -> Iterator[tuple[str, bytes | None, str]]:
         """Read some members in the order in which they are stored (one sequential pass for an archive).
@@ -47,89 +73,202 @@ class Source:
     def _all_names(self) -> Iterator[str]:
         raise NotImplementedError
 
+    def _leave_out(self, name: str, reason: str) -> None:
+        if _is_image(name):
+            self.left_out.append((shown(name), reason))
+
 
 class FolderSource(Source):
     def _all_names(self):
-        for folder, subfolders, files in os.walk(self.path):
+        for folder, subfolders, files in os.walk(self.path, onerror=self._not_listed):
             subfolders.sort()
-            for file in files:
-                yield (Path(folder) / file).relative_to(self.path).as_posix()
+            for name in subfolders:
+                path = Path(folder) / name
+                self._leave_out(self._inside(path), "a folder, not a picture")
+                if path.is_symlink():  # as os.walk does: a link may lead round in circles
+                    self.left_out.append((shown(self._inside(path)), "a link to a folder; such links are not followed"))
+            yield from (self._inside(Path(folder) / file) for file in files)
+
+    def _inside(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    def _not_listed(self, error: OSError) -> None:
+        if Path(error.filename) == self.path:
+            raise _lost(self.path, error)
+        self.left_out.append((shown(self._inside(Path(error.filename))), f"folder cannot be listed: {error.strerror}"))
 
     def read(self, names):
         for name in names:
             try:
                 file = self.path / name
-                if file.stat().st_size > LARGEST_IMAGE:
+                status = file.stat()
+                if not stat.S_ISREG(status.st_mode):  # a pipe would keep the reader waiting for ever
+                    yield name, None, "not a plain file"
+                elif status.st_size > LARGEST_IMAGE:
                     yield name, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
                 else:
                     yield name, file.read_bytes(), ""
             except OSError as error:
-                yield name, None, error.strerror or str(error)
+                yield name, None, f"{UNREADABLE}: {error.strerror or error}"
 
     def fingerprint(self):
         digest = hashlib.sha256()
         for name in self.names():
-            status = (self.path / name).lstat()  # not stat: a link that leads nowhere is one unreadable image
+            try:
+                status = (self.path / name).lstat()  # not stat: a link that leads nowhere is one unreadable image
+            except OSError as error:
+                raise _lost(self.path / name, error) from None
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
 
 class _ArchiveSource(Source):
     def fingerprint(self):
-        status = self.path.stat()
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise _lost(self.path, error) from None
         return hashlib.sha256(f"{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
+
+    def _unreadable(self, error: Exception) -> InputError:
+        if isinstance(error, InputError):
+            return error
+        if isinstance(error, OSError) and error.errno in _LOST:
+            return _lost(self.path, error)
+        return InputError(f"{self.path}: not a readable {self.kind} archive ({error or type(error).__name__}); "
+                          "download it again")
 
 
 class ZipSource(_ArchiveSource):
-    def _all_names(self):
+    kind = "zip"
+
+    def _open(self) -> zipfile.ZipFile:
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                yield from (info.filename for info in archive.infolist() if not info.is_dir())
-        except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(f"{self.path}: not a readable zip archive ({error}); download it again") from None
+            _check_directory(self.path)
+            return zipfile.ZipFile(self.path)
+        except Exception as error:  # zipfile raises many kinds on damaged input: NotImplementedError, struct.error, ...
+            raise self._unreadable(error) from None
+
+    def _all_names(self):
+        with self._open() as archive:
+            for info in archive.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0  # 3: packed on Unix
+                if info.filename.endswith("/"):  # is_dir() of older Pythons fails on an empty name
+                    self._leave_out(info.filename.rstrip("/"), "a folder, not a picture")
+                elif kind not in (0, stat.S_IFREG):
+                    self._leave_out(info.filename, "a link or device, not a picture")
+                else:
+                    yield info.filename
 
     def read(self, names):
         wanted = set(names)
-        with zipfile.ZipFile(self.path) as archive:
+        with self._open() as archive:
             for info in archive.infolist():
                 if info.filename not in wanted:
                     continue
+                wanted.remove(info.filename)  # a second one of the same name is not read: see `names`
                 if info.file_size > LARGEST_IMAGE:
                     yield info.filename, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
                     continue
                 try:
-                    yield info.filename, archive.read(info), ""
-                except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError) as error:
-                    yield info.filename, None, str(error)
+                    content, reason = _unpacked(archive, info), ""
+                except Exception as error:  # as in `_open`
+                    if isinstance(error, OSError) and error.errno in _LOST:
+                        raise _lost(self.path, error) from None
+                    content, reason = None, shown(error) or type(error).__name__
+                yield info.filename, content, reason
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if info.flag_bits & 1:
+        raise zipfile.BadZipFile("encrypted; unpack it with its password and pack it anew without")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks these without any limit
+        raise zipfile.BadZipFile("packed by another method than deflate; pack it anew")
+    with archive.open(info) as member:
+        # never more than is declared: archive.read() would unpack all of a bomb first and cut it then
+        content = member.read(info.file_size)
+    if len(content) < info.file_size:
+        raise zipfile.BadZipFile("shorter than it says")
+    return content
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a zip archive of too many members before zipfile loads all of their names (APPNOTE 4.3.14 to 4.3.16)."""
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 2**16 - 98))
+        tail = file.read()
+    place = tail.rfind(b"PK\5\6")
+    if place < 0 or len(tail) < place + 22:
+        return  # zipfile says what is wrong with it
+    members, size = struct.unpack("<HL", tail[place + 10 : place + 16])
+    large = tail.rfind(b"PK\6\6", 0, place)
+    if large >= 0 and len(tail) >= large + 48:
+        members, size = (max(pair) for pair in zip((members, size), struct.unpack("<QQ", tail[large + 32 : large + 48])))
+    if members > MOST_MEMBERS or (size > 1000 * MOST_MEMBERS):
+        raise InputError(f"{path}: has {members} members, more than {MOST_MEMBERS}; {_IMAGES_ALONE}")
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header, refused where tarfile would read gigabytes of a long name into memory, or never end."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        header = super().frombuf(buf, encoding, errors)
+        described = header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+                                    tarfile.SOLARIS_XHDTYPE)
+        if header.size < 0 or (described and header.size > _LARGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
 
 
 class TarSource(_ArchiveSource):
+    kind = "tar"
+
     def _members(self):
         try:
-            with tarfile.open(self.path, mode="r|*") as archive:  # "|": strictly forward, as a mounted Drive likes it
-                for member in archive:
-                    if member.isfile():
-                        yield archive, member
+            limit = _BOMB[0] + _BOMB[1] * self.path.stat().st_size
+            with open(self.path, "rb") as file:  # not "*": of other packers than gzip a few bytes may unpack to gigabytes
+                packed = "gz" if file.read(2) == b"\x1f\x8b" else ""
+            # "|": strictly forward, as a mounted Drive likes it
+            with tarfile.open(self.path, mode=f"r|{packed}", tarinfo=_Header) as archive:
+                for number, member in enumerate(archive):
+                    if number >= MOST_MEMBERS:
+                        raise InputError(f"{self.path}: has more than {MOST_MEMBERS} members; {_IMAGES_ALONE}")
+                    if member.size < 0 or archive.offset > limit:  # the offset of the next member
+                        raise InputError(f"{self.path}: would unpack to more than {limit >> 30} GiB; {_IMAGES_ALONE}")
+                    if len(archive.pax_headers) > 100:  # global ones, which tarfile gathers from all of the archive
+                        raise tarfile.ReadError("too many global headers")
+                    yield archive, member
                     archive.members = []  # or a million members would pile up in memory
                 # tarfile takes a cut before or inside a header for the end; a whole archive ends with a block of zeros
                 if archive.fileobj.pos < archive.offset + tarfile.BLOCKSIZE:
                     raise EOFError("it is cut off")
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise InputError(f"{self.path}: not a readable tar archive ({error}); download it again") from None
+        except Exception as error:  # tarfile raises many kinds on damaged input: UnicodeDecodeError, zlib.error, ...
+            raise self._unreadable(error) from None
 
     def _all_names(self):
-        return (member.name for _, member in self._members())
+        for _, member in self._members():
+            if member.isfile():
+                yield member.name
+            else:
+                what = "a folder" if member.isdir() else "a link" if member.issym() or member.islnk() else "a device"
+                self._leave_out(member.name, f"{what}, not a picture")
 
     def read(self, names):
         wanted = set(names)
         for archive, member in self._members():
-            if member.name not in wanted:
+            if member.name not in wanted or not member.isfile():
                 continue
             wanted.remove(member.name)
             if member.size > LARGEST_IMAGE:
                 yield member.name, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
             else:
-                yield member.name, archive.extractfile(member).read(), ""
+                try:
+                    content = archive.extractfile(member).read()
+                except Exception as error:  # as in `_members`
+                    raise self._unreadable(error) from None
+                yield member.name, content, ""
             if not wanted:
                 return
 
@@ -149,8 +288,11 @@ def open_source(path) -> Source:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        if next(os.scandir(path), None) is None:
-            raise InputError(f"{path}: the folder is empty; point --data at a copy of BreakHis")
+        try:
+            if next(os.scandir(path), None) is None:
+                raise InputError(f"{path}: the folder is empty; point --data at a copy of BreakHis")
+        except OSError as error:
+            raise _lost(path, error) from None
         return FolderSource(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; point --data at a copy of BreakHis, or use 'synthetic'")
@@ -159,6 +301,27 @@ def open_source(path) -> Source:
     if path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return TarSource(path)
     raise InputError(f"{path}: neither a folder nor one of {', '.join(ARCHIVE_SUFFIXES)}")
+
+
+def _lost(path, error: OSError) -> InputError:
+    return InputError(f"{path}: {UNREADABLE} ({error.strerror or error}); if it lies on a Drive, see that it is mounted, "
+                      "then run the same again")
+
+
+def _bad_name(name: str) -> str:
+    """Why an image of this path is not used; empty if it can be."""
+    if not name.isascii() and not _is_text(name):
+        return "its name is not UTF-8 text; rename it"
+    if name.startswith("/") or ".." in name.split("/"):  # nothing is ever unpacked, but it is no honest archive either
+        return "its path leads out of the archive"
+    return ""
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_image(name: str) -> bool:

@@ -15,6 +15,7 @@ def subplots(rows: int = 1, columns: int = 1, width: float = 8.0, height: float 
     """``plt.subplots`` with the suite's style; sizes in inches."""
     _sharpen()
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none",
+                         "text.parse_math": False,  # names of others may hold dollar signs
                          "axes.prop_cycle": plt.cycler(color=SERIES)})
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
 

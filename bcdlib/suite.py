@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 
 from bcdlib import __version__, manifest, metrics, mount, owndata, panel, profiles, sources
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, shown
 from bcdlib.methods import backbones
 from bcdlib.runs import Run, replacing, write_json
 
@@ -130,7 +130,11 @@ def report(run: Run, summary: dict) -> str:
     for stage in STAGES:
         path = run.folder / "notebooks" / f"{stage}.ipynb"
         if path.is_file():
-            notebook = nbformat.read(path, as_version=4)
+            try:
+                notebook = nbformat.read(path, as_version=4)
+            except Exception as error:  # half written by a run that was killed: nbformat has its own kinds
+                print(f"{path}: not readable ({shown(error)[:80]}); run {stage} again to have it in the report")
+                continue
             body = _body(notebook)
             sections = [{"id": id, "title": title} for id, title in SECTION.findall(body) if title != "References"]
             chapters.append({"id": stage, "title": _title(notebook, stage), "body": body, "sections": sections})

@@ -125,6 +125,7 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
     estimator = trial.estimator(profile, weights, verbose)
     folder = Path(root) / _name(trial, estimator, part, cache)
     if all((folder / name).is_file() for name in ("trial.json", "predictions.csv", "validation.csv")):
+        _finish(folder, cache.images, part)
         return _load(trial, folder)
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,10 +158,15 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
         "parameters": estimator.get_params(), "weights": weights_label, "profile": profile.name,
         "seconds": round(time.perf_counter() - started, 1),
     })
-    if keep_model:
-        card.write(folder, cache.images, part)
-    (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
+    _finish(folder, cache.images, part)
     return _load(trial, folder)
+
+
+def _finish(folder: Path, images: pd.DataFrame, part: pd.DataFrame) -> None:
+    """What comes after the trial's results are stored; done now if it was cut off there."""
+    if (folder / "model.keras").is_file() and not (folder / card.NAME).is_file():
+        card.write(folder, images, part)
+    (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
 
 
 def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_label: str) -> pd.DataFrame:

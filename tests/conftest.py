@@ -13,6 +13,7 @@ from PIL import Image
 from bcdlib import manifest
 
 matplotlib.use("Agg")
+COUNTS = ("tried", "survived", "reported", "lost")
 
 
 def _folder(variable):
@@ -82,3 +83,18 @@ def prior(tmp_path):
         "        path.write_text(str(self.share_))\n"
     )
     return file
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Sums up what tests noted by ``record_property("faults", {kind, tried, survived, reported, lost})``."""
+    totals = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "faults" and getattr(report, "when", "") == "call":
+                    row = totals.setdefault(value["kind"], dict.fromkeys(COUNTS, 0))
+                    row.update({count: row[count] + value[count] for count in COUNTS})
+    if totals:
+        terminalreporter.section("faults")
+        for kind, row in [*totals.items(), ("all", {c: sum(row[c] for row in totals.values()) for c in COUNTS})]:
+            terminalreporter.line(f"{kind:<16} " + ", ".join(f"{row[count]} {count}" for count in COUNTS))

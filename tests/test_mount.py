@@ -215,7 +215,7 @@ def test_start_and_overview(tmp_path):
     assert isinstance(mount.open_data(run), sources.FolderSource)
     present = int(manifest.load()["filename"].isin(NAMES).sum())
     assert mount.overview(run, scan)["found"].tolist() == [
-        str(tmp_path / "set"), 3, 3, 3, present, 1, 1, "partial"
+        str(tmp_path / "set"), 3, 3, 3, present, 1, 1, 0, "partial"
     ]
 
 

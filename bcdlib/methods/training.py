@@ -1,14 +1,20 @@
 """The training loop and its pieces: batches in a fixed order, callbacks that make a resumed run equal, augmentation."""
 
 import importlib.util
+import os
+import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 
+from bcdlib.errors import shown
 from bcdlib.pixels import batch_rows
-from bcdlib.runs import replacing, write_csv
+from bcdlib.runs import replacing, saving, write_csv
+
+SHARE = 0.02  # of the training time that checkpoints may take: on a mounted Drive one can take a minute
+FAST_DISK = 200e6  # bytes a second
 
 
 def _targets(y) -> np.ndarray:
@@ -70,15 +76,33 @@ class EpochSeeds(keras.callbacks.Callback):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Save model and optimizer after each epoch; the last good file stays until the next one is whole."""
+    """Save model and optimizer after an epoch; the last good file stays until the next one is whole.
 
-    def __init__(self, path: Path):
+    Writing takes at most `share` of the training time (the environment variable BCD_CHECKPOINT_SHARE, else 0.02), however
+    slow the disk: between two checkpoints lie as many epochs as that needs, and the last epoch always has one. Which
+    epochs have one changes no result: those that a cut-off run lost are done again, the same.
+    """
+
+    def __init__(self, path: Path, share: float | None = None):
         super().__init__()
         self.path = path
+        self.share = float(os.environ.get("BCD_CHECKPOINT_SHARE") or SHARE) if share is None else share
+        self.spent = self.last = 0.0
+
+    def on_train_begin(self, logs=None):
+        self.started = time.perf_counter()
+        # of the first nothing is known but its size: model and two of the optimizer's copies, as on a fast disk
+        self.last = 3 * sum(weight.nbytes for weight in self.model.get_weights()) / FAST_DISK
 
     def on_epoch_end(self, epoch, logs=None):
-        with replacing(self.path) as temporary:
-            self.model.save(temporary)
+        begun = time.perf_counter()
+        # what has been written and what is to be, against the time that was spent on training alone
+        due = self.spent + self.last <= self.share * (begun - self.started - self.spent)
+        if due or epoch + 1 == self.params["epochs"]:
+            with replacing(self.path) as temporary:
+                self.model.save(temporary)
+            self.last = time.perf_counter() - begun
+            self.spent += self.last
 
 
 def augmentation(seed: int = 0) -> keras.Sequential:
@@ -120,10 +144,11 @@ def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, see
             callbacks += [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
         callbacks += [Checkpoint(folder / "checkpoint.keras")]
     if batches.epoch < epochs:
-        model.fit(
-            batches, validation_data=None if held_out is None else Ordered(*held_out),
-            epochs=epochs, initial_epoch=batches.epoch, callbacks=callbacks, shuffle=False, verbose=verbose,
-        )
+        with saving(folder):
+            model.fit(
+                batches, validation_data=None if held_out is None else Ordered(*held_out),
+                epochs=epochs, initial_epoch=batches.epoch, callbacks=callbacks, shuffle=False, verbose=verbose,
+            )
     if folder is not None:
         return model, pd.read_csv(folder / "history.csv")
     return model, pd.DataFrame(model.history.history).rename_axis("epoch").reset_index()
@@ -136,8 +161,17 @@ def _resume(model: keras.Model, steps: int, folder: Path) -> tuple[keras.Model, 
     if not checkpoint.is_file():
         history.unlink(missing_ok=True)
         return model, 0
-    model = keras.models.load_model(checkpoint)
-    epoch = int(model.optimizer.iterations) // steps
-    if history.is_file():  # it may be an epoch ahead of the checkpoint, if cut off between the two
-        write_csv(history, pd.read_csv(history).query("epoch < @epoch"))
-    return model, epoch
+    try:
+        resumed = keras.models.load_model(checkpoint)  # in Keras' safe mode
+        epoch = int(resumed.optimizer.iterations) // steps
+        # the history may be epochs ahead of the checkpoint, and its last line cut off
+        known = pd.read_csv(history).drop_duplicates("epoch").query("epoch < @epoch")
+        if known["epoch"].tolist() != list(range(epoch)):
+            raise ValueError("its history.csv lacks epochs")
+    except Exception as error:  # a damaged file makes Keras raise nearly anything
+        print(f"{checkpoint}: not usable ({shown(error).split('. ')[0]}); this training starts anew", flush=True)
+        for file in (checkpoint, history):
+            file.unlink(missing_ok=True)
+        return model, 0
+    write_csv(history, known)
+    return resumed, epoch

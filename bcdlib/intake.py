@@ -1,0 +1,90 @@
+"""What came in and what did not: every image that was left out, by name with the reason, and pictures that look wrong."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+
+from bcdlib import manifest, pixels
+from bcdlib.errors import InputError, shown
+from bcdlib.runs import Run
+
+COLUMNS = ["path", "outcome", "reason"]
+LEFT_OUT, USED = "left out", "used"
+TWO_CLASSES = "the same picture is also filed as the other class, "  # how this reason begins
+TWO_SUBTYPES = "the same picture is also filed as another subtype, "
+_PRINTED = 10
+
+
+def examine(run: Run, source, cache: pixels.PixelCache) -> pd.DataFrame:
+    """All images that were left out or look wrong.
+
+    Parameters
+    ----------
+    run : whose ``left_out.csv`` 01_mount wrote
+    source : sources.Source
+    cache : the cached images of the run
+
+    Returns
+    -------
+    DataFrame: path (inside the data), outcome ("left out" or "used"), reason. Sorted by outcome and path.
+    """
+    by_name = run.read_csv("left_out.csv", "01_mount") if (run.folder / "left_out.csv").is_file() else []
+    rows = [(row.path, LEFT_OUT, row.reason) for row in by_name.itertuples()] if len(by_name) else []
+    rows = _with_copies_compared(rows, source, cache)
+    paths = dict(run.images()[["filename", "path"]].itertuples(index=False))
+    rows += [(paths.get(row.filename, row.filename), LEFT_OUT, row.reason) for row in cache.skipped.itertuples()]
+    rows += [(paths.get(name, name), USED, reason) for name, reason in same_pictures(cache)]
+    return pd.DataFrame(sorted(rows, key=lambda row: (row[1], row[0])), columns=COLUMNS)
+
+
+def _with_copies_compared(rows: list, source, cache: pixels.PixelCache) -> list:
+    """Second copies of a name, told whether they show the same picture: if not, nobody knows which is the right one."""
+    copies = {path: path.rsplit("/", 1)[-1] for path, _, reason in rows if reason.startswith(manifest.SECOND_COPY)}
+    images = pd.DataFrame({"filename": list(copies), "path": list(copies)})
+    known = set(cache.images["filename"])
+    verdicts = {}
+    for path, array, reason in pixels.decode_all(source, images, cache.size, progress=False) if copies else ():
+        if array is None:
+            verdicts[path] = f"; {reason}"
+        elif copies[path] in known:
+            same = np.array_equal(array, cache.pixels[cache.rows([copies[path]])[0]])
+            verdicts[path] = ": the same picture" if same else ": ANOTHER picture; remove the wrong one"
+        else:
+            verdicts[path] = " and cannot be decoded; remove that one, and this copy will be used"
+    return [(path, outcome, reason + verdicts.get(path, "")) for path, outcome, reason in rows]
+
+
+def same_pictures(cache: pixels.PixelCache) -> list[tuple[str, str]]:
+    """(filename, reason) of pictures that are equal, pixel by pixel at the cache's size, to one with another label.
+
+    Both are used: BreakHis itself files some pictures of slide 14-13412 under two subtypes.
+    """
+    digests = [hashlib.sha256(np.ascontiguousarray(picture)).hexdigest() for picture in cache.pixels]
+    found = []
+    for _, same in cache.images.groupby(pd.Series(digests, index=cache.images.index)):
+        for row in same.to_dict("records") if len(same) > 1 else ():
+            others = [same.loc[same[fact] != row[fact], "filename"].tolist() for fact in ("class", "subtype")]
+            reason = TWO_CLASSES if others[0] else TWO_SUBTYPES
+            found += [(row["filename"], reason + (others[0] or others[1])[0])] if others[0] or others[1] else []
+    return found
+
+
+def lines(found: pd.DataFrame, cache: pixels.PixelCache, run: Run) -> str:
+    """The end of preprocessing as text: how many images are used, how many not, and the first of each with the reason."""
+    left_out, odd = (found[found["outcome"] == outcome] for outcome in (LEFT_OUT, USED))
+    text = [f"Images: {len(cache.images)} used, {len(left_out)} left out, {len(odd)} used but filed twice"]
+    for rows in (left_out, odd):
+        text += [f"  {row.outcome}: {shown(row.path)}: {shown(row.reason)}" for row in rows.head(_PRINTED).itertuples()]
+        if len(rows) > _PRINTED:
+            text.append(f"  and {len(rows) - _PRINTED} more: {run.folder / 'tables' / 'intake.csv'}")
+    return "\n".join(text)
+
+
+def refuse(found: pd.DataFrame, run: Run) -> None:
+    """Raise InputError if an image was left out, or one picture stands under both classes."""
+    bad = found[(found["outcome"] == LEFT_OUT) | found["reason"].str.startswith(TWO_CLASSES)]
+    if len(bad):
+        first = bad.iloc[0]
+        raise InputError(f"{first['path']}: {first['reason']} ({len(bad)} such images, all in "
+                         f"{run.folder / 'tables' / 'intake.csv'}); mend or remove them, or run without strict")

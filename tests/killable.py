@@ -1,0 +1,81 @@
+"""A process that has loaded all that is slow to load, and forks a child for each piece of work that is to be killed.
+
+Reads JSON lines: {"work": name, "log": file, ...arguments} starts one and answers its process id; {"poll": pid} answers
+null while it runs, then its exit status. The children call nothing but public functions, as notebooks do.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import keras  # noqa: F401  the slow part; nothing of it runs before the fork
+
+from bcdlib import compare, mount, preprocess, profiles, train
+
+
+def settings(size, **changes):
+    return profiles.get("demo", size=tuple(size), folds=2, head_epochs=3, batch_size=8, **changes)
+
+
+def to_preprocess(data, out, cache, size):
+    """Stages 1 and 2."""
+    run = mount.open_run(out)
+    mount.start(run, data, progress=False)
+    made = preprocess.resize(run, mount.open_data(run), settings(size), cache, progress=False)
+    preprocess.make_splits(run, made, settings(size))
+    return run
+
+
+def to_train(data, out, cache, size, method, epochs, steps, trainable="all"):
+    """Stages 1, 2 and 4."""
+    run = to_preprocess(data, out, cache, size)
+    profile = settings(size, epochs=epochs, steps_per_epoch=steps)
+    train.fit(run, train.plan(run, profile, ("case",), method, trainable=trainable), profile, "none", verbose=0)
+
+
+def to_compare(data, out, cache, size, methods, splits):
+    """Stages 1, 2 and 6."""
+    run = to_preprocess(data, out, cache, size)
+    compare.run_trials(run, settings(size), methods, splits, weights="none", progress=False)
+
+
+WORK = {work.__name__: work for work in (to_preprocess, to_train, to_compare)}
+
+
+def start(job: dict) -> int:
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    with open(job.pop("log"), "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        WORK[job.pop("work")](**job)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def main() -> None:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        if "poll" in job:
+            done, status = os.waitpid(job["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if done else None
+        else:
+            answer = start(job)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
