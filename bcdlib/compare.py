@@ -15,6 +15,7 @@ from bcdlib.profiles import Profile
 from bcdlib.runs import Run, write_csv
 
 SHOWN = {"accuracy": "accuracy", "auc": "AUC", "slide_recognition": "slide recognition", "case_auc": "case AUC"}
+NOT_HERE = "Recorded on BreakHis: not shown beside images of your own."
 
 
 def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resnet50",), split_names: Iterable[str] = (),
@@ -200,7 +201,8 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
         names = [f"{r.split}{_beside(found, r.method)}\n{r.images} images, {r.slides} slides, {r.cases} cases"
                  for r in rows.itertuples()]
         reach = [(rows["value"] - rows["low"]).clip(0), (rows["high"] - rows["value"]).clip(0)]
-        axis.errorbar(rows["value"], names, xerr=reach, fmt="o", color=style.MEASURED, capsize=4, markersize=7)
+        axis.errorbar(rows["value"], range(len(rows)), xerr=reach, fmt="o", color=style.MEASURED, capsize=4, markersize=7)
+        axis.set_yticks(range(len(rows)), names)
         for place, row in rows.iterrows():
             axis.annotate(f"{row['value']:.2f}", (row["value"], place), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
@@ -337,22 +339,31 @@ def recordings() -> list[str]:
     return recorded.names()
 
 
-def recorded_protocols(name: str) -> pd.DataFrame:
-    """`protocols` of a recording, from its stored figures."""
+def recorded_protocols(name: str, run: Run | None = None) -> pd.DataFrame:
+    """`protocols` of a recording, from its stored figures.
+
+    Here and below: nothing for a ``run`` of other images than BreakHis's, for which these figures say nothing.
+    """
     found = recorded.read(name)
-    return protocols(found.predictions, found.figures)
+    table = protocols(found.predictions, found.figures)
+    return table if _of_breakhis(run) else table.iloc[:0]
 
 
-def recorded_protocol_figure(name: str):
+def recorded_protocol_figure(name: str, run: Run | None = None):
     """`protocol_figure` of a recording, from its stored figures."""
     found = recorded.read(name)
-    return protocol_figure(found.predictions, found.figures)
+    return protocol_figure(found.predictions, found.figures) if _of_breakhis(run) else style.note(NOT_HERE)
 
 
-def recorded_note(name: str) -> str:
+def recorded_note(name: str, run: Run | None = None) -> str:
     """Markdown: what a recording was made from, and the commands that repeat it."""
     facts = recorded.read(name).facts
-    return "\n".join([f"Started from: {facts['weights']}. To repeat it:", "", "```", *facts["commands"], "```"])
+    return "\n".join([f"Started from: {facts['weights']}. To repeat it:", "", "```", *facts["commands"], "```"]
+                     if _of_breakhis(run) else [NOT_HERE])
+
+
+def _of_breakhis(run: Run | None) -> bool:
+    return run is None or manifest.is_breakhis(run.images())
 
 
 def recorded_differences(name: str) -> pd.DataFrame:
@@ -360,8 +371,10 @@ def recorded_differences(name: str) -> pd.DataFrame:
     return recorded.read(name).differences
 
 
-def difference_figure(name: str, shown=("auc", "case_auc")):
+def difference_figure(name: str, run: Run | None = None, shown=("auc", "case_auc")):
     """What each change is worth: a recording's paired differences with their intervals, a panel a figure."""
+    if not _of_breakhis(run):
+        return style.note(NOT_HERE)
     found = recorded.read(name)
     rows = found.differences[found.differences["figure"].isin(shown)].copy()
     several = rows["split"].nunique() > 1

@@ -113,7 +113,6 @@ def test_the_stored_figures_follow_from_the_stored_predictions(name):
 def test_recordings_are_drawn_with_images_slides_cases_seeds_and_weights():
     assert {"protocols", "variants"} <= set(compare.recordings())
     for figure in (compare.recorded_protocol_figure("protocols"), compare.difference_figure("variants")):
-        figure.canvas.draw()  # names of categories become labels when they are drawn
         texts = [t.get_text() for t in figure.findobj(matplotlib.text.Text)]
         joined = " ".join(texts)
         for word in ("557 images", "35 slides", "26 cases", "seed", "pruned 8-bit ImageNet ResNet-50"):
