@@ -32,7 +32,7 @@ def replacing(path) -> Iterator[Path]:
     """
     path = Path(path)
     with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # not its parents: under a Drive that has gone they would be of this machine alone
         _sweep(path)
         handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
         os.close(handle)

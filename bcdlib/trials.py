@@ -18,7 +18,7 @@ from bcdlib.methods import backbones
 from bcdlib.metrics import COLUMNS, SUBTYPE_COLUMNS, TRIAL
 from bcdlib.pixels import PixelCache
 from bcdlib.profiles import Profile
-from bcdlib.runs import write_csv, write_json
+from bcdlib.runs import saving, write_csv, write_json
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
         _finish(folder, cache.images, part)
         return _load(trial, folder)
     started = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
+    with saving(folder):
+        folder.parent.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
     rows = {role: cache.rows(part.loc[part["role"] == role, "filename"]) for role in splits.ROLES}
     curves_on = "validation" if len(rows["validation"]) else "test"  # the paper's protocol has no validation part
     inputs, labels = estimator.inputs(cache, rows["train"]), trial.labels(cache.images)

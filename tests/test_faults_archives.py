@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from faulty import encode, png
 
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [f"SOB_{letter}-98-{50000 + number}-40-001.png" for number in range(3) for letter in ("B_A", "M_DC")]
 MEMORY = 700 * 2**20  # bytes, all that the process may ever have; it has about 120 MiB when it starts
@@ -118,7 +119,7 @@ def test_paths_that_lead_out_links_and_devices(kind, tmp_path, record_property):
 
 @pytest.mark.parametrize("method", [
     zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED,
-    *(pytest.param(one, marks=pytest.mark.faults) for one in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))])
+    *(pytest.param(one, marks=pytest.mark.thorough) for one in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))])
 def test_zip_that_lies_about_a_member(method, tmp_path, record_property):
     """A bomb: declared as 60 kB, unpacks to 512 MiB. And twice the same path, and one that is larger than any picture."""
     path, bomb, large = tmp_path / "bomb.zip", "a/SOB_M_DC-98-52000-40-001.png", "a/SOB_M_DC-98-52000-40-002.png"
@@ -212,7 +213,7 @@ def negative(path):
 
 
 @pytest.mark.parametrize("make", [
-    *(pytest.param(one, marks=pytest.mark.faults) for one in (bomb_of_zeros, long_name, long_header)), endless, negative])
+    *(pytest.param(one, marks=pytest.mark.thorough) for one in (bomb_of_zeros, long_name, long_header)), endless, negative])
 def test_tar_bombs(make, tmp_path, record_property):
     header, size = make(tmp_path)
     path = tmp_path / "bomb.tar.gz"
@@ -230,7 +231,7 @@ def test_tar_bombs(make, tmp_path, record_property):
     record_property("faults", {"kind": "archives", "tried": 1, "survived": 0, "reported": 1, "lost": 0})
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_a_million_members(kind, tmp_path, record_property):
     path = tmp_path / f"million.{kind}"
@@ -257,7 +258,7 @@ def test_a_million_members(kind, tmp_path, record_property):
 
 @pytest.mark.parametrize("kind, shares", [
     ("zip", (0.1, 0.7)), ("tar", (0.3, 0.9)), ("tar.gz", (0.2, 0.99)),
-    *(pytest.param(kind, np.linspace(0.02, 0.98, 12), marks=pytest.mark.faults) for kind in ("zip", "tar", "tar.gz"))])
+    *(pytest.param(kind, np.linspace(0.02, 0.98, 12), marks=pytest.mark.thorough) for kind in ("zip", "tar", "tar.gz"))])
 def test_cut_off_in_the_middle(kind, shares, tmp_path, record_property):
     whole = tmp_path / f"whole.{kind}"
     if kind == "zip":

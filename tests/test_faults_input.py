@@ -20,6 +20,7 @@ from PIL import Image
 from bcdlib import intake, manifest, mount, pixels, preprocess, profiles, sources, synthetic
 from bcdlib.errors import InputError
 
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = profiles.get("demo", size=(36, 24))
 
@@ -100,7 +101,7 @@ def written(files, good, folder) -> Path:
 
 
 @pytest.mark.parametrize("odd, misnamed", [
-    (45, 14), pytest.param(468, 70, marks=pytest.mark.faults)], ids=["few", "all"])
+    (45, 14), pytest.param(468, 70, marks=pytest.mark.thorough)], ids=["few", "all"])
 def test_damaged_files(odd, misnamed, good, tmp_path, record_property, capsys):
     pictures = originals(good)
     files = [*contents(pictures, odd), *names(pictures, misnamed)]
@@ -115,7 +116,7 @@ def test_damaged_files(odd, misnamed, good, tmp_path, record_property, capsys):
     assert told.index[0] in str(caught.value)
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_damaged_files_in_an_archive(kind, good, tmp_path, record_property):
     pictures = originals(good)

@@ -16,6 +16,7 @@ import pytest
 
 from bcdlib import manifest, pixels
 
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 240  # seconds that one piece of work may take
 METHOD = '''
@@ -154,7 +155,7 @@ def same_files(one: Path, other: Path, *names) -> bool:
 
 # ---------------------------------------------------------------- preprocess
 
-@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.thorough)])
 def test_preprocess(kills, few, warm, tmp_path, record_property):
     def work(name):
         return warm.start(work="to_preprocess", data=few, out=tmp_path / name / "run", cache=tmp_path / name / "cache",
@@ -178,8 +179,8 @@ def test_preprocess(kills, few, warm, tmp_path, record_property):
 
 @pytest.mark.parametrize("method, size, epochs, kills", [
     ("lenet5", (36, 24), 4, 2),
-    pytest.param("lenet5", (36, 24), 8, 8, marks=pytest.mark.faults),
-    pytest.param("resnet50", (48, 32), 3, 4, marks=pytest.mark.faults)])
+    pytest.param("lenet5", (36, 24), 8, 8, marks=pytest.mark.thorough),
+    pytest.param("resnet50", (48, 32), 3, 4, marks=pytest.mark.thorough)])
 def test_train(method, size, epochs, kills, few, warm, tmp_path, record_property):
     """In an epoch, while a checkpoint is written, between the two, and before the first."""
     def work(name):
@@ -203,7 +204,7 @@ def test_train(method, size, epochs, kills, few, warm, tmp_path, record_property
 
 # ---------------------------------------------------------------- feature cache, compare
 
-@pytest.mark.faults
+@pytest.mark.thorough
 def test_feature_cache_and_compare(few, warm, tmp_path, record_property):
     (tmp_path / "colours.py").write_text(METHOD)
 
@@ -235,7 +236,7 @@ def command(data, out, cache, *words):
         return subprocess.Popen(list(map(str, words)), cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 def test_command_compare(few, tmp_path, record_property):
     (tmp_path / "colours.py").write_text(METHOD)
 
@@ -254,7 +255,7 @@ def test_command_compare(few, tmp_path, record_property):
     assert equal and hits >= 2
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 def test_command_run(few, tmp_path, record_property):
     """Three notebooks under papermill, with all their kernels: data, pixels, training."""
     def work(name):

@@ -150,7 +150,8 @@ def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, see
                 epochs=epochs, initial_epoch=batches.epoch, callbacks=callbacks, shuffle=False, verbose=verbose,
             )
     if folder is not None:
-        return model, pd.read_csv(folder / "history.csv")
+        with saving(folder):
+            return model, pd.read_csv(folder / "history.csv")
     return model, pd.DataFrame(model.history.history).rename_axis("epoch").reset_index()
 
 

@@ -3,7 +3,8 @@
     python tests/fuzz/fuzz.py manifest|archive FOLDER [--seconds 600]
 
 FOLDER keeps the corpus and what was found (``crash-*``, ``timeout-*``, ``oom-*``). A finding is anything but an answer or
-an `InputError` of one line. What was found so far is tested in tests/test_fuzz.py. Needs ``pip install atheris``.
+an `InputError` of one line. What was found so far lies in found/ and is tested in tests/test_fuzz.py. Needs atheris
+(``pip install atheris``).
 """
 
 import argparse
