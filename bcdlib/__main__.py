@@ -256,14 +256,16 @@ def predict(model, images, as_json):
 @click.option("--command", "commands", multiple=True, help="What a reader types to repeat it; may be repeated.")
 @click.option("--against", default="resnet50-head", show_default=True, help="The method that others are held against.")
 def record(name, runs, pretrained, commands, against):
-    """Store the comparisons of run folders under notebooks/recorded (small tables, no images)."""
+    """Store the comparisons of run folders under notebooks/recorded (small tables and their figure, no images)."""
     import pandas as pd
 
+    from bcdlib import compare as comparing
     from bcdlib import metrics, recorded
 
     tables = [metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs]
     table = pd.concat(tables).drop_duplicates([*metrics.TRIAL, "filename"], ignore_index=True)
     recorded.write(name, table, pretrained, list(commands), against)
+    comparing.save_recorded_figure(name)
     click.echo(f"recorded {name}: {len(table)} predictions")
 
 

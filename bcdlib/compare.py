@@ -1,6 +1,7 @@
 """All methods under one protocol, one method under all protocols, and the published numbers beside the measured."""
 
 import html
+import itertools
 import textwrap
 from collections.abc import Iterable
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from bcdlib import choosing, intervals, manifest, methods, metrics, paper, pixels, recorded, splits, style, trials
 from bcdlib.errors import InputError
 from bcdlib.profiles import Profile
-from bcdlib.runs import Run, write_csv
+from bcdlib.runs import Run, replacing, write_csv
 
 SHOWN = {"accuracy": "accuracy", "auc": "AUC", "slide_recognition": "slide recognition", "case_auc": "case AUC"}
 NOT_HERE = "Recorded on BreakHis: not shown beside images of your own."
@@ -200,8 +201,10 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
         rows = found[found["figure"] == column].iloc[::-1].reset_index(drop=True)
         names = [f"{r.split}{_beside(found, r.method)}\n{r.images} images, {r.slides} slides, {r.cases} cases"
                  for r in rows.itertuples()]
-        reach = [(rows["value"] - rows["low"]).clip(0), (rows["high"] - rows["value"]).clip(0)]
-        axis.errorbar(rows["value"], range(len(rows)), xerr=reach, fmt="o", color=style.MEASURED, capsize=4, markersize=7)
+        for method, colour in zip(found["method"].unique(), itertools.cycle(style.SERIES)):
+            part = rows[rows["method"] == method]
+            reach = [(part["value"] - part["low"]).clip(0), (part["high"] - part["value"]).clip(0)]
+            axis.errorbar(part["value"], part.index, xerr=reach, fmt="o", color=colour, capsize=4, markersize=7)
         axis.set_yticks(range(len(rows)), names)
         for place, row in rows.iterrows():
             axis.annotate(f"{row['value']:.2f}", (row["value"], place), (0, 7), textcoords="offset points", ha="center")
@@ -353,6 +356,13 @@ def recorded_protocol_figure(name: str, run: Run | None = None):
     """`protocol_figure` of a recording, from its stored figures."""
     found = recorded.read(name)
     return protocol_figure(found.predictions, found.figures) if _of_breakhis(run) else style.note(NOT_HERE)
+
+
+def save_recorded_figure(name: str) -> None:
+    """Store a recording's figure beside it, for the README: protocols, or differences where there is one protocol."""
+    figure = recorded_protocol_figure if len(recorded.read(name).predictions["split"].unique()) > 1 else difference_figure
+    with replacing(recorded.folder() / f"{name}.png") as temporary:
+        figure(name).savefig(temporary, dpi=110)
 
 
 def recorded_note(name: str, run: Run | None = None) -> str:
