@@ -172,10 +172,12 @@ def audit(data, own, split, folds, seed, as_json):
 @click.option("--stain", type=click.Choice(["macenko", "reinhard", "none"]), default=None,
               help="Stain normalisation.  [default: the method's own]")
 @click.option("--choose", is_flag=True, help="Also choose among the methods inside each training part: row 'chosen'.")
+@click.option("--keep-models", is_flag=True, help="Store each trial's model, with its card.")
 @strict_option
 @seed_option
 @weights_option
-def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, choose, strict, seed, weights):
+def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, choose, keep_models, strict,
+            seed, weights):
     """Run methods under protocols; trials that are finished already are not run again.
 
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
@@ -195,7 +197,8 @@ def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, t
     cache = preprocess.resize(folder, mount.open_data(folder), settings, mount.cache_root(), strict=strict)
     made = preprocess.make_splits(folder, cache, settings, seed)
     predictions = comparing.run_trials(
-        folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights, task, stain
+        folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights, task, stain,
+        keep_models=keep_models,
     )
     if choose:
         chosen = comparing.choose(folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights)

@@ -21,7 +21,7 @@ NOT_HERE = "Recorded on BreakHis: not shown beside images of your own."
 
 def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resnet50",), split_names: Iterable[str] = (),
                seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None, task: str = "binary",
-               stain: str | None = None, progress: bool = True) -> pd.DataFrame:
+               stain: str | None = None, progress: bool = True, keep_models: bool = False) -> pd.DataFrame:
     """Every method x split x fold x seed; trials that are finished already are read, not run.
 
     Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it was. At the
@@ -35,6 +35,7 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
     seeds : each seed trains anew and, where a protocol is random, on folds that are shuffled anew
     trainable : "head" (features of the frozen base once, then seconds a trial) or "all"
     task, stain : as in `trials.Trial`
+    keep_models : store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run again
 
     Returns
     -------
@@ -53,7 +54,7 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
         for trial in bar:
             bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}, seed {trial.seed}")
             try:
-                done.append(trials.run(trial, cache, profile, run.folder / "trials", weights, 0, False))
+                done.append(trials.run(trial, cache, profile, run.folder / "trials", weights, 0, keep_models))
             except Exception as error:  # one method's failure must not cost the others' hours
                 failed.append((trial, error))
             keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs

@@ -20,6 +20,8 @@ from bcdlib.pixels import PixelCache
 from bcdlib.profiles import Profile
 from bcdlib.runs import saving, write_csv, write_json
 
+FINISHED = ("trial.json", "predictions.csv", "validation.csv")  # a trial's folder that has these
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -119,12 +121,12 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
     root : path-like
         Folder of trials. Each has a folder of its own, named after all that it depends on.
     keep_model : bool
-        Whether to store ``model.keras``, with ``model-card.md`` beside it.
+        Whether to store ``model.keras``, with ``model-card.md`` beside it; a trial that has none is then run again.
     """
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
     folder = Path(root) / _name(trial, estimator, part, cache)
-    if all((folder / name).is_file() for name in ("trial.json", "predictions.csv", "validation.csv")):
+    if all((folder / name).is_file() for name in FINISHED + ("model.keras",) * keep_model):
         _finish(folder, cache.images, part)
         return _load(trial, folder)
     started = time.perf_counter()

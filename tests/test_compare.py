@@ -137,3 +137,11 @@ def test_killed_in_the_middle_gives_the_same_table(tiny, tmp_path):
     assert all(path.stat().st_mtime_ns == before for path, before in stored.items()), "a finished trial ran again"
     for name in ("comparison.csv", "comparison_predictions.csv", "comparison_validation.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_kept_models(run, prior):
+    for keep in (False, True, True):
+        found = compare.run_trials(run, PROFILE, [str(prior)], ["image"], progress=False, keep_models=keep)
+        models = list(run.folder.glob("trials/*/model.keras"))
+        assert len(models) == (found["fold"].nunique() if keep else 0)
+        assert all(model.with_name("model-card.md").is_file() for model in models)
