@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import keras
@@ -12,7 +13,7 @@ import pytest
 
 from bcdlib import manifest, methods, pixels, profiles, sources, splits, trials
 from bcdlib.errors import InputError
-from bcdlib.methods import backbones
+from bcdlib.methods import backbones, training
 
 SIZE = (48, 32)
 PAPER = profiles.get("paper")
@@ -172,3 +173,25 @@ def test_method_from_a_file_outside_the_package(cache, prior, tmp_path):
     train = split.query("fold == 0 and role == 'train'")["filename"]
     share = cache.images.set_index("filename").loc[train, "class"].eq("malignant").mean()
     np.testing.assert_allclose(result.predictions["probability"], share)
+
+
+def test_checkpoints_take_at_most_their_share_of_the_time_on_a_slow_disk(tmp_path, monkeypatch):
+    monkeypatch.delenv("BCD_CHECKPOINT_SHARE", raising=False)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    save, written = model.save, []
+
+    def slowly(path):
+        started = time.perf_counter()
+        time.sleep(0.05)
+        save(path)
+        written.append(time.perf_counter() - started)
+
+    monkeypatch.setattr(model, "save", slowly)
+    wait = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: time.sleep(0.08))
+    started = time.perf_counter()
+    model.fit(np.zeros((4, 2)), np.zeros(4), epochs=100, verbose=0,
+              callbacks=[wait, training.Checkpoint(tmp_path / "checkpoint.keras")])
+    trained = time.perf_counter() - started - sum(written)
+    assert (tmp_path / "checkpoint.keras").is_file() and len(written) >= 2
+    assert sum(written[:-1]) <= 1.2 * 0.02 * trained  # but for the last epoch's, which always comes; 1.2: sleep is not exact
