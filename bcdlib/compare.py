@@ -226,8 +226,8 @@ def _beside(found: pd.DataFrame, method: str) -> str:
 def _trials_text(predictions: pd.DataFrame) -> str:
     """Folds and seeds; by method where they differ."""
     counts = predictions.groupby("method", sort=False)[["fold", "seed"]].nunique()
-    texts = {method: f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
-             for method, row in counts.iterrows()}
+    texts = {row.Index: f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
+             for row in counts.itertuples()}
     alike = len(set(texts.values())) == 1
     return next(iter(texts.values())) if alike else ", ".join(f"{method} {text}" for method, text in texts.items())
 
