@@ -297,7 +297,9 @@ def other_test_part(cache, tables, tmp_path):
     altered[rows] = altered[rows] // 2
     swap = {"benign": "malignant", "malignant": "benign"}
     images.loc[rows, "class"] = images.loc[rows, "class"].map(swap)
-    return replace(cache, folder=tmp_path / "other", pixels=altered, images=images)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    return replace(cache, folder=folder, pixels=altered, images=images)
 
 
 def trained_weights(result, names):

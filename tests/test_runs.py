@@ -14,7 +14,7 @@ from bcdlib.errors import InputError
 
 
 def test_replacing_writes_the_whole_file(tmp_path):
-    path = tmp_path / "new" / "folder" / "file.txt"
+    path = tmp_path / "folder" / "file.txt"
     with runs.replacing(path) as temporary:
         assert temporary.suffix == ".txt" and temporary.parent == path.parent
         temporary.write_text("new")
@@ -22,6 +22,9 @@ def test_replacing_writes_the_whole_file(tmp_path):
     assert path.read_text() == "new"
     assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    with pytest.raises(InputError, match="if it lies on a Drive"), runs.replacing(tmp_path / "gone" / "folder" / "file.txt"):
+        pass  # one folder is made, not its parents: a Drive that has gone is not made up for
+    assert not (tmp_path / "gone").exists()
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
