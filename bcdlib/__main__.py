@@ -172,22 +172,26 @@ def audit(data, own, split, folds, seed, as_json):
 @click.option("--stain", type=click.Choice(["macenko", "reinhard", "none"]), default=None,
               help="Stain normalisation.  [default: the method's own]")
 @click.option("--choose", is_flag=True, help="Also choose among the methods inside each training part: row 'chosen'.")
+@click.option("--scheduler", default="none", show_default=True,
+              help="Where trials run: none (this process), local:N (N processes), tcp://host:port or a Dask scheduler file.")
+@click.option("--store", default="", help="Folder or URL (gs://, s3://) where finished trials are kept and looked for too.")
 @click.option("--keep-models", is_flag=True, help="Store each trial's model, with its card.")
 @strict_option
 @seed_option
 @weights_option
-def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, choose, keep_models, strict,
-            seed, weights):
+def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, choose, scheduler, store,
+            keep_models, strict, seed, weights):
     """Run methods under protocols; trials that are finished already are not run again.
 
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
     import pandas as pd
 
+    from bcdlib import cluster, mount, preprocess, profiles
     from bcdlib import compare as comparing
     from bcdlib import methods as registry
-    from bcdlib import mount, preprocess, profiles
 
+    cluster.check(scheduler)
     settings = profiles.get(profile, folds=folds)
     for name in (names := _names(methods)):
         if name != "all":
@@ -198,7 +202,7 @@ def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, t
     made = preprocess.make_splits(folder, cache, settings, seed)
     predictions = comparing.run_trials(
         folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights, task, stain,
-        keep_models=keep_models,
+        keep_models=keep_models, scheduler=scheduler, store=store,
     )
     if choose:
         chosen = comparing.choose(folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights)

@@ -10,7 +10,22 @@ import matplotlib.ticker
 import pandas as pd
 from tqdm import tqdm
 
-from bcdlib import choosing, intervals, manifest, methods, metrics, paper, pixels, recorded, splits, style, trials
+from bcdlib import (
+    choosing,
+    cluster,
+    intervals,
+    jobs,
+    manifest,
+    methods,
+    metrics,
+    paper,
+    pixels,
+    recorded,
+    splits,
+    stored,
+    style,
+    trials,
+)
 from bcdlib.errors import InputError
 from bcdlib.profiles import Profile
 from bcdlib.runs import Run, replacing, write_csv
@@ -21,7 +36,8 @@ NOT_HERE = "Recorded on BreakHis: not shown beside images of your own."
 
 def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resnet50",), split_names: Iterable[str] = (),
                seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None, task: str = "binary",
-               stain: str | None = None, progress: bool = True, keep_models: bool = False) -> pd.DataFrame:
+               stain: str | None = None, progress: bool = True, keep_models: bool = False, scheduler: str = "none",
+               store: str = "") -> pd.DataFrame:
     """Every method x split x fold x seed; trials that are finished already are read, not run.
 
     Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it was. At the
@@ -35,6 +51,8 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
     seeds : each seed trains anew and, where a protocol is random, on folds that are shuffled anew
     trainable : "head" (features of the frozen base once, then seconds a trial) or "all"
     task, stain : as in `trials.Trial`
+    scheduler : where they run: "none" (this process, one after the other), "local:N", or Dask's; see `cluster.each`
+    store : URL where finished trials are kept too, and looked for; see `trials.run`
     keep_models : store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run again
 
     Returns
@@ -49,19 +67,45 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
     """
     cache = pixels.cache_of(run)
     planned = _planned(run, profile, cache.images, method_names, split_names, seeds, trainable, task, stain)
-    done, failed = [], []
-    with tqdm(planned, desc="Compare", unit="trial", disable=not progress) as bar:
-        for trial in bar:
-            bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}, seed {trial.seed}")
-            try:
-                done.append(trials.run(trial, cache, profile, run.folder / "trials", weights, 0, keep_models))
-            except Exception as error:  # one method's failure must not cost the others' hours
-                failed.append((trial, error))
-            keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
+    if store:
+        stored.check(store)
+    options = {"weights": weights, "keep_models": keep_models, "store": store}
+    work = _one_by_one if scheduler == "none" else _on_workers
+    outcomes = dict(work(run, cache, profile, planned, progress, options, scheduler))
+    done = [outcomes[number] for number in sorted(outcomes) if isinstance(outcomes[number], trials.Result)]
+    failed = [(trial, outcomes[number]) for number, trial in enumerate(planned)
+              if not isinstance(outcomes[number], trials.Result)]
     _store(run, planned, done, failed)
     if not done:
         raise failed[0][1]
     return pd.concat([result.predictions for result in done], ignore_index=True)
+
+
+def _one_by_one(run, cache, profile, planned, progress, options, _):
+    with tqdm(planned, desc="Compare", unit="trial", disable=not progress) as bar:
+        for number, trial in enumerate(bar):
+            bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}, seed {trial.seed}")
+            try:
+                yield number, trials.run(trial, cache, profile, run.folder / "trials", verbose=0, **_renamed(options))
+            except Exception as error:  # one method's failure must not cost the others' hours
+                yield number, error
+            keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
+
+
+def _renamed(options: dict) -> dict:
+    return {"weights": options["weights"], "keep_model": options["keep_models"], "store": options["store"]}
+
+
+def _on_workers(run, cache, profile, planned, progress, options, scheduler):
+    root = run.folder / "trials"
+    job = jobs.write(options["store"] or str(root), cache, profile, planned, root=str(root),
+                     source=run.settings.get("source", ""), **options)
+    for number, outcome in cluster.each(scheduler, "bcdlib.jobs:run", *jobs.items(job, planned), "Compare", progress):
+        if not isinstance(outcome, Exception):
+            if options["store"] and not (root / outcome).is_dir():  # made on a machine whose disk is not this one's
+                stored.fetch(options["store"], root / outcome)
+            outcome = trials.load(planned[number], root / outcome)
+        yield number, outcome
 
 
 def choose(run: Run, profile: Profile, method_names: Iterable[str], split_names: Iterable[str] = (),
@@ -128,7 +172,7 @@ def _store(run: Run, planned, done, failed) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{getattr(error, 'kind', type(error).__name__)}: {error}".splitlines()[0]
 
 
 def all_predictions(run: Run) -> pd.DataFrame:

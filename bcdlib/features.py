@@ -9,7 +9,7 @@ import numpy as np
 from bcdlib import stain
 from bcdlib.methods import backbones
 from bcdlib.methods.training import Ordered
-from bcdlib.runs import replacing
+from bcdlib.runs import alone, replacing
 
 FORMAT = 1
 
@@ -44,11 +44,13 @@ def of(cache, architecture: str, weights: backbones.Weights, seed: int = 0, targ
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = cache.folder / "features" / f"{architecture}-{digest}.npy"
     if not path.is_file():
-        X = cache.pixels if jitter is None else stain.jitter(cache.pixels, jitter)
-        X = X if target is None else stain.apply(X, target)
-        with replacing(path) as temporary:
-            found = extract(X, architecture, weights, seed, pooling, patches, verbose)
-            np.save(temporary, found, allow_pickle=False)
+        with alone(path):
+            if not path.is_file():  # or another process made it in the meantime
+                X = cache.pixels if jitter is None else stain.jitter(cache.pixels, jitter)
+                X = X if target is None else stain.apply(X, target)
+                with replacing(path) as temporary:
+                    found = extract(X, architecture, weights, seed, pooling, patches, verbose)
+                    np.save(temporary, found, allow_pickle=False)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

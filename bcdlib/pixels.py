@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from bcdlib import manifest
 from bcdlib.errors import InputError
-from bcdlib.runs import saving, write_csv, write_json
+from bcdlib.runs import alone, saving, write_csv, write_json
 from bcdlib.sources import UNREADABLE
 
 LARGEST_PICTURE = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
@@ -283,6 +283,11 @@ def build_cache(source, images: pd.DataFrame, size: tuple[int, int], root, progr
     images = images.reset_index(drop=True)
     fingerprint = source.fingerprint()
     folder = Path(root) / cache_key(fingerprint, images, size)
+    with alone(folder):
+        return _found_or_built(folder, fingerprint, source, images, size, progress)
+
+
+def _found_or_built(folder: Path, fingerprint: str, source, images, size, progress: bool) -> PixelCache:
     if (folder / "cache.json").is_file():
         cache = open_cache(folder)
         if not _readable_by_now(source, images, cache.skipped):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import pandas as pd
 
 from bcdlib.errors import InputError
@@ -57,6 +59,20 @@ def _sweep(path: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _STALE:
                 left.unlink()
+
+
+@contextlib.contextmanager
+def alone(path) -> Iterator[None]:
+    """Hold the right to make `path`, on this machine: other processes that ask for it wait.
+
+    Who comes after must look again whether it is there. The right of a process that dies is free at once. Processes on
+    other machines are not held up: they may make the same at the same time, and the last one's stays.
+    """
+    name = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"bcdlib-{os.getuid() if hasattr(os, 'getuid') else 'locks'}"
+    folder.mkdir(exist_ok=True)
+    with filelock.FileLock(folder / f"{name}.lock"):
+        yield
 
 
 @contextlib.contextmanager

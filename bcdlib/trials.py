@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
-from bcdlib import card, manifest, methods, splits
+from bcdlib import card, manifest, methods, splits, stored
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 from bcdlib.metrics import COLUMNS, SUBTYPE_COLUMNS, TRIAL
@@ -113,20 +114,33 @@ class Result:
         return json.loads((self.folder / "trial.json").read_text())["curves_on"]
 
 
-def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, verbose=None, keep_model=True) -> Result:
+def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, verbose=None, keep_model=True,
+        store: str = "") -> Result:
     """Train and predict a trial, or find it finished. One that was cut off goes on from its last checkpoint.
 
     Parameters
     ----------
     root : path-like
         Folder of trials. Each has a folder of its own, named after all that it depends on.
+    store : URL for fsspec, for example ``gs://bucket/trials``
+        Where finished trials are also kept and looked for: `FINISHED`, and what else a trial's folder holds, model
+        included. Empty: only under ``root``.
     keep_model : bool
         Whether to store ``model.keras``, with ``model-card.md`` beside it; a trial that has none is then run again.
     """
+    # BLAS sums in another order with other numbers of threads: with one, results do not depend on the machine's cores
+    with threadpool_limits(1, "blas"):
+        return _run(trial, cache, profile, Path(root), weights, verbose, keep_model, store)
+
+
+def _run(trial, cache, profile, root, weights, verbose, keep_model, store) -> Result:
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
-    folder = Path(root) / _name(trial, estimator, part, cache)
-    if all((folder / name).is_file() for name in FINISHED + ("model.keras",) * keep_model):
+    folder = root / _name(trial, estimator, part, cache)
+    wanted = FINISHED + ("model.keras",) * keep_model
+    if store and not _holds(folder, wanted):
+        stored.fetch(store, folder)
+    if _holds(folder, wanted):
         _finish(folder, cache.images, part)
         return _load(trial, folder)
     started = time.perf_counter()
@@ -163,7 +177,18 @@ def run(trial: Trial, cache: PixelCache, profile: Profile, root, weights=None, v
         "seconds": round(time.perf_counter() - started, 1),
     })
     _finish(folder, cache.images, part)
+    if store:
+        stored.put(store, folder)
     return _load(trial, folder)
+
+
+def _holds(folder: Path, names) -> bool:
+    return all((folder / name).is_file() for name in names)
+
+
+def load(trial: Trial, folder) -> Result:
+    """A finished trial from its folder."""
+    return _load(trial, Path(folder))
 
 
 def _finish(folder: Path, images: pd.DataFrame, part: pd.DataFrame) -> None:
