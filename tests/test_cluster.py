@@ -118,9 +118,9 @@ def wait_for(condition, seconds=90):
         time.sleep(0.02)
 
 
-def kill_worker_of(nanny) -> bool:
-    """Kill the worker beside which `dask worker` stands; False if it has none at the moment."""
-    found = [one for one in nanny.children() if "spawn_main" in " ".join(one.cmdline())]
+def kill_worker_of(process) -> bool:
+    """Kill the worker that a `dask worker` keeps; False if it has none at the moment."""
+    found = [one for one in psutil.Process(process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
     for one in found:
         os.kill(one.pid, signal.SIGKILL)
     return bool(found)
@@ -148,7 +148,7 @@ def test_killed_workers_and_a_killed_scheduler(dask, slow, tiny, tmp_path):
     process = command(tiny, tmp_path / "run", tmp_path / "cache", *words)
     for number in range(3):
         wait_for(lambda least=4 * (number + 1): len(starts(slow)) >= least)
-        wait_for(lambda nanny=psutil.Process(workers[number % 2].pid): kill_worker_of(nanny))
+        wait_for(lambda worker=workers[number % 2]: kill_worker_of(worker))
     wait_for(lambda: len(starts(slow)) >= 17)
     finished = {path.parent.name for path in (tmp_path / "run" / "trials").glob("*/trial.json")}
     scheduler.kill()
