@@ -58,10 +58,19 @@ def call(work: str, item: dict):
 
 
 def _start() -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "bcdlib.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                            env=environment())
+
+
+def environment() -> dict[str, str]:
+    """The child's: it finds this package, and takes BCD_DEVICES devices, else one: the others are of other workers."""
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen([sys.executable, "-m", "bcdlib.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            env={**os.environ, "PYTHONPATH": path})
+    found = {**os.environ, "PYTHONPATH": path, "BCD_DEVICES": os.environ.get("BCD_DEVICES") or "1"}
+    if found.get("CUDA_VISIBLE_DEVICES") and found["BCD_DEVICES"].isdecimal():  # TensorFlow takes memory on all that it sees
+        mine = found["CUDA_VISIBLE_DEVICES"].split(",")[: int(found["BCD_DEVICES"]) or None]
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    return found
 
 
 def main() -> None:

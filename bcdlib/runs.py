@@ -94,7 +94,7 @@ def saving(path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT) or any(text in words for text in _FULL):
             raise InputError(f"{path}: the disk is full; free some space and run the same again, it goes on from what is "
                              "stored") from None
-        here = str(getattr(error, "filename", None) or path).startswith(str(Path(path).parent))
+        here = str(getattr(error, "filename", None) or path).startswith(str(Path(path or ".").parent))
         if isinstance(error, OSError) and number in _GONE and here:
             raise InputError(f"{path}: cannot be written ({error.strerror}); if it lies on a Drive, see that it is mounted, "
                              "then run the same again") from None

@@ -174,6 +174,7 @@ def _run(trial, cache, profile, root, weights, verbose, keep_model, store) -> Re
         "folds": int(trial.split_table["fold"].nunique()), "curves_on": curves_on,
         "images": {role: len(found) for role, found in rows.items()},
         "parameters": estimator.get_params(), "weights": weights_label, "profile": profile.name,
+        "devices": getattr(estimator, "devices_", 1),
         "seconds": round(time.perf_counter() - started, 1),
     })
     _finish(folder, cache.images, part)

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from bcdlib import features, manifest, stain
 from bcdlib.errors import InputError
-from bcdlib.methods import backbones
+from bcdlib.methods import backbones, devices
 from bcdlib.methods.training import Batches, Ordered, augmentation, run
 from bcdlib.runs import replacing, write_csv
 
@@ -128,6 +128,8 @@ class KerasMethod(Method):
     weights_ : backbones.Weights
         Of the first base; its label covers all. Not there if the network has no base.
     stain_ : stain.Target or None
+    devices_ : int
+        How many devices a whole network was trained on; see `devices`.
     history_ : DataFrame
         One row an epoch: epoch (from 0), loss, accuracy, val_loss, val_accuracy.
     """
@@ -337,7 +339,9 @@ class KerasMethod(Method):
 
     def _train(self, X, y, held_out, folder):
         if not self.frozen:
-            self.model_ = self._run(self.build(X.shape[1:]), X, y, held_out, folder)
+            with devices.sharing(self.batch_size, self.verbose) as self.devices_:
+                model = self._run(self.build(X.shape[1:]), X, y, held_out, folder)
+            self.model_ = model if self.devices_ == 1 else devices.alone(model)
             return self
         keras.utils.set_random_seed(self.seed)
         inputs = keras.Input(X.shape[1:], name="features")
@@ -351,7 +355,8 @@ class KerasMethod(Method):
     def _run(self, model, X, y, held_out, folder):
         steps = self.steps_per_epoch or -(-len(y) // self.batch_size)
         batches = Batches(X, y, self.batch_size, steps, self.seed)
-        model, self.history_ = run(model, batches, held_out, folder, self.epochs, self.seed, self.verbose)
+        held_out, callbacks = devices.divided(model, held_out)
+        model, self.history_ = run(model, batches, held_out, folder, self.epochs, self.seed, self.verbose, callbacks)
         return model
 
     # --- prediction ------------------------------------------------------------------------------------------------

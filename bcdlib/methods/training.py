@@ -120,7 +120,7 @@ def augmentation(seed: int = 0) -> keras.Sequential:
     )
 
 
-def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, seed: int, verbose):
+def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, seed: int, verbose, callbacks=()):
     """Train, going on from ``<folder>/checkpoint.keras`` if an earlier run was cut off.
 
     Parameters
@@ -130,12 +130,13 @@ def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, see
     folder : gets ``checkpoint.keras``, ``history.csv`` and, where TensorFlow is installed, ``tensorboard/``; None keeps
         nothing
     epochs : in all, those before the cut included
+    callbacks : of Keras, before those of this module
 
     Returns
     -------
     (model, history) : the trained model (another object if it was resumed), and a DataFrame, one row an epoch
     """
-    callbacks = [EpochSeeds(seed)]
+    callbacks = [*callbacks, EpochSeeds(seed)]
     if folder is not None:
         folder = Path(folder)
         model, batches.epoch = _resume(model, batches.steps, folder)
@@ -164,7 +165,7 @@ def _resume(model: keras.Model, steps: int, folder: Path) -> tuple[keras.Model, 
         return model, 0
     try:
         resumed = keras.models.load_model(checkpoint)  # in Keras' safe mode
-        epoch = int(resumed.optimizer.iterations) // steps
+        epoch = int(keras.ops.convert_to_numpy(resumed.optimizer.iterations)) // steps
         # the history may be epochs ahead of the checkpoint, and its last line cut off
         known = pd.read_csv(history).drop_duplicates("epoch").query("epoch < @epoch")
         if known["epoch"].tolist() != list(range(epoch)):
