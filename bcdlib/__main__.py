@@ -31,6 +31,10 @@ weights_option = click.option(
     help="'imagenet', 'none', or a folder with <architecture>_notop.weights.h5.  [default: $BCD_WEIGHTS_DIR or imagenet]",
 )
 strict_option = click.option("--strict", is_flag=True, help="Stop if an image has to be left out, with exit status 2.")
+scheduler_option = click.option(
+    "--scheduler", default="none", show_default=True,
+    help="Where work is done: none (this process), local:N (N processes), tcp://host:port or a Dask scheduler file.",
+)
 profile_option = click.option("--profile", default="demo", show_default=True, help="demo, quick or paper.")
 
 
@@ -51,16 +55,27 @@ def main():
 @out_option
 @click.option("--only", multiple=True, help="Run this notebook only (for example 05_evaluate); may be repeated.")
 @click.option("--method", default="resnet50", show_default=True, help="What 04_train trains.")
+@click.option("--sweep", default="", help="YAML file of notebook parameters, each with a value or a list: 04_train and "
+              "05_evaluate for every combination, and one table, sweep.csv.")
+@scheduler_option
 @strict_option
 @seed_option
 @weights_option
-def run(data, own, profile, out, only, method, strict, seed, weights):
+def run(data, own, profile, out, only, method, sweep, scheduler, strict, seed, weights):
     """Execute the six notebooks; write report.html and summary.json."""
-    from bcdlib import methods, mount, suite
+    from bcdlib import cluster, methods, mount, suite
+    from bcdlib import sweep as sweeping
 
     methods.settings(method)
-    folder = mount.open_run(out, data, profile)
-    suite.check(data, profile, weights, only, seed, own)
+    cluster.check(scheduler)
+    if scheduler != "none" and not sweep:
+        raise InputError(f"--scheduler {scheduler}: without --sweep there is one piece of work; compare knows it too")
+    if sweep and only:
+        raise InputError(f"--only {only[0]}: does not go with --sweep, which runs {' and '.join(sweeping.STAGES)}")
+    given = sweeping.read(sweep) if sweep else {}
+    folder = mount.open_run(out, data, "sweep" if sweep else profile)
+    if not sweep:
+        suite.check(data, profile, weights, only, seed, own)
     # the notebooks stand elsewhere: a path that is relative to here must not become relative to there
     place = data if data == "synthetic" else str(Path(data).expanduser().absolute())
     own = str(mount.find_own(data, own).absolute()) if own else ""
@@ -68,7 +83,9 @@ def run(data, own, profile, out, only, method, strict, seed, weights):
     if os.environ.get("BCD_WEIGHTS_DIR"):
         os.environ["BCD_WEIGHTS_DIR"] = str(Path(os.environ["BCD_WEIGHTS_DIR"]).expanduser().absolute())
     parameters = {"data": place, "manifest": own, "profile": profile, "out": str(folder.folder), "seed": seed,
-                  "weights": weights, "method": method, "strict": strict}
+                  "weights": weights, "method": methods.placed(method), "strict": strict}
+    if sweep:
+        return _sweep(folder, given, parameters, scheduler)
     try:
         summary = suite.run(folder, parameters, only)
     except suite.StageError as error:
@@ -76,6 +93,18 @@ def run(data, own, profile, out, only, method, strict, seed, weights):
         raise SystemExit(1) from None
     click.echo(suite.result_lines(summary))
     click.echo(f"Report: {folder.folder / 'report.html'}")
+
+
+def _sweep(folder, given, parameters, scheduler):
+    from bcdlib import sweep
+
+    table = sweep.run(folder, given, parameters, scheduler)
+    click.echo(sweep.brief(table, given))
+    click.echo(f"Table: {folder.folder / 'sweep.csv'}")
+    for line in (failed := sweep.failures(table)):
+        click.echo(f"Failed: {line}", err=True)
+    if failed:
+        raise SystemExit(1)
 
 
 @main.command()
@@ -172,15 +201,15 @@ def audit(data, own, split, folds, seed, as_json):
 @click.option("--stain", type=click.Choice(["macenko", "reinhard", "none"]), default=None,
               help="Stain normalisation.  [default: the method's own]")
 @click.option("--choose", is_flag=True, help="Also choose among the methods inside each training part: row 'chosen'.")
-@click.option("--scheduler", default="none", show_default=True,
-              help="Where trials run: none (this process), local:N (N processes), tcp://host:port or a Dask scheduler file.")
+@scheduler_option
 @click.option("--store", default="", help="Folder or URL (gs://, s3://) where finished trials are kept and looked for too.")
 @click.option("--keep-models", is_flag=True, help="Store each trial's model, with its card.")
+@click.option("--notebooks", is_flag=True, help="Store with each trial 04_train, executed, as its record: trial.ipynb.")
 @strict_option
 @seed_option
 @weights_option
 def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, task, stain, choose, scheduler, store,
-            keep_models, strict, seed, weights):
+            keep_models, notebooks, strict, seed, weights):
     """Run methods under protocols; trials that are finished already are not run again.
 
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
@@ -202,7 +231,7 @@ def compare(data, own, profile, out, methods, splits, folds, seeds, trainable, t
     made = preprocess.make_splits(folder, cache, settings, seed)
     predictions = comparing.run_trials(
         folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights, task, stain,
-        keep_models=keep_models, scheduler=scheduler, store=store,
+        keep_models=keep_models, scheduler=scheduler, store=store, notebooks=notebooks,
     )
     if choose:
         chosen = comparing.choose(folder, settings, names, _names(splits), range(seed, seed + seeds), trainable, weights)

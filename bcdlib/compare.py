@@ -37,7 +37,7 @@ NOT_HERE = "Recorded on BreakHis: not shown beside images of your own."
 def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resnet50",), split_names: Iterable[str] = (),
                seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None, task: str = "binary",
                stain: str | None = None, progress: bool = True, keep_models: bool = False, scheduler: str = "none",
-               store: str = "") -> pd.DataFrame:
+               store: str = "", notebooks: bool = False) -> pd.DataFrame:
     """Every method x split x fold x seed; trials that are finished already are read, not run.
 
     Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it was. At the
@@ -54,6 +54,7 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
     scheduler : where they run: "none" (this process, one after the other), "local:N", or Dask's; see `cluster.each`
     store : URL where finished trials are kept too, and looked for; see `trials.run`
     keep_models : store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run again
+    notebooks : also keep 04_train, executed, in each trial's folder; see `notebook.run`
 
     Returns
     -------
@@ -69,7 +70,7 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
     planned = _planned(run, profile, cache.images, method_names, split_names, seeds, trainable, task, stain)
     if store:
         stored.check(store)
-    options = {"weights": weights, "keep_models": keep_models, "store": store}
+    options = {"weights": weights, "keep_models": keep_models, "store": store, "notebooks": notebooks}
     work = _one_by_one if scheduler == "none" else _on_workers
     outcomes = dict(work(run, cache, profile, planned, progress, options, scheduler))
     done = [outcomes[number] for number in sorted(outcomes) if isinstance(outcomes[number], trials.Result)]
@@ -82,18 +83,16 @@ def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resne
 
 
 def _one_by_one(run, cache, profile, planned, progress, options, _):
+    work, root = jobs.runner(options["notebooks"]), run.folder / "trials"
     with tqdm(planned, desc="Compare", unit="trial", disable=not progress) as bar:
         for number, trial in enumerate(bar):
             bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}, seed {trial.seed}")
             try:
-                yield number, trials.run(trial, cache, profile, run.folder / "trials", verbose=0, **_renamed(options))
+                yield number, work(trial, cache, profile, root, options["weights"], 0, options["keep_models"],
+                                   options["store"])
             except Exception as error:  # one method's failure must not cost the others' hours
                 yield number, error
             keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
-
-
-def _renamed(options: dict) -> dict:
-    return {"weights": options["weights"], "keep_model": options["keep_models"], "store": options["store"]}
 
 
 def _on_workers(run, cache, profile, planned, progress, options, scheduler):
@@ -167,7 +166,8 @@ def _store(run: Run, planned, done, failed) -> None:
             write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
     errors = [{"method": t.label, "split": t.split, "error": f"fold {t.fold}, seed {t.seed}: {_one_line(e)}"}
               for t, e in failed]
-    known = [metrics.table(all_predictions(run))] if (run.folder / "comparison_predictions.csv").is_file() else []
+    file = "comparison_predictions.csv"  # without rows, if all failed that were in it
+    known = [metrics.table(all_predictions(run))] if (run.folder / file).is_file() and len(run.read_csv(file, "")) else []
     write_csv(run.folder / "comparison.csv", pd.concat([*known, pd.DataFrame(errors, columns=["method", "split", "error"])]))
 
 

@@ -23,7 +23,7 @@ def write(place: str, cache: pixels.PixelCache, profile: Profile, planned: list[
     Parameters
     ----------
     place : folder or URL for fsspec that all workers see
-    options : weights, keep_models, root (folder of trials), source (where the images came from), store
+    options : weights, keep_models, notebooks, root (folder of trials), source (where the images came from), store
     """
     facts = {"cache": str(cache.folder), "size": list(cache.size), "profile": dataclasses.asdict(profile), **options,
              "images": cache.images.to_csv(index=False),
@@ -49,9 +49,19 @@ def run(job: str, trial: dict) -> str:
     """A trial, on a worker; returns the name of its folder. One that is finished already is found."""
     facts, cache, profile, tables = _read(job)
     planned = trials.Trial(**trial | {"split_table": tables[trial["split_table"]]})
-    result = trials.run(planned, cache, profile, facts["root"], facts["weights"], 0, facts["keep_models"], facts["store"])
+    work = runner(facts["notebooks"])
+    result = work(planned, cache, profile, facts["root"], facts["weights"], 0, facts["keep_models"], facts["store"])
     keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
     return result.folder.name
+
+
+def runner(notebooks: bool):
+    """`trials.run`, or what keeps the trial's notebook too."""
+    if not notebooks:
+        return trials.run
+    from bcdlib import notebook  # with papermill, which is slow to import
+
+    return notebook.run
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,6 +1,7 @@
 """The whole suite in one go: papermill runs the six notebooks, nbconvert and Jinja2 make one report of them."""
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -78,11 +79,6 @@ def run(run: Run, parameters: dict, only: tuple[str, ...] = (), verbose: bool = 
     InputError
         If it fails because of bad input.
     """
-    # the kernel must be this very Python, not one that the user's Jupyter settings name "python3"
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    os.environ.setdefault("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2")
-    # and its caches ours: the notebooks work in their own folder, which need not be beside the user's
-    os.environ["BCD_HOME"] = str(mount.home())
     stages = [stage for stage in STAGES if not only or stage in only]
     for number, stage in enumerate(stages, 1):
         print(f"[{number}/{len(stages)}] {stage}", flush=True)
@@ -91,21 +87,59 @@ def run(run: Run, parameters: dict, only: tuple[str, ...] = (), verbose: bool = 
 
 
 def _execute(stage: str, run: Run, parameters: dict) -> None:
-    notebook = notebooks_folder() / f"{stage}.ipynb"
-    output = run.folder / "notebooks" / notebook.name
+    output = run.folder / "notebooks" / f"{stage}.ipynb"
     output.parent.mkdir(exist_ok=True)
+    execute(stage, parameters, output, notebooks_folder(), sys.stdout)
+
+
+def execute(stage: str, parameters: dict, output: Path, cwd: Path, log=None, env: dict[str, str] | None = None) -> None:
+    """Execute one notebook.
+
+    Parameters
+    ----------
+    parameters : those that it declares are handed on
+    output : gets the executed notebook, or, if it fails, its executed half
+    cwd : where it works
+    log : file that what it prints goes to
+    env : changes of its environment
+
+    Raises
+    ------
+    StageError, InputError
+        As `run`.
+    """
+    notebook = notebooks_folder() / f"{stage}.ipynb"
     known = papermill.inspect_notebook(str(notebook))
     try:
-        papermill.execute_notebook(
-            str(notebook), str(output), {key: value for key, value in parameters.items() if key in known},
-            kernel_name="python3", cwd=str(notebook.parent), progress_bar=False,
-            stdout_file=sys.stdout, stderr_file=sys.stderr,
-        )
+        with _environment(env or {}):
+            papermill.execute_notebook(
+                str(notebook), str(output), {key: value for key, value in parameters.items() if key in known},
+                kernel_name="python3", cwd=str(cwd), progress_bar=False, stdout_file=log, stderr_file=log and sys.stderr,
+            )
     except papermill.PapermillExecutionError as error:
         if error.ename == InputError.__name__:
             raise InputError(error.evalue) from None
         reason = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise StageError(f"{stage}, cell {error.cell_index + 1}: {reason} (see {output})") from None
+
+
+@contextlib.contextmanager
+def _environment(changes: dict[str, str]):
+    changes = {
+        # the kernel must be this very Python, not one that the user's Jupyter settings name "python3"
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        # and its caches ours: the notebooks work in their own folder, which need not be beside the user's
+        "BCD_HOME": str(mount.home()),
+        "BCD_VERBOSE": os.environ.get("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2"),
+    } | changes
+    before = {name: os.environ[name] for name in changes if name in os.environ}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name in changes:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def summarise(run: Run) -> dict:

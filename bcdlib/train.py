@@ -9,17 +9,19 @@ from bcdlib import methods, pixels, splits, style, trials
 from bcdlib.profiles import Profile
 from bcdlib.runs import Run
 
+NO_NETWORK = "This method is not made of Keras layers: there is no network to show."
+
 
 def plan(run: Run, profile: Profile, split_names: Iterable[str] = (), method: str = "resnet50", seed: int = 0,
-         trainable: str = "all", task: str = "binary", stain: str | None = None) -> list[trials.Trial]:
-    """The trials of 04_train: the first fold of each split.
+         trainable: str = "all", task: str = "binary", stain: str | None = None, fold: int = 0) -> list[trials.Trial]:
+    """The trials of 04_train: one fold of each split, as a rule the first.
 
     Parameters
     ----------
     split_names : protocols, in order; empty means those of the profile's that the images allow (see `splits.made`).
     """
     names = tuple(split_names) or splits.made(run, profile.splits)
-    return [trials.Trial(method, name, splits.read(run, name), 0, seed, trainable, task, stain or None)
+    return [trials.Trial(method, name, splits.read(run, name), fold, seed, trainable, task, stain or None)
             for name in names]
 
 
@@ -36,14 +38,22 @@ def show_plan(planned: list[trials.Trial]) -> pd.DataFrame:
 
 
 def network(run: Run, profile: Profile, weights: str | None = None, method: str = "resnet50", trainable: str = "all",
-            task: str = "binary"):
-    """The compiled network, for looking at; `fit` builds its own."""
-    trial = trials.Trial(method, "", pd.DataFrame(), trainable=trainable, task=task)
-    return trial.estimator(profile, weights).build(pixels.cache_of(run).pixels.shape[1:])
+            task: str = "binary") -> keras.Model | None:
+    """The compiled network, for looking at; `fit` builds its own. None if the method is no `methods.KerasMethod`."""
+    estimator = trials.Trial(method, "", pd.DataFrame(), trainable=trainable, task=task).estimator(profile, weights)
+    keras_method = isinstance(estimator, methods.KerasMethod)
+    return estimator.build(pixels.cache_of(run).pixels.shape[1:]) if keras_method else None
 
 
-def show_network(model: keras.Model):
+def summary(model: keras.Model | None) -> None:
+    """Print Keras' summary of a `network`."""
+    print(NO_NETWORK) if model is None else model.summary()
+
+
+def show_network(model: keras.Model | None):
     """Figures 6 and 7: the network's blocks with their output shapes and numbers of weights, as a figure."""
+    if model is None:
+        return style.note(NO_NETWORK)
     layers = [layer for layer in model.layers if layer.count_params() or not isinstance(layer, keras.layers.InputLayer)]
     figure, axes = style.subplots(width=8, height=0.5 * len(layers) + 0.6)
     for row, layer in enumerate(layers):
@@ -63,18 +73,19 @@ def show_network(model: keras.Model):
 
 
 def fit(run: Run, planned: list[trials.Trial], profile: Profile, weights: str | None = None,
-        verbose=None) -> list[trials.Result]:
+        verbose=None, keep_model: bool = True) -> list[trials.Result]:
     """Train every trial that is not finished yet and save its model.
 
     Its predictions go into ``predictions.csv``, those of its validation part into ``validation.csv``. A trial that was
-    cut off goes on after its last whole epoch.
+    cut off goes on after its last whole epoch. Trials lie in ``trials/`` of the run, or where its settings say ("trials").
     """
     cache = pixels.cache_of(run)
+    root = run.settings.get("trials") or run.folder / "trials"
     results = []
     for number, trial in enumerate(planned, 1):
         print(f"Trial {number} of {len(planned)}: {trial.label}, split {trial.split}, fold {trial.fold}, "
               f"seed {trial.seed}", flush=True)
-        result = trials.run(trial, cache, profile, run.folder / "trials", weights, verbose)
+        result = trials.run(trial, cache, profile, root, weights, verbose, keep_model)
         trials.add_predictions(run.folder / "validation.csv", result.validation)
         trials.add_predictions(run.folder / "predictions.csv", result.predictions)
         results.append(result)

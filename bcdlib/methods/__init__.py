@@ -16,7 +16,7 @@ from bcdlib.methods import saved
 from bcdlib.methods.base import TASKS, KerasMethod, Method
 from bcdlib.methods.saved import Saved
 
-__all__ = ["TASKS", "KerasMethod", "Method", "Saved", "get", "load", "names", "settings"]
+__all__ = ["TASKS", "KerasMethod", "Method", "Saved", "get", "load", "names", "placed", "settings"]
 
 _CHANGE = re.compile(r":(?=\w+=)")  # "robust:stages=4:C=0.1"; a path may hold colons of its own
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -52,6 +52,12 @@ def settings(name: str) -> dict:
         except (KeyError, ValueError):
             raise InputError(f"{name}: {key}={text!r}; give {kind.__name__}, as {key}={known[key]}") from None
     return found
+
+
+def placed(name: str) -> str:
+    """The same method by a name that holds in any folder: the path of a method file made absolute."""
+    name, *changes = _CHANGE.split(name)
+    return ":".join([str(Path(name).absolute()) if name.endswith(".py") else name, *changes])
 
 
 def get(name: str) -> type[Method]:
