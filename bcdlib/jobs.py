@@ -49,7 +49,7 @@ def run(job: str, trial: dict) -> str:
     """A trial, on a worker; returns the name of its folder. One that is finished already is found."""
     facts, cache, profile, tables = _read(job)
     planned = trials.Trial(**trial | {"split_table": tables[trial["split_table"]]})
-    work = runner(facts["notebooks"])
+    work = runner(facts.get("notebooks", False))
     result = work(planned, cache, profile, facts["root"], facts["weights"], 0, facts["keep_models"], facts["store"])
     keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
     return result.folder.name

@@ -42,7 +42,7 @@ def test_the_same_loss_as_on_one_device(backend, tmp_path):
     found, said = shared(backend, tmp_path, "same_loss")
     assert len(found["1"]["loss"]) == 4 and found["1"]["loss"][0] > 2 * found["1"]["loss"][-1], "nothing was learned"
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "probability"):
-        assert difference(found["1"], found["2"], name) < 1e-6, name
+        assert difference(found["1"], found["2"], name) < 1e-5, name
     assert said.count("Training on 1 of 2 devices, 9 pictures of a batch of 9 on each: ") == 1
 
 
