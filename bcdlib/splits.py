@@ -152,8 +152,8 @@ def read_table(path, images: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If it cannot be read or is empty, a column is missing, a role is not train, validation or test, a name comes twice in a
-        fold or is not among the images, or a fold has no test or no training image.
+        If it cannot be read or is empty, a column or a fold is missing, a role is not train, validation or test, a name
+        comes twice in a fold or is not among the images, or a fold has no test or no training image.
     """
     table = read_given_csv(path, "split table", {"filename": str, "role": str})
     for column in ("filename", "role"):
