@@ -249,10 +249,10 @@ def evaluate(predictions, validation, rule, sensitivity, calibration, out):
 @click.argument("images", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
 def predict(model, images, as_json):
-    """Classify pictures with a saved model. For research and teaching, not a medical device."""
+    """Classify pictures (or folders, archives) with a saved model. For research and teaching, not a medical device."""
     from bcdlib import evaluate as evaluating
 
-    table = evaluating.predict(model, images)
+    table = evaluating.predict(model, images, progress=True)
     click.echo(evaluating.as_json(table) if as_json else table.to_string(index=False))
 
 

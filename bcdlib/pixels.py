@@ -2,7 +2,9 @@
 
 import collections
 import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +19,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from bcdlib import manifest
+from bcdlib import manifest, sources
 from bcdlib.decoding import RESAMPLING, crc32, decode
 from bcdlib.errors import InputError
 from bcdlib.runs import alone, saving, write_csv, write_json
@@ -72,6 +74,27 @@ def decode_all(
             bar.update()
             name, *rest = pending.popleft().result()
             yield filenames[name], *rest
+
+
+def decode_files(files, size=None, progress: bool = True) -> Iterator[tuple[str, np.ndarray | None, str]]:
+    """Decode pictures that a user names, on all cores.
+
+    Parameters
+    ----------
+    files : paths of pictures, and of folders or archives, whose pictures are all decoded; in any mixture
+    size : (width, height), optional
+        As in `decode`.
+
+    Yields
+    ------
+    (path, array, reason) : as from `decode_all`; of a picture inside a folder or archive the path goes through it
+    """
+    for container, group in itertools.groupby(dict.fromkeys(map(Path, files)), sources.is_container):
+        for source in [sources.open_source(path) for path in group] if container else [sources.FolderSource(Path())]:
+            names = source.names() if container else [str(path) for path in group]
+            shown = [str(source.path / name) for name in names]
+            yield from decode_all(source, pd.DataFrame({"filename": shown, "path": names}), size, progress=progress)
+            yield from ((str(source.path / name), None, reason) for name, reason in source.left_out)
 
 
 def cores() -> int:
@@ -149,8 +172,6 @@ def at_size(cache: PixelCache, size: tuple[int, int], progress: bool = False) ->
     """
     if tuple(size) == cache.size:
         return cache
-    from bcdlib import sources
-
     place = json.loads((cache.folder / "cache.json").read_text())["made_from"]
     other = build_cache(sources.open_source(place), cache.images, size, cache.folder.parent, progress)
     if len(other.images) != len(cache.images):
@@ -329,6 +350,10 @@ def batch_rows(n: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     int64 array (batch_size,) of positions in 0..n-1.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    rounds = np.unique(positions // n)
-    order = {number: np.random.default_rng([seed, number]).permutation(n) for number in rounds}
-    return np.array([order[position // n][position % n] for position in positions])
+    orders = {number: _order(n, number, seed) for number in range(positions[0] // n, positions[-1] // n + 1)}
+    return np.array([orders[position // n][position % n] for position in positions])
+
+
+@functools.lru_cache(maxsize=8)
+def _order(n: int, number: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).permutation(n)

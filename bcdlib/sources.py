@@ -299,6 +299,11 @@ class TarSource(_ArchiveSource):
                 return
 
 
+def is_container(path) -> bool:
+    """Whether a path that a user names is a folder or an archive of pictures rather than a picture."""
+    return Path(path).is_dir() or Path(path).name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
 def open_source(path, listings=None) -> Source:
     """Open a folder or an archive of images.
 
