@@ -69,7 +69,7 @@ def extract(X, architecture: str, weights: backbones.Weights, seed: int = 0, poo
     images = keras.Input(X.shape[1:], dtype="uint8", name="image")
     x = keras.layers.Rescaling(1.0, name="as_float")(images)
     if augment is not None:
-        x = FlipAndZoom(seed=int(np.random.SeedSequence(augment).generate_state(1)[0] % 2**31))(x, training=True)
+        x = FlipAndZoom(seed=int(np.random.SeedSequence(augment).generate_state(1)[0] % 2**31), always=True)(x)
     x = backbones.features(x, architecture, weights, seed, pooling=pooling, patches=patches)
     return keras.Model(images, x).predict(Ordered(X), verbose=verbose)
 

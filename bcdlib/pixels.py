@@ -48,32 +48,48 @@ def decode_all(
     (filename, array, reason) : array as from `decode`, or None with the reason why not.
     """
 
-    def work(item):
-        name, content, reason = item
-        if content is None:
-            return name, None, reason
-        try:
-            return name, decode(content, size), ""
-        except ValueError as error:
-            return name, None, str(error)
-
     filenames = dict(zip(images["path"], images["filename"], strict=True))
+
+    def work(group):
+        return [(filenames[name], *_decoded(content, size, reason)) for name, content, reason in group]
+
     workers = workers or cores()
     pending = collections.deque()  # a bounded window: memory does not grow with the data set
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(images), desc=label, unit="image", disable=not progress) as bar,
     ):
-        for item in source.read(list(filenames)):
-            pending.append(pool.submit(work, item))
-            if len(pending) >= 4 * workers:
-                bar.update()
-                name, *rest = pending.popleft().result()
-                yield filenames[name], *rest
-        while pending:
-            bar.update()
-            name, *rest = pending.popleft().result()
-            yield filenames[name], *rest
+        for group in itertools.chain(_groups(source.read(list(filenames))), itertools.repeat(None)):
+            if group is not None:
+                pending.append(pool.submit(work, group))
+            if group is None or len(pending) > 2 * workers:
+                if not pending:
+                    return
+                for found in pending.popleft().result():
+                    bar.update()
+                    yield found
+
+
+def _decoded(content: bytes | None, size, reason: str) -> tuple[np.ndarray | None, str]:
+    if content is None:
+        return None, reason
+    try:
+        return decode(content, size), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _groups(members, most: int = 8, size: int = 2**22) -> Iterator[list]:
+    """A few members of a source at a time, of a few MiB: handing them over one by one costs a worker a tenth of its time."""
+    group, total = [], 0
+    for member in members:
+        group.append(member)
+        total += len(member[1] or b"")
+        if len(group) == most or total >= size:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
 
 
 def decode_files(files, size=None, progress: bool = True) -> Iterator[tuple[str, np.ndarray | None, str]]:

@@ -261,6 +261,12 @@ def test_the_head_learns_from_augmented_copies_too(cache, tmp_path):
         saved = methods.load(result.folder / "model.keras")
         again = saved.predict_proba(cache.pixels[cache.rows(result.predictions["filename"])])[:, 1]
         np.testing.assert_allclose(again, result.predictions["probability"], atol=1e-4)
+    method = methods.get("resnet50")(trainable="head", augmented_copies=2, weights="none", verbose=0)
+    copies = method.inputs(cache)
+    assert copies.shape == (96, 3, 2048)
+    np.testing.assert_allclose(copies[:, 0], method.transform(cache.pixels), rtol=1e-4, atol=1e-5)
+    change = np.abs(copies[:, 1:] - copies[:, :1]).mean(axis=(1, 2))
+    assert (change > 1e-4).all() and not np.array_equal(copies[:, 1], copies[:, 2])
     plain = trials.run(trials.Trial("resnet50", "case", split, trainable="head"), cache, TINY, tmp_path, "none", verbose=0)
     assert len(plain.history) == len(found["net"].history)
     assert not plain.predictions["probability"].equals(found["net"].predictions["probability"])

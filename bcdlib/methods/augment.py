@@ -13,7 +13,7 @@ class FlipAndZoom(keras.layers.Layer):
     compiled by XLA, and one such layer keeps the whole training step from it: on a GPU under TensorFlow, and under JAX
     everywhere, where Keras then runs it operation by operation. This is one product with a matrix each way.
 
-    Takes and gives float (batch, height, width, channels); acts while training only.
+    Takes and gives float (batch, height, width, channels); acts while training.
 
     Parameters
     ----------
@@ -21,22 +21,25 @@ class FlipAndZoom(keras.layers.Layer):
         Pictures are scaled by 1 / (1 - zoom) to 1 / (1 + zoom), the same both ways.
     seed : int
         Of its random numbers; see also `training.EpochSeeds`.
+    always : bool
+        Act outside training too. (A network passes its own ``training`` on to its layers, whatever they were called with.)
     """
 
-    def __init__(self, zoom: float = 0.1, seed: int = 0, **kwargs):
+    def __init__(self, zoom: float = 0.1, seed: int = 0, always: bool = False, **kwargs):
         super().__init__(**kwargs)
-        self.zoom, self.seed = zoom, seed
+        self.zoom, self.seed, self.always = zoom, seed, always
         self.generator = keras.random.SeedGenerator(seed)
 
     def call(self, x, training=False):
-        if not training:
+        if not (training or self.always):
             return x
         drawn = keras.random.uniform((ops.shape(x)[0], 3), seed=self.generator)  # zoom, flip of rows, flip of columns
         step = 1 + self.zoom * (2 * drawn[:, :1] - 1)
         rows, columns = (self._weights(x.shape[1 + axis], ops.where(drawn[:, 1 + axis, None] < 0.5, step, -step), x.dtype)
                          for axis in (0, 1))
-        x = ops.einsum("nij,njwc->niwc", rows, x)
-        return ops.einsum("nij,nhjc->nhic", columns, x)
+        x = ops.transpose(x, (0, 3, 1, 2))  # a channel a matrix: on a CPU a third faster than products across channels
+        x = ops.matmul(ops.matmul(rows[:, None], x), ops.transpose(columns, (0, 2, 1))[:, None])
+        return ops.transpose(x, (0, 2, 3, 1))
 
     @staticmethod
     def _weights(size: int, step, dtype):
@@ -50,4 +53,4 @@ class FlipAndZoom(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        return super().get_config() | {"zoom": self.zoom, "seed": self.seed}
+        return super().get_config() | {"zoom": self.zoom, "seed": self.seed, "always": self.always}

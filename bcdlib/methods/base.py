@@ -274,8 +274,8 @@ class KerasMethod(Method):
         )
         return model
 
-    def _whole(self) -> keras.Model:
-        """`model_`; with a frozen base built now if it was not needed so far, with the trained head's weights."""
+    def whole(self) -> keras.Model:
+        """The fitted network from pixels on, compiled: `model_`, which with a frozen base is built when first needed."""
         if self.frozen and hasattr(self, "head_") and not getattr(self, "joined_", False):
             self.build(self.input_shape_)
             for layer in self.head_.layers:
@@ -397,7 +397,7 @@ class KerasMethod(Method):
         """As `Method.predict_proba`, for pixels or, with frozen bases, features from `inputs`; copies are not looked at."""
         X = np.asanyarray(X)
         if X.ndim == 4:
-            return columns(self.probabilities(self._predictor(self._whole()), self._stained(X), images))
+            return columns(self.probabilities(self._predictor(self.whole()), self._stained(X), images))
         return columns(self.probabilities(self._predictor(self.head_), first_copy(X), images))
 
     def save(self, path) -> None:
@@ -414,7 +414,7 @@ class KerasMethod(Method):
             "stain": target and {"kind": target.kind, "values": target.values},
         }
         with replacing(path) as temporary:
-            self._predictor(self._whole()).save(temporary)
+            self._predictor(self.whole()).save(temporary)
             with zipfile.ZipFile(temporary, "a") as archive:
                 archive.writestr(MEMBER, json.dumps(facts, indent=2))
 

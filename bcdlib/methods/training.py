@@ -142,7 +142,8 @@ def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, see
     if folder is not None:
         with saving(folder):
             return model, pd.read_csv(folder / "history.csv")
-    return model, pd.DataFrame(model.history.history).rename_axis("epoch").reset_index()
+    history = model.history.history if batches.epoch else {}  # no epoch was asked for
+    return model, pd.DataFrame(history).rename_axis("epoch").reset_index()
 
 
 def _resume(model: keras.Model, folder: Path) -> tuple[keras.Model, int]:
