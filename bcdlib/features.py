@@ -10,7 +10,7 @@ from bcdlib import stain
 from bcdlib.methods import backbones
 from bcdlib.methods.augment import FlipAndZoom
 from bcdlib.methods.training import Ordered
-from bcdlib.runs import alone, replacing
+from bcdlib.runs import alone, near, replacing
 
 FORMAT = 1
 
@@ -42,7 +42,7 @@ def of(cache, architecture: str, weights: backbones.Weights, seed: int = 0, pool
                     found = extract(cache.pixels, architecture, weights, seed, pooling, patches, verbose, target=target,
                                     **change)
                     np.save(temporary, found, allow_pickle=False)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.load(near(path), mmap_mode="r", allow_pickle=False)
 
 
 def extract(X, architecture: str, weights: backbones.Weights, seed: int = 0, pooling: str = "average", patches: int = 1,

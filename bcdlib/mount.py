@@ -66,6 +66,7 @@ def mount_drive() -> Path | None:
     if not in_colab():
         return None
     folder = drive_folder()
+    os.environ.setdefault("BCD_NEAR", str(Path(tempfile.gettempdir(), "bcdlib-near")))  # see runs.near
     try:
         if not (folder / "MyDrive").is_dir():
             from google.colab import drive  # exists in Colab only

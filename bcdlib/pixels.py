@@ -22,7 +22,7 @@ from tqdm import tqdm
 from bcdlib import manifest, sources
 from bcdlib.decoding import RESAMPLING, crc32, decode
 from bcdlib.errors import InputError
-from bcdlib.runs import alone, saving, write_csv, write_json
+from bcdlib.runs import alone, near, saving, write_csv, write_json
 from bcdlib.sources import UNREADABLE
 
 CACHE_FORMAT = 2
@@ -172,7 +172,7 @@ def open_cache(folder) -> PixelCache:
     try:
         images = pd.read_csv(folder / "images.csv", dtype={"slide": str, "case": str})
         skipped = pd.read_csv(folder / "skipped.csv", dtype=str)
-        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        pixels = np.load(near(folder / "pixels.npy"), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no readable pixel cache ({error}); run 02_preprocess first") from None
     return PixelCache(folder, images, pixels, skipped)
