@@ -209,7 +209,7 @@ def test_precision_steps_and_xla_each_can_be_set(cache):
     assert machine.policy() == "float32" and not usual.model_.jit_compile and usual.model_.steps_per_execution == 1
     several = quick(steps_per_execution=2).fit(X, y)  # 2 of 3: the last execution is a short one
     np.testing.assert_array_equal(several.predict_proba(X), usual.predict_proba(X))
-    compiled = quick(jit_compile=True).fit(X, y)
+    compiled = quick(xla="on").fit(X, y)
     assert compiled.model_.jit_compile  # its random numbers are others: dropout's and the augmentation's
     np.testing.assert_allclose(compiled.history_["loss"], usual.history_["loss"], rtol=0.1)
     for precision in ("mixed_bfloat16", "mixed_float16"):
@@ -217,8 +217,9 @@ def test_precision_steps_and_xla_each_can_be_set(cache):
         np.testing.assert_allclose(mixed.history_["loss"], usual.history_["loss"], rtol=0.2)  # other random numbers too
         assert not mixed.history_.equals(usual.history_), "it computed in float32"
         assert {layer.compute_dtype for layer in mixed.model_.layers} == {"float32"}, "what is kept is slow on a CPU"
-    with pytest.raises(InputError, match="precision='half'"):
-        quick(precision="half").fit(X, y)
+    for name in ("precision", "xla"):
+        with pytest.raises(InputError, match=f"lenet5: {name}='half'; it knows 'auto'"):
+            quick(**{name: "half"}).fit(X, y)
 
 
 def test_what_training_uses_is_said(cache, capsys):

@@ -118,10 +118,9 @@ class KerasMethod(Method):
         Flips and small zooms, on training batches of ``trainable="all"``; see `augment.FlipAndZoom`.
     augmented_copies : int
         With frozen bases: how many copies of each training image, flipped and zoomed, the head is trained on beside it.
-    precision, steps_per_execution
-        Of ``trainable="all"``: as in `machine.policy` and `machine.steps_at_once`; "auto" and 0 are what pays here.
-    jit_compile : bool or "auto"
-        As in ``keras.Model.compile``: XLA.
+    precision, xla, steps_per_execution
+        Of ``trainable="all"``: as in `machine.policy`, `machine.XLA` and `machine.steps_at_once`; "auto" and 0 are what
+        pays here.
     seed : int
         Of initial weights, order of images, augmentation and dropout.
     verbose : int or "auto"
@@ -147,7 +146,7 @@ class KerasMethod(Method):
 
     def __init__(self, *, trainable="all", task="binary", stain=None, weights=None, pretrained_required=True, epochs=200,
                  steps_per_epoch=None, batch_size=32, learning_rate=0.001, batch_norm=None, augment=True,
-                 augmented_copies=0, precision="auto", steps_per_execution=0, jit_compile="auto", seed=0, verbose="auto"):
+                 augmented_copies=0, precision="auto", xla="auto", steps_per_execution=0, seed=0, verbose="auto"):
         self.trainable = trainable
         self.task = task
         self.stain = stain
@@ -161,8 +160,8 @@ class KerasMethod(Method):
         self.augment = augment
         self.augmented_copies = augmented_copies
         self.precision = precision
+        self.xla = xla
         self.steps_per_execution = steps_per_execution
-        self.jit_compile = jit_compile
         self.seed = seed
         self.verbose = verbose
 
@@ -237,7 +236,8 @@ class KerasMethod(Method):
         return self.trains(self.trainable) == "head"
 
     def _prepare(self) -> None:
-        for name, known in (("trainable", ("all", "head")), ("task", self.tasks), ("stain", (None, *stain.KINDS))):
+        for name, known in (("trainable", ("all", "head")), ("task", self.tasks), ("stain", (None, *stain.KINDS)),
+                            ("precision", machine.PRECISIONS), ("xla", machine.XLA)):
             if getattr(self, name) not in known:
                 words = ", ".join(repr(value) for value in known)
                 raise InputError(f"{self.key}: {name}={getattr(self, name)!r}; it knows {words}")
@@ -270,7 +270,7 @@ class KerasMethod(Method):
         model = keras.Model(inputs, self.build_outputs(x), name=self.key)
         model.compile(
             optimizer=keras.optimizers.RMSprop(learning_rate=self.learning_rate),
-            loss=self.build_loss(), metrics=[self.build_metric()], jit_compile=self.jit_compile,
+            loss=self.build_loss(), metrics=[self.build_metric()], jit_compile=machine.XLA[self.xla],
         )
         return model
 

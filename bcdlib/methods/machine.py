@@ -5,9 +5,8 @@ import importlib.util
 
 import keras
 
-from bcdlib.errors import InputError
-
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+XLA = {"auto": "auto", "on": True, "off": False}  # Keras' jit_compile; its "auto" compiles wherever that pays but on a CPU
 _STEPS = 10  # that an accelerator gets at once: it must not wait for Python between them
 
 
@@ -34,14 +33,7 @@ def policy(precision: str = "auto") -> str:
 
     bfloat16 on a TPU and on GPUs that have it (compute capability 8.0 and up), float16 on those with tensor cores only
     (7.0, a T4 or V100), else float32. Weights stay float32, and so do pictures, normalisation and the probability.
-
-    Raises
-    ------
-    InputError
-        If the precision is unknown.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision!r}; it knows {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision
     kind, capability = accelerator()
