@@ -3,6 +3,7 @@
 import functools
 import io
 import struct
+import threading
 import warnings
 import zlib
 
@@ -10,20 +11,17 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-try:  # both only faster: the same pixels come out without them
+try:  # only faster: the same pixels come out without it
     import imagecodecs
 except ImportError:
     imagecodecs = None
-try:
-    from isal.isal_zlib import crc32
-except ImportError:
-    from zlib import crc32
 
 LARGEST_PICTURE = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
 RESAMPLING = "lanczos, gap 2"
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more; to open some of them it starts other programs
 PNG = b"\x89PNG\r\n\x1a\n"
 _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: for Pillow
+_KEPT = 2**25  # bytes of memory that a thread keeps for the next picture
 _BAND = 4  # rows or columns that one matrix product makes: the fewer, the fewer zeros in it, and the more products
 
 
@@ -51,21 +49,41 @@ def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     ValueError
         If it cannot be decoded to 8-bit RGB; the message says why.
     """
-    array = _decode_plain_png(content)
-    if array is None:
-        array = _decode_any(content)
-    return array if size is None else resize(array, size)
+    if size is None:
+        array = _decode_plain_png(content)
+        return _decode_any(content) if array is None else array
+    return resize(decode_for_now(content), size)
 
 
-def _decode_plain_png(content: bytes) -> np.ndarray | None:
+def decode_for_now(content: bytes) -> np.ndarray:
+    """As `decode` without a size, but perhaps into memory that this thread's next call uses again."""
+    array = _decode_plain_png(content, _scratch)
+    return _decode_any(content) if array is None else array
+
+
+_own = threading.local()
+
+
+def _scratch(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Memory of this thread, used again each time: to get it anew for each picture costs a tenth of the decoding."""
+    found = getattr(_own, name, None)
+    if found is None or found.shape != shape:
+        found = np.empty(shape, dtype)
+        if found.nbytes <= _KEPT:
+            setattr(_own, name, found)
+    return found
+
+
+def _decode_plain_png(content: bytes, memory=None) -> np.ndarray | None:
     if imagecodecs is None or content[:16] != PNG + b"\0\0\0\rIHDR" or content[24:29] != b"\x08\x02\0\0\0":
         return None  # of another kind: 8 bits, RGB, not interlaced
     width, height = struct.unpack(">LL", content[16:24])
-    if not 0 < width * height <= LARGEST_PICTURE or any(kind in _MATTERS for kind, _, _ in _chunks(content)):
+    chunks = list(_chunks(content))
+    if not 0 < width * height <= LARGEST_PICTURE or any(kind in _MATTERS for kind, _, _ in chunks):
         return None
-    _check_sums(content)
+    _check_sums(content, [chunk for chunk in chunks if chunk[0] == b"IDAT"][-1:])  # libspng looks at the others' sums
     try:
-        return imagecodecs.spng_decode(content)
+        return imagecodecs.spng_decode(content, out=memory and memory("picture", (height, width, 3), "uint8"))
     except Exception:  # whatever it is, Pillow finds a better word for it
         return None
 
@@ -79,7 +97,7 @@ def _decode_any(content: bytes) -> np.ndarray:
                 raise ValueError(f"declares {picture.width}x{picture.height} pixels")
             if picture.mode.startswith(("I", "F")) or _sixteen_bit(content, picture):
                 raise ValueError(f"not an 8-bit picture (mode {picture.mode})")
-            _check_sums(content)
+            _check_sums(content, _chunks(content))
             frames = getattr(picture, "n_frames", 1)
             if frames > 1 and picture.format != "MPO":  # a phone's MPO: a JPEG with its own preview behind it
                 raise ValueError(f"holds {frames} pictures, an animation or a stack")
@@ -112,16 +130,18 @@ def resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Returns
     -------
-    uint8 array (size[1], size[0], 3)
+    uint8 array (size[1], size[0], 3), in memory of its own
     """
     height, width, channels = array.shape
     while min(height / size[1], width / size[0]) >= 4:
         width, height = width // 2, height // 2
-        array = cv2.resize(array, (width, height), interpolation=cv2.INTER_LINEAR)  # to a half: the means of 2x2
+        half = _scratch(f"half {width}", (height, width, channels), "uint8")
+        array = cv2.resize(array, (width, height), dst=half, interpolation=cv2.INTER_LINEAR)  # to a half: means of 2x2
     if (width, height) == tuple(size):
-        return array
-    rows = array.reshape(height, -1).astype("float32")
-    down = np.empty((size[1], rows.shape[1]), "float32")
+        return array.copy()
+    rows = _scratch("rows", (height, width * channels), "float32")
+    np.copyto(rows, array.reshape(height, -1))
+    down = _scratch("down", (size[1], width * channels), "float32")
     for made, wanted, weights in _bands(height, size[1], 1):
         np.matmul(weights, rows[wanted], out=down[made])
     across = np.empty((size[1], size[0] * channels), "float32")
@@ -149,8 +169,8 @@ def _bands(old: int, new: int, channels: int) -> list[tuple[slice, slice, np.nda
 # ---------------------------------------------------------------- damage
 
 def _chunks(content: bytes):
-    """(kind, first byte of the kind, end of the data) of each chunk of a PNG, as far as they are whole."""
-    place = len(PNG)
+    """(kind, first byte of the kind, end of the data) of each chunk, as far as they are whole; none if it is no PNG."""
+    place = len(PNG) if content[: len(PNG)] == PNG else len(content)
     while place + 8 <= len(content):
         end = place + 8 + int.from_bytes(content[place : place + 4])
         yield content[place + 4 : place + 8], place + 4, end
@@ -163,13 +183,13 @@ def _sixteen_bit(content: bytes, picture: Image.Image) -> bool:
     return (content[:8] == PNG and content[24:25] == b"\x10") or any(depth > 8 for depth in depths)
 
 
-def _check_sums(content: bytes) -> None:
-    """Refuse a PNG whose pixel data are not what was written: decoders do not look at the checksums of their last part.
+def _check_sums(content: bytes, chunks) -> None:
+    """Refuse a PNG whose pixel data are not what was written: decoders do not look at the checksum of the last part.
 
     The other formats have no checksums: what is wrong in them can pass for picture.
     """
-    for kind, start, end in _chunks(content) if content[: len(PNG)] == PNG else ():
-        if kind == b"IDAT" and crc32(memoryview(content)[start:end]).to_bytes(4) != content[end : end + 4]:
+    for kind, start, end in chunks:
+        if kind == b"IDAT" and zlib.crc32(memoryview(content)[start:end]).to_bytes(4) != content[end : end + 4]:
             raise ValueError("damaged: a checksum does not fit, or it is cut off")
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bcdlib import manifest, sources
-from bcdlib.decoding import RESAMPLING, crc32, decode
+from bcdlib.decoding import RESAMPLING, decode
 from bcdlib.errors import InputError
 from bcdlib.runs import alone, near, saving, write_csv, write_json
 from bcdlib.sources import UNREADABLE
@@ -51,15 +52,17 @@ def decode_all(
     filenames = dict(zip(images["path"], images["filename"], strict=True))
 
     def work(group):
-        return [(filenames[name], *_decoded(content, size, reason)) for name, content, reason in group]
+        members = source.read(group) if source.any_order else group
+        return [(filenames[name], *_decoded(content, size, reason)) for name, content, reason in members]
 
+    groups = _named(filenames) if source.any_order else _groups(source.read(list(filenames)))
     workers = workers or cores()
     pending = collections.deque()  # a bounded window: memory does not grow with the data set
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(images), desc=label, unit="image", disable=not progress) as bar,
     ):
-        for group in itertools.chain(_groups(source.read(list(filenames))), itertools.repeat(None)):
+        for group in itertools.chain(groups, itertools.repeat(None)):
             if group is not None:
                 pending.append(pool.submit(work, group))
             if group is None or len(pending) > 2 * workers:
@@ -79,8 +82,15 @@ def _decoded(content: bytes | None, size, reason: str) -> tuple[np.ndarray | Non
         return None, str(error)
 
 
+def _named(paths, most: int = 8) -> Iterator[list[str]]:
+    """A few paths at a time: handing them over one by one costs a worker a tenth of its time."""
+    paths = iter(paths)
+    while group := list(itertools.islice(paths, most)):
+        yield group
+
+
 def _groups(members, most: int = 8, size: int = 2**22) -> Iterator[list]:
-    """A few members of a source at a time, of a few MiB: handing them over one by one costs a worker a tenth of its time."""
+    """A few members of a source at a time, of a few MiB."""
     group, total = [], 0
     for member in members:
         group.append(member)
@@ -302,13 +312,13 @@ def _fill(part: Path, source, images: pd.DataFrame, size, progress: bool) -> Non
     place = {name: row for row, name in enumerate(images["filename"])}
     pixels, sums = _opened(part / _ALL, shape, "uint8"), _opened(part / _SUMS, shape[:1], "uint32")
     # a checksum stands for "done": whatever a crash of the machine has kept of either, what does not agree is done again
-    missing = np.array([not total or crc32(row) != total for row, total in zip(pixels, sums)])
+    missing = np.array([not total or zlib.crc32(row) != total for row, total in zip(pixels, sums)])
     reasons = dict.fromkeys(images["filename"][missing], "not found when it was to be read")
     for name, array, reason in decode_all(source, images[missing], size, progress=progress, label="Decode and resize"):
         reasons[name] = reason
         if array is not None:
             pixels[place[name]] = array
-            sums[place[name]] = crc32(array)
+            sums[place[name]] = zlib.crc32(array)
             del reasons[name]
     pixels.flush()
     _close(part, images, pixels, ~images["filename"].isin(list(reasons)).to_numpy(), reasons, source)

@@ -41,9 +41,12 @@ class Source:
         The folder or archive file.
     left_out : list of (name, reason)
         What `names` found that is called like an image but cannot be used, whatever its bytes are.
+    any_order : bool
+        Whether several threads may `read`, each its own names.
     """
 
     kind = ""  # of archive
+    any_order = False
 
     def __init__(self, path: Path):
         self.path = path
@@ -87,6 +90,8 @@ class Source:
 
 
 class FolderSource(Source):
+    any_order = True
+
     def _all_names(self):
         for folder, subfolders, files in os.walk(self.path, onerror=self._not_listed):
             subfolders.sort()

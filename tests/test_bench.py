@@ -44,7 +44,7 @@ def test_made_up_names_are_names_of_breakhis_kind_and_all_different():
 
 
 def test_peers_resize_as_we_do(breakhis, tmp_path):
-    """The same pictures to the same size: what they give differs from ours by a grey level or two on the mean."""
+    """The same pictures to the same size: Pillow as exactly as it can; Keras without antialiasing."""
     folder = bench.copies(sources.open_source(breakhis / "original"), tmp_path / "pictures", 4)
     files = sorted(folder.rglob("*.png"))
     assert len(files) == 29 and {file.parent.name for file in files} == {"B", "M"}
@@ -54,7 +54,7 @@ def test_peers_resize_as_we_do(breakhis, tmp_path):
     pillow = np.stack([peers.Pictures(files, (144, 96))[number] for number in range(len(files))])
     assert pillow.shape == ours.shape and np.abs(pillow - ours).mean() < 1
     keras_own = np.concatenate([np.asarray(batch[0]) for batch in peers.keras_directory(folder, (144, 96)).data])
-    assert keras_own.shape == ours.shape and np.abs(keras_own - ours).mean() < 5
+    assert keras_own.shape == ours.shape and 1 < np.abs(keras_own - ours).mean() < 12  # not antialiased: coarser grain
 
 
 def test_the_command(tiny, tmp_path):

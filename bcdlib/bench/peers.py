@@ -18,13 +18,14 @@ def pillow_loop(files, size) -> None:
             np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
 
 
-def keras_directory(folder, size):
+def keras_directory(folder, size, interpolation: str = "lanczos3"):
     """``keras.utils.image_dataset_from_directory`` with tf.data's prefetch; a `Drain`."""
     import keras
     import tensorflow as tf
 
     data = keras.utils.image_dataset_from_directory(
-        folder, image_size=(size[1], size[0]), batch_size=BATCH, interpolation="area", shuffle=False, verbose=False
+        folder, image_size=(size[1], size[0]), batch_size=BATCH, interpolation=interpolation, shuffle=False,
+        verbose=False,
     ).prefetch(tf.data.AUTOTUNE)
 
     return Drain(data)
