@@ -1,5 +1,6 @@
 """The command line: ``python -m bcdlib COMMAND``. Exit status 0, 1 if a notebook failed, 2 on bad input."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -278,11 +279,41 @@ def evaluate(predictions, validation, rule, sensitivity, calibration, out):
 @click.argument("images", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
 def predict(model, images, as_json):
-    """Classify pictures with a saved model. For research and teaching, not a medical device."""
+    """Classify pictures (or folders, archives) with a saved model. For research and teaching, not a medical device."""
     from bcdlib import evaluate as evaluating
 
-    table = evaluating.predict(model, images)
+    table = evaluating.predict(model, images, progress=True)
     click.echo(evaluating.as_json(table) if as_json else table.to_string(index=False))
+
+
+@main.command()
+@data_option
+@click.option("--only", multiple=True, help="A part: ingest, batches, training, inference, scale; may be repeated.")
+@click.option("--pairs", type=click.IntRange(1), default=5, show_default=True, help="How often each comparison is run.")
+@click.option("--out", default="", help="Folder for bench.json and bench.png.")
+@click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
+@weights_option
+def bench(data, only, pairs, out, as_json, weights):
+    """Ratios of this library's speed to its peers' and to the machine's limits, run side by side; half an hour."""
+    import json
+    import tempfile
+
+    from bcdlib import bench as benching
+    from bcdlib import mount
+    from bcdlib.bench import report
+
+    source = mount.find(data)
+    kept = mount.open_run(out).folder if out else None
+    with tempfile.TemporaryDirectory(prefix="bcdlib-bench-") as folder:
+        found = []
+        with contextlib.redirect_stdout(sys.stderr):  # where peers talk: stdout is for the answer
+            for one in benching.run(benching.Setting(source, Path(folder), weights, pairs), only):
+                print(one.line(), flush=True)
+                found.append(one)
+    facts = report.facts(found, f"pictures: {'drawn' if data == 'synthetic' else Path(data).name}")
+    if kept:
+        report.save(kept, facts)
+    click.echo(json.dumps(facts, indent=2) if as_json else report.text(found))
 
 
 @main.command()

@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix
 from bcdlib import explanation, manifest, metrics, owndata, panel, pixels, sources, splits, stain, style, visualize
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
-from bcdlib.methods.base import augmentation
+from bcdlib.methods.augment import FlipAndZoom
 from bcdlib.runs import Run
 
 FILTERS = ("class", "subtype", "magnification", "slide")
@@ -97,7 +97,7 @@ class Views:
             low, high = values.min(axis=(1, 2), keepdims=True), values.max(axis=(1, 2), keepdims=True)
             batch = (255 * (values - low) / np.maximum(high - low, 1e-6)).round().astype("uint8")
         if view == "augmented":
-            batch = keras.ops.convert_to_numpy(augmentation(self.seed)(batch.astype("float32"), training=True))
+            batch = keras.ops.convert_to_numpy(FlipAndZoom(seed=self.seed)(batch.astype("float32"), training=True))
             batch = batch.round().clip(0, 255).astype("uint8")
         if view == "stain-normalised":
             batch = stain.apply(batch, self.target)

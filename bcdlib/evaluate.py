@@ -1,6 +1,7 @@
 """From the predictions table to what it is worth: leaks, metrics with intervals, threshold, calibration, referral."""
 
 import html
+import itertools
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bcdlib.runs import Run, write_csv
 GROUP = ["method", "split"]
 INTERVALS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc", *metrics.UNIT_FIGURES)
 
+AT_ONCE = 512  # pictures that `predict` holds in memory
 THRESHOLDED = ["sensitivity", "specificity", "accuracy", "balanced_accuracy", "precision", "f1", "mcc"]
 
 
@@ -253,13 +255,13 @@ def _with_note(figure, table: pd.DataFrame):
     return style.finish(figure)
 
 
-def predict(model_file, image_files) -> pd.DataFrame:
-    """Classify pictures with a saved model.
+def predict(model_file, image_files, progress: bool = False) -> pd.DataFrame:
+    """Classify pictures with a saved model: decoded on all cores, a few hundred in memory at a time.
 
     Parameters
     ----------
     model_file : path of a .keras file that takes uint8 (N, height, width, 3), RGB 0..255
-    image_files : paths of PNG, JPEG, TIFF or BMP files
+    image_files : paths of PNG, JPEG, TIFF or BMP files, and of folders or archives of them, each once
 
     Returns
     -------
@@ -272,26 +274,31 @@ def predict(model_file, image_files) -> pd.DataFrame:
     InputError
         If the model cannot be loaded (Keras' safe mode: no lambdas), or not one picture can be read.
     """
-    model = explanation.load(model_file)
-    rows, arrays = [], []
-    for file in map(Path, image_files):
-        try:
-            arrays.append(explanation.read(model, file.read_bytes()))
-            rows.append({"file": str(file), "probability": float("nan"), "class": "", "reason": ""})
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            rows.append({"file": str(file), "probability": float("nan"), "class": "", "reason": reason})
-    if not arrays:
-        raise InputError(f"{rows[0]['file']}: {rows[0]['reason']}" if rows else "no image named")
-    table = pd.DataFrame(rows)
-    used = table["reason"] == ""
-    table.loc[used, "probability"] = explanation.predict(model, np.stack(arrays))
-    table.loc[used, "class"] = np.where(table.loc[used, "probability"] >= metrics.THRESHOLD, *manifest.CLASSES[::-1])
-    more = explanation.beside(model_file, model, np.stack(arrays), table.loc[used, "probability"])
-    table = table.join(pd.DataFrame(more, index=table.index[used]))
+    model, tables = explanation.load(model_file), []
+    decoded = pixels.decode_files(image_files, model.size, progress)
+    while part := list(itertools.islice(decoded, AT_ONCE)):
+        tables.append(_predicted(model_file, model, pd.DataFrame(part, columns=["file", "array", "reason"])))
+    if not tables:
+        raise InputError("no image named")
+    table = pd.concat(tables, ignore_index=True)
+    if (table["reason"] != "").all():
+        raise InputError(f"{table['file'][0]}: {table['reason'][0]}")
     texts = [name for name in ("warning", "nearest") if name in table]
     table[texts] = table[texts].fillna("")
     return table
+
+
+def _predicted(model_file, model, part: pd.DataFrame) -> pd.DataFrame:
+    used = part["reason"] == ""
+    table = part.drop(columns="array").assign(probability=float("nan"), **{"class": ""})
+    table = table[["file", "probability", "class", "reason"]]
+    if not used.any():
+        return table
+    X = np.stack(part.loc[used, "array"].to_list())
+    table.loc[used, "probability"] = explanation.predict(model, X)
+    table.loc[used, "class"] = np.where(table.loc[used, "probability"] >= metrics.THRESHOLD, *manifest.CLASSES[::-1])
+    more = explanation.beside(model_file, model, X, table.loc[used, "probability"])
+    return table.join(pd.DataFrame(more, index=table.index[used]))
 
 
 def as_json(table: pd.DataFrame) -> str:

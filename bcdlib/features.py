@@ -8,14 +8,15 @@ import numpy as np
 
 from bcdlib import stain
 from bcdlib.methods import backbones
+from bcdlib.methods.augment import FlipAndZoom
 from bcdlib.methods.training import Ordered
-from bcdlib.runs import alone, replacing
+from bcdlib.runs import alone, near, replacing
 
 FORMAT = 1
 
 
-def of(cache, architecture: str, weights: backbones.Weights, seed: int = 0, target: stain.Target | None = None,
-       pooling: str = "average", patches: int = 1, verbose=0, jitter: list[int] | None = None) -> np.ndarray:
+def of(cache, architecture: str, weights: backbones.Weights, seed: int = 0, pooling: str = "average", patches: int = 1,
+       verbose=0, *, target: stain.Target | None = None, **change) -> np.ndarray:
     """Features of all images of a pixel cache.
 
     Stored as ``<cache.folder>/features/<architecture>-<hash>.npy``; the hash covers all that they depend on, so that
@@ -24,41 +25,51 @@ def of(cache, architecture: str, weights: backbones.Weights, seed: int = 0, targ
     Parameters
     ----------
     cache : pixels.PixelCache
-    architecture : str
-        A key of ``backbones.ARCHITECTURES``.
-    seed : int
-        Of random initial weights; pre-trained ones do not depend on it.
-    target : stain.Target, optional
-        Stain normalisation in front of the base.
-    pooling, patches
-        As in `backbones.features`.
-    jitter : list of int, optional
-        Seed of a copy of the images with jittered stains: see `stain.jitter`.
+    architecture and so on : as in `extract`
 
     Returns
     -------
     float32 array (N, channels), read-only, rows as in ``cache.pixels``.
     """
     facts = [FORMAT, architecture, _identity(weights, seed), pooling, patches, target and [target.kind, target.values]]
-    facts += [] if jitter is None else [jitter]
+    facts += [change] if change else []
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = cache.folder / "features" / f"{architecture}-{digest}.npy"
     if not path.is_file():
         with alone(path):
             if not path.is_file():  # or another process made it in the meantime
-                X = cache.pixels if jitter is None else stain.jitter(cache.pixels, jitter)
-                X = X if target is None else stain.apply(X, target)
                 with replacing(path) as temporary:
-                    found = extract(X, architecture, weights, seed, pooling, patches, verbose)
+                    found = extract(cache.pixels, architecture, weights, seed, pooling, patches, verbose, target=target,
+                                    **change)
                     np.save(temporary, found, allow_pickle=False)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.load(near(path), mmap_mode="r", allow_pickle=False)
 
 
 def extract(X, architecture: str, weights: backbones.Weights, seed: int = 0, pooling: str = "average", patches: int = 1,
-            verbose=0) -> np.ndarray:
-    """Features of pictures; uint8 (N, height, width, 3) -> float32 (N, channels). Nothing is stored."""
+            verbose=0, *, target: stain.Target | None = None, jitter: list[int] | None = None,
+            augment: list[int] | None = None) -> np.ndarray:
+    """Features of pictures; uint8 (N, height, width, 3) -> float32 (N, channels). Nothing is stored.
+
+    Parameters
+    ----------
+    architecture : str
+        A key of ``backbones.ARCHITECTURES``.
+    seed : int
+        Of random initial weights; pre-trained ones do not depend on it.
+    pooling, patches
+        As in `backbones.features`.
+    target : stain.Target, optional
+        Stain normalisation in front of the base.
+    jitter, augment : list of int, optional
+        Seed of a copy of the pictures with jittered stains (see `stain.jitter`), or flipped and zoomed
+        (see `augment.FlipAndZoom`).
+    """
+    X = X if jitter is None else stain.jitter(X, jitter)
+    X = X if target is None else stain.apply(X, target)
     images = keras.Input(X.shape[1:], dtype="uint8", name="image")
     x = keras.layers.Rescaling(1.0, name="as_float")(images)
+    if augment is not None:
+        x = FlipAndZoom(seed=int(np.random.SeedSequence(augment).generate_state(1)[0] % 2**31), always=True)(x)
     x = backbones.features(x, architecture, weights, seed, pooling=pooling, patches=patches)
     return keras.Model(images, x).predict(Ordered(X), verbose=verbose)
 

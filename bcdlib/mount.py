@@ -66,6 +66,7 @@ def mount_drive() -> Path | None:
     if not in_colab():
         return None
     folder = drive_folder()
+    os.environ.setdefault("BCD_NEAR", str(Path(tempfile.gettempdir(), "bcdlib-near")))  # see runs.near
     try:
         if not (folder / "MyDrive").is_dir():
             from google.colab import drive  # exists in Colab only
@@ -158,8 +159,12 @@ def find(data="synthetic", seed=0, progress=True) -> sources.Source:
         folder = folder or cache_root() / f"synthetic-{seed}"
         return sources.open_source(synthetic.draw(folder, seed=seed, progress=progress))
     if not str(data):
-        return sources.open_source(_search())
-    return sources.open_source(_here_or_on_drive(data))
+        return _opened(_search())
+    return _opened(_here_or_on_drive(data))
+
+
+def _opened(path) -> sources.Source:
+    return sources.open_source(path, cache_root() / "listings")
 
 
 def _here_or_on_drive(place) -> Path:
@@ -258,7 +263,7 @@ def open_data(run: runs.Run) -> sources.Source:
         return find("synthetic", seed=settings["seed"])
     if not Path(settings["source"]).exists():
         mount_drive()  # a new Colab session begins without it
-    return sources.open_source(settings["source"])
+    return _opened(settings["source"])
 
 
 def overview(run: runs.Run, scan: manifest.Scan | owndata.OwnScan) -> pd.DataFrame:

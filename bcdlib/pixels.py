@@ -1,14 +1,15 @@
-"""Pictures as arrays: decode, resize, the uint8 cache that training maps into memory, and batches from it."""
+"""Pictures as arrays: decoded on all cores, the uint8 cache that training maps into memory, and batches from it."""
 
 import collections
 import contextlib
+import functools
 import hashlib
-import io
+import itertools
 import json
 import os
 import shutil
 import tempfile
-import warnings
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,118 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from bcdlib import manifest
+from bcdlib import manifest, sources
+from bcdlib.decoding import RESAMPLING, decode
 from bcdlib.errors import InputError
-from bcdlib.runs import alone, saving, write_csv, write_json
+from bcdlib.runs import alone, near, saving, write_csv, write_json
 from bcdlib.sources import UNREADABLE
 
-LARGEST_PICTURE = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
-RESAMPLING = "lanczos"
-CACHE_FORMAT = 1
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more; to open some of them it starts other programs
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode one picture, and resize it with antialiasing (Lanczos) if a size is given.
-
-    Pillow, because it says so when a file is cut off or damaged, where OpenCV may return half a picture.
-
-    Parameters
-    ----------
-    content : bytes
-        A PNG, JPEG, TIFF or BMP file.
-    size : (width, height), optional
-
-    Returns
-    -------
-    uint8 array (height, width, 3), RGB, 0..255.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be decoded to 8-bit RGB; the message says why.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-            if picture.width * picture.height > LARGEST_PICTURE:
-                raise ValueError(f"declares {picture.width}x{picture.height} pixels")
-            if picture.mode.startswith(("I", "F")) or _sixteen_bit(content, picture):
-                raise ValueError(f"not an 8-bit picture (mode {picture.mode})")
-            _check_sums(content)
-            frames = getattr(picture, "n_frames", 1)
-            if frames > 1 and picture.format != "MPO":  # a phone's MPO: a JPEG with its own preview behind it
-                raise ValueError(f"holds {frames} pictures, an animation or a stack")
-            picture.load()
-            if content[:8] == PNG and not any(picture.crop((0, picture.height - 1, *picture.size)).tobytes()):
-                _check_length(content, picture.size)
-            picture = ImageOps.exif_transpose(picture).convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"cannot be decoded: not a PNG, JPEG, TIFF or BMP picture{_taken_for(content)}") from None
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow's plugins raise many kinds on damaged input: SyntaxError, struct.error, ...
-        raise ValueError(f"cannot be decoded ({type(error).__name__}: {error})".splitlines()[0]) from None
-    if size is not None and picture.size != tuple(size):
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(picture)
-
-
-def _sixteen_bit(content: bytes, picture: Image.Image) -> bool:
-    # Pillow opens 16-bit colour as 8-bit without a word; the bit depth is byte 24 of every PNG, and tag 258 of a TIFF
-    depths = picture.tag_v2.get(258, ()) if picture.format == "TIFF" else ()
-    return (content[:8] == PNG and content[24:25] == b"\x10") or any(depth > 8 for depth in depths)
-
-
-def _check_sums(content: bytes) -> None:
-    """Refuse a PNG whose pixel data are not what was written: Pillow does not look at the checksums of their last part.
-
-    The other formats have no checksums: what is wrong in them can pass for picture.
-    """
-    place = len(PNG) if content[: len(PNG)] == PNG else len(content)
-    while place + 8 <= len(content):
-        size, kind = int.from_bytes(content[place : place + 4]), content[place + 4 : place + 8]
-        end = place + 8 + size
-        if kind == b"IDAT" and zlib.crc32(memoryview(content)[place + 4 : end]).to_bytes(4) != content[end : end + 4]:
-            raise ValueError("damaged: a checksum does not fit, or it is cut off")
-        place = end + 4
-
-
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-
-
-def _check_length(content: bytes, size: tuple[int, int]) -> None:
-    """Refuse a PNG that has fewer rows than it declares: Pillow leaves the others black without a word.
-
-    This unpacks it once more, hence only where the last row is black.
-    """
-    bits = content[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[content[25]]
-    passes = _ADAM7 if content[28] else ((0, 0, 1, 1),)
-    wanted = 0
-    for left, top, across, down in passes:
-        columns, rows = -(-(size[0] - left) // across), -(-(size[1] - top) // down)
-        wanted += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
-    place, data = len(PNG), b""
-    while place + 8 <= len(content):
-        length = int.from_bytes(content[place : place + 4])
-        data += content[place + 8 : place + 8 + length] if content[place + 4 : place + 8] == b"IDAT" else b""
-        place += 12 + length
-    if len(zlib.decompressobj().decompress(data, wanted)) < wanted:
-        raise ValueError("damaged: it has fewer rows than it declares")
-
-
-def _taken_for(content: bytes) -> str:
-    start = content[:512].lstrip().lower()
-    if not start:
-        return "; it is empty"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return " but a web page; download it again"
-    return " but a GIF" if start.startswith(b"gif8") else " but a PDF" if start.startswith(b"%pdf") else ""
+CACHE_FORMAT = 2
+_ALL, _SUMS = "pixels.all.npy", "sums.npy"  # of a cache that is being made: pictures, checksums of those there
+_STALE = 7 * 24 * 3600  # seconds after which nobody goes on with a cache that was begun
 
 
 def decode_all(
@@ -142,39 +42,90 @@ def decode_all(
     size : (width, height), optional
         As in `decode`.
     workers : int, optional
-        Threads; default: one a core. The pixels do not depend on it.
+        Threads; default: one a core that this process may use. The pixels do not depend on it.
 
     Yields
     ------
     (filename, array, reason) : array as from `decode`, or None with the reason why not.
     """
 
-    def work(item):
-        name, content, reason = item
-        if content is None:
-            return name, None, reason
-        try:
-            return name, decode(content, size), ""
-        except ValueError as error:
-            return name, None, str(error)
-
     filenames = dict(zip(images["path"], images["filename"], strict=True))
-    workers = workers or os.cpu_count() or 1
+
+    def work(group):
+        members = source.read(group) if source.any_order else group
+        return [(filenames[name], *_decoded(content, size, reason)) for name, content, reason in members]
+
+    groups = _named(filenames) if source.any_order else _groups(source.read(list(filenames)))
+    workers = workers or cores()
     pending = collections.deque()  # a bounded window: memory does not grow with the data set
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(images), desc=label, unit="image", disable=not progress) as bar,
     ):
-        for item in source.read(list(filenames)):
-            pending.append(pool.submit(work, item))
-            if len(pending) >= 4 * workers:
-                bar.update()
-                name, *rest = pending.popleft().result()
-                yield filenames[name], *rest
-        while pending:
-            bar.update()
-            name, *rest = pending.popleft().result()
-            yield filenames[name], *rest
+        for group in itertools.chain(groups, itertools.repeat(None)):
+            if group is not None:
+                pending.append(pool.submit(work, group))
+            if group is None or len(pending) > 2 * workers:
+                if not pending:
+                    return
+                for found in pending.popleft().result():
+                    bar.update()
+                    yield found
+
+
+def _decoded(content: bytes | None, size, reason: str) -> tuple[np.ndarray | None, str]:
+    if content is None:
+        return None, reason
+    try:
+        return decode(content, size), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _named(paths, most: int = 8) -> Iterator[list[str]]:
+    """A few paths at a time: handing them over one by one costs a worker a tenth of its time."""
+    paths = iter(paths)
+    while group := list(itertools.islice(paths, most)):
+        yield group
+
+
+def _groups(members, most: int = 8, size: int = 2**22) -> Iterator[list]:
+    """A few members of a source at a time, of a few MiB."""
+    group, total = [], 0
+    for member in members:
+        group.append(member)
+        total += len(member[1] or b"")
+        if len(group) == most or total >= size:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def decode_files(files, size=None, progress: bool = True) -> Iterator[tuple[str, np.ndarray | None, str]]:
+    """Decode pictures that a user names, on all cores.
+
+    Parameters
+    ----------
+    files : paths of pictures, and of folders or archives, whose pictures are all decoded; in any mixture
+    size : (width, height), optional
+        As in `decode`.
+
+    Yields
+    ------
+    (path, array, reason) : as from `decode_all`; of a picture inside a folder or archive the path goes through it
+    """
+    for container, group in itertools.groupby(dict.fromkeys(map(Path, files)), sources.is_container):
+        for source in [sources.open_source(path) for path in group] if container else [sources.FolderSource(Path())]:
+            names = source.names() if container else [str(path) for path in group]
+            shown = [str(source.path / name) for name in names]
+            yield from decode_all(source, pd.DataFrame({"filename": shown, "path": names}), size, progress=progress)
+            yield from ((str(source.path / name), None, reason) for name, reason in source.left_out)
+
+
+def cores() -> int:
+    """How many cores this process may use; at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -231,7 +182,7 @@ def open_cache(folder) -> PixelCache:
     try:
         images = pd.read_csv(folder / "images.csv", dtype={"slide": str, "case": str})
         skipped = pd.read_csv(folder / "skipped.csv", dtype=str)
-        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        pixels = np.load(near(folder / "pixels.npy"), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no readable pixel cache ({error}); run 02_preprocess first") from None
     return PixelCache(folder, images, pixels, skipped)
@@ -247,8 +198,6 @@ def at_size(cache: PixelCache, size: tuple[int, int], progress: bool = False) ->
     """
     if tuple(size) == cache.size:
         return cache
-    from bcdlib import sources
-
     place = json.loads((cache.folder / "cache.json").read_text())["made_from"]
     other = build_cache(sources.open_source(place), cache.images, size, cache.folder.parent, progress)
     if len(other.images) != len(cache.images):
@@ -264,8 +213,8 @@ def cache_of(run) -> PixelCache:
 def build_cache(source, images: pd.DataFrame, size: tuple[int, int], root, progress: bool = True) -> PixelCache:
     """Decode and resize every image once; or return at once if this very cache stands already.
 
-    The cache is written beside its final name and renamed when it is whole, so that a cut-off run leaves nothing
-    that looks finished.
+    The cache is written beside its final name and renamed when it is whole, so that a cut-off run leaves nothing that looks
+    finished. Called again after a cut, it goes on with the images that are not there yet.
 
     Parameters
     ----------
@@ -293,22 +242,50 @@ def _found_or_built(folder: Path, fingerprint: str, source, images, size, progre
         if not _readable_by_now(source, images, cache.skipped):
             return cache
         _set_aside(folder)
+    part = folder.with_name(f"{folder.name}.part")  # one name for all: another session, or machine, goes on with it
     with saving(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=folder.name + ".part-", dir=folder.parent))
+        _sweep(folder.parent)
+        part.mkdir(parents=True, exist_ok=True)
     try:
         _fill(part, source, images, size, progress)
         if _unread(pd.read_csv(part / "skipped.csv", dtype=str)).any() and source.fingerprint() != fingerprint:
             raise InputError(f"{source.path}: changed or vanished while it was read; run the same again when it is whole")
         write_json(part / "cache.json", {"size": list(size), "resampling": RESAMPLING, "made_from": str(source.path)})
-        try:
-            part.rename(folder)
-        except OSError:
-            if not (folder / "cache.json").is_file():  # another run finished the same cache first: use that one
-                raise
+        _rename(part, folder)
+    except Exception:
+        if (folder / "cache.json").is_file():  # another machine went on with it too, and finished first: use that one
+            return open_cache(folder)
+        raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not _begun(part):
+            shutil.rmtree(part, ignore_errors=True)
     return open_cache(folder)
+
+
+def _rename(part: Path, folder: Path) -> None:
+    """What was made gets its final names, one step after the other; nothing long comes between them."""
+    if (part / "pixels.npy").exists():  # a copy without those that were left out
+        (part / _ALL).unlink()
+    else:
+        (part / _ALL).rename(part / "pixels.npy")
+    (part / _SUMS).unlink()
+    part.rename(folder)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what was begun long ago, from data that have changed since."""
+    for left in root.glob("pixels-*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - max(file.stat().st_mtime for file in [left, *left.iterdir()]) > _STALE:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _begun(part: Path) -> bool:
+    """Whether there is anything to go on with."""
+    try:
+        return bool(np.load(part / _SUMS, allow_pickle=False).any())
+    except (OSError, ValueError):
+        return False
 
 
 def _unread(skipped: pd.DataFrame) -> pd.Series:
@@ -331,36 +308,47 @@ def _set_aside(folder: Path) -> None:
 
 
 def _fill(part: Path, source, images: pd.DataFrame, size, progress: bool) -> None:
-    width, height = size
-    shape = (len(images), height, width, 3)
+    shape = (len(images), size[1], size[0], 3)
     place = {name: row for row, name in enumerate(images["filename"])}
-    reasons = dict.fromkeys(place, "not found when it was to be read")
-    raw = part / "pixels.all.npy"
-    pixels = new_array(raw, shape)
-    for name, array, reason in decode_all(source, images, size, progress=progress, label="Decode and resize"):
+    pixels, sums = _opened(part / _ALL, shape, "uint8"), _opened(part / _SUMS, shape[:1], "uint32")
+    # a checksum stands for "done": whatever a crash of the machine has kept of either, what does not agree is done again
+    missing = np.array([not total or zlib.crc32(row) != total for row, total in zip(pixels, sums)])
+    reasons = dict.fromkeys(images["filename"][missing], "not found when it was to be read")
+    for name, array, reason in decode_all(source, images[missing], size, progress=progress, label="Decode and resize"):
         reasons[name] = reason
         if array is not None:
             pixels[place[name]] = array
+            sums[place[name]] = zlib.crc32(array)
             del reasons[name]
-    good = ~images["filename"].isin(list(reasons)).to_numpy()
+    pixels.flush()
+    _close(part, images, pixels, ~images["filename"].isin(list(reasons)).to_numpy(), reasons, source)
+
+
+def _opened(path: Path, shape, dtype: str) -> np.ndarray:
+    """The array of an earlier run that was cut off, or a new one of zeros."""
+    with contextlib.suppress(OSError, ValueError):
+        array = np.load(path, mmap_mode="r+", allow_pickle=False)
+        if array.shape == shape and array.dtype == dtype:
+            return array
+    return new_array(path, shape, dtype)
+
+
+def _close(part: Path, images: pd.DataFrame, pixels: np.ndarray, good: np.ndarray, reasons: dict, source) -> None:
     if not good.any():
         first = min(reasons)
         raise InputError(f"{source.path}: none of the {len(images)} images can be decoded; first: {first}: {reasons[first]}")
-    pixels.flush()
-    if good.all():
-        raw.rename(part / "pixels.npy")
-    else:
-        kept = new_array(part / "pixels.npy", (int(good.sum()), *shape[1:]))
+    (part / "pixels.npy").unlink(missing_ok=True)  # of an earlier run that was cut off here
+    if not good.all():
+        kept = new_array(part / "pixels.npy", (int(good.sum()), *pixels.shape[1:]))
         for row, origin in enumerate(np.flatnonzero(good)):
             kept[row] = pixels[origin]
         kept.flush()
-        raw.unlink()
     write_csv(part / "images.csv", images[good])
     write_csv(part / "skipped.csv", pd.DataFrame(sorted(reasons.items()), columns=["filename", "reason"]))
 
 
-def new_array(path, shape) -> np.ndarray:
-    """A new uint8 .npy file of zeros, mapped for writing, whose room on the disk is taken at once.
+def new_array(path, shape, dtype="uint8") -> np.ndarray:
+    """A new .npy file of zeros, mapped for writing, whose room on the disk is taken at once.
 
     Without that, a disk that fills up would end the process by a signal (SIGBUS) while pixels are written.
 
@@ -370,7 +358,7 @@ def new_array(path, shape) -> np.ndarray:
         If the disk is too full.
     """
     with saving(path):
-        array = np.lib.format.open_memmap(path, mode="w+", dtype="uint8", shape=shape)
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         if hasattr(os, "posix_fallocate"):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
@@ -388,6 +376,10 @@ def batch_rows(n: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     int64 array (batch_size,) of positions in 0..n-1.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    rounds = np.unique(positions // n)
-    order = {number: np.random.default_rng([seed, number]).permutation(n) for number in rounds}
-    return np.array([order[position // n][position % n] for position in positions])
+    orders = {number: _order(n, number, seed) for number in range(positions[0] // n, positions[-1] // n + 1)}
+    return np.array([orders[position // n][position % n] for position in positions])
+
+
+@functools.lru_cache(maxsize=8)
+def _order(n: int, number: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).permutation(n)

@@ -6,7 +6,8 @@ import pandas as pd
 from bcdlib import intake, manifest, pixels, splits
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
-from bcdlib.methods.base import Batches, augmentation
+from bcdlib.methods.augment import FlipAndZoom
+from bcdlib.methods.base import Batches
 from bcdlib.pixels import PixelCache
 from bcdlib.profiles import Profile
 from bcdlib.runs import Run, write_csv
@@ -128,7 +129,7 @@ def batch(cache: PixelCache, split: pd.DataFrame, batch_size: int = 32, seed: in
     train = cache.rows(splits.fold_of(split, 0).query("role == 'train'")["filename"])
     X, y = Batches(cache.pixels[train], manifest.labels(cache.images)[train], batch_size, 1, seed)[0]
     X = X.astype("float32")
-    return (np.asarray(augmentation(seed)(X, training=True)) if augment else X), y
+    return (np.asarray(FlipAndZoom(seed=seed)(X, training=True)) if augment else X), y
 
 
 def normalise(X, architecture: str = "resnet50") -> np.ndarray:

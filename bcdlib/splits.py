@@ -152,16 +152,19 @@ def read_table(path, images: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If it cannot be read, a column is missing, a role is not train, validation or test, a name comes twice in a
-        fold or is not among the images, or a fold has no test or no training image.
+        If it cannot be read or is empty, a column or a fold is missing, a role is not train, validation or test, a name
+        comes twice in a fold or is not among the images, or a fold has no test or no training image.
     """
     table = read_given_csv(path, "split table", {"filename": str, "role": str})
     for column in ("filename", "role"):
         if column not in table:
             raise InputError(f"{path}: column {column!r} is missing; a split table has filename, role and perhaps fold")
+    if table.empty:
+        raise InputError(f"{path}: has no rows; a split table has one for each image and role")
     checks = (
         (~table["role"].isin(ROLES), f"has a role that is not {', '.join(ROLES)}"),
         (~table["filename"].isin(images["filename"]), "is not among the images that are audited"),
+        (table["fold"].isna() if "fold" in table else table["role"].isna(), "has no fold"),
     )
     for bad, what in checks:
         if bad.any():

@@ -10,7 +10,7 @@ import pandas as pd
 from bcdlib import manifest, owndata, pixels, style
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
-from bcdlib.methods.base import augmentation
+from bcdlib.methods.augment import FlipAndZoom
 
 # Ruifrok & Johnston 2001: how strongly hematoxylin and eosin (rows) take red, green and blue light
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
@@ -73,7 +73,7 @@ def augmented_samples(cache, n: int = 4, copies: int = 5, seed: int = 0):
     """Each row: a cached picture, then `copies` versions of it as training sees them."""
     rows = _turns(cache.images["class"], seed)[:n]
     batch = np.repeat(cache.pixels[rows], copies, axis=0).astype("float32")
-    batch = keras.ops.convert_to_numpy(augmentation(seed)(batch, training=True))
+    batch = keras.ops.convert_to_numpy(FlipAndZoom(seed=seed)(batch, training=True))
     batch = batch.round().clip(0, 255).astype("uint8")
     pictures, captions = [], []
     for number, (row, caption) in enumerate(zip(rows, _captions(cache, rows), strict=True)):

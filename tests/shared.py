@@ -24,18 +24,14 @@ from bcdlib import methods
 from bcdlib.methods import KerasMethod
 
 RANDOM = keras.backend.backend() == "jax"  # whether random numbers are those of one device
-SMALL = {"epochs": 4, "steps_per_epoch": 5, "batch_size": 8, "learning_rate": 1e-3, "batch_norm": 0.8, "verbose": 0}
+SMALL = {"epochs": 4, "steps_per_epoch": 5, "batch_size": 8, "learning_rate": 1e-3, "batch_norm": 0.8, "verbose": 0,
+         "precision": "float32", "steps_per_execution": 5}
 
 
 class Pieces(KerasMethod):
     """The pieces of the paper's network on a small base: batch norm, pooling, a dense layer, dropout, MSE, RMSprop."""
 
     key, title, loss = "pieces", "test", "mean_squared_error"
-
-    def build(self, input_shape):
-        model = super().build(input_shape)
-        model.steps_per_execution = 5  # as is good for accelerators
-        return model
 
     def build_features(self, x):
         x = keras.layers.Rescaling(1 / 127.5, -1)(x)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,12 @@ def test_predict(tiny, tmp_path):
     assert good["probability"] == pytest.approx(np.asarray(Image.open(picture)).mean() / 255, abs=1e-4)
     assert good["class"] == ("malignant" if good["probability"] >= 0.5 else "benign")
     assert bad["probability"] is None and "decoded" in bad["reason"]
+    archive = shutil.make_archive(str(tmp_path / "all"), "zip", tiny)
+    many = json.loads(bcdlib("predict", tmp_path / "mean.keras", tiny, picture, archive, "--json").stdout)
+    assert len(many) == 96 + 1 + 96 and many[96]["file"] == str(picture) and many[97]["file"].startswith(archive)
+    assert many[96]["probability"] == pytest.approx(good["probability"], abs=1e-6)
+    folder, packed = ({Path(row["file"]).name: row["probability"] for row in part} for part in (many[:96], many[97:]))
+    assert packed == pytest.approx(folder, abs=1e-6)
     refused(bcdlib("predict", tmp_path / "no.keras", picture), "no.keras")
     refused(bcdlib("predict", tmp_path / "text.png", picture), "text.png", "not a usable Keras model")
     refused(bcdlib("predict", tmp_path / "mean.keras", tmp_path / "text.png"), "text.png")

@@ -17,7 +17,7 @@ import pytest
 from faulty import LEFT_OUT, USED, contents, names
 from PIL import Image
 
-from bcdlib import intake, manifest, mount, pixels, preprocess, profiles, sources, synthetic
+from bcdlib import decoding, intake, manifest, mount, pixels, preprocess, profiles, sources, synthetic
 from bcdlib.errors import InputError
 
 pytestmark = pytest.mark.faults
@@ -50,8 +50,8 @@ def originals(good) -> list[np.ndarray]:
     return [np.asarray(Image.open(file).convert("RGB"))[:116, :175] for file in sorted(good.rglob("*.png"))]
 
 
-def resized(array) -> np.ndarray:
-    return np.asarray(Image.fromarray(np.ascontiguousarray(array)).resize(PROFILE.size, Image.Resampling.LANCZOS))
+def resized(array) -> np.ndarray:  # that this is a Lanczos resize, test_pixels.py checks
+    return decoding.resize(np.ascontiguousarray(array), PROFILE.size)
 
 
 def preprocessed(data, out, cache):

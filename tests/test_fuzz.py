@@ -60,6 +60,8 @@ def answer_or_one_line(read, file: Path, content: bytes):
 @quiet
 @given(content=changed(SPLIT))
 @example(content=SPLIT.encode())
+@example(content=b"filename,role")
+@example(content=SPLIT.encode().replace(b",0\n", b",\n"))
 def test_split_tables(content, tmp_path):
     images = manifest.images_table(NAMES)
     table = answer_or_one_line(lambda file: splits.read_table(file, images), tmp_path / "split.csv", content)

@@ -13,7 +13,7 @@ from skimage.color import hed2rgb, rgb2hed
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from bcdlib import manifest, maps, methods, pixels, profiles, sources, splits, stain, trials
+from bcdlib import decoding, manifest, maps, methods, pixels, profiles, sources, splits, stain, trials
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones
 
@@ -92,7 +92,7 @@ def test_a_trial_reads_its_own_size_once(cache, split, tmp_path):
     assert larger.size == (64, 40) and larger.images["filename"].tolist() == cache.images["filename"].tolist()
     name = cache.images["filename"][7]
     with Image.open(os.path.join(_place(cache), manifest.relpath(name))) as picture:
-        expected = picture.convert("RGB").resize((64, 40), Image.Resampling.LANCZOS)
+        expected = decoding.resize(np.asarray(picture.convert("RGB")), (64, 40))
     np.testing.assert_allclose(larger.pixels[7].astype(int), np.asarray(expected, dtype=int), atol=1)
     rows = cache.rows(result.predictions["filename"])
     again = methods.load(result.folder / "model.keras").predict_proba(larger.pixels[rows])[:, 1]

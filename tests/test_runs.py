@@ -1,10 +1,15 @@
 """The run folder: whole files or none, and messages that say which stage is missing."""
 
+import errno
 import json
+import os
+import shutil
 import stat
 import xml.etree.ElementTree
+from pathlib import Path
 
 import matplotlib.figure
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -110,3 +115,24 @@ def test_save_figure_writes_png_and_svg(tmp_path):
         assert low < 100 and high == 255
     root = xml.etree.ElementTree.parse(tmp_path / "figures" / "curve.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_mapped_file_on_another_file_system_is_copied_near_once(tmp_path, monkeypatch):
+    far = Path("/dev/shm") / f"bcdlib-test-{os.getpid()}.npy"
+    if not far.parent.is_dir() or far.parent.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second file system")
+    try:
+        np.save(far, np.arange(10))
+        assert runs.near(far) == far  # where nobody asked for it
+        monkeypatch.setenv("BCD_NEAR", str(tmp_path / "near"))
+        copy = runs.near(far)
+        assert copy.parent == tmp_path / "near" and np.array_equal(np.load(copy), np.arange(10))
+        assert runs.near(far) == copy and len(list(copy.parent.iterdir())) == 1
+        np.save(far, np.arange(12))  # made anew: another copy
+        assert np.array_equal(np.load(runs.near(far)), np.arange(12))
+        assert runs.near(copy) == copy
+        monkeypatch.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        np.save(far, np.arange(14))
+        assert runs.near(far) == far
+    finally:
+        far.unlink(missing_ok=True)

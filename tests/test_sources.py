@@ -235,3 +235,20 @@ def test_fingerprint_of_an_archive(kind, places, tmp_path):
     copy.write_bytes(copy.read_bytes() + b"x")
     os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert len({before, touched, sources.open_source(copy).fingerprint()}) == 3
+
+
+def test_the_names_in_a_tar_archive_are_read_once(tiny, tmp_path, monkeypatch):
+    archive = shutil.make_archive(str(tmp_path / "tiny"), "gztar", tiny)
+    first = sources.open_source(archive, tmp_path / "root" / "listings")
+    names = first.names()
+    assert names == sources.open_source(archive).names() and len(names) == 96
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", None)
+        again = sources.open_source(archive, tmp_path / "root" / "listings")
+        assert again.names() == names and again.left_out == first.left_out
+    for file in (tmp_path / "root" / "listings").iterdir():
+        file.write_text("{")  # cut off by something: read again
+    assert sources.open_source(archive, tmp_path / "root" / "listings").names() == names
+    with tarfile.open(archive, "w:gz") as other:
+        other.add(next(tiny.rglob("*.png")), "other.png")
+    assert sources.open_source(archive, tmp_path / "root" / "listings").names() == ["other.png"]

@@ -13,7 +13,8 @@ import pytest
 
 from bcdlib import manifest, methods, pixels, profiles, sources, splits, trials
 from bcdlib.errors import InputError
-from bcdlib.methods import backbones, training
+from bcdlib.methods import backbones, machine, training
+from bcdlib.methods.augment import FlipAndZoom
 
 SIZE = (48, 32)
 PAPER = profiles.get("paper")
@@ -195,3 +196,78 @@ def test_checkpoints_take_at_most_their_share_of_the_time_on_a_slow_disk(tmp_pat
     trained = time.perf_counter() - started - sum(written)
     assert (tmp_path / "checkpoint.keras").is_file() and len(written) >= 2
     assert sum(written[:-1]) <= 1.2 * 0.02 * trained  # but for the last epoch's, which always comes; 1.2: sleep is not exact
+
+
+def quick(**settings):
+    return methods.get("lenet5")(**{"epochs": 2, "steps_per_epoch": 3, "batch_size": 8, "verbose": 0, **settings})
+
+
+def test_precision_steps_and_xla_each_can_be_set(cache):
+    """On a CPU "auto" is float32 without XLA, a step at a time; other settings compute the same network."""
+    X, y = cache.pixels, manifest.labels(cache.images)
+    usual = quick().fit(X, y)
+    assert machine.policy() == "float32" and not usual.model_.jit_compile and usual.model_.steps_per_execution == 1
+    several = quick(steps_per_execution=2).fit(X, y)  # 2 of 3: the last execution is a short one
+    np.testing.assert_array_equal(several.predict_proba(X), usual.predict_proba(X))
+    compiled = quick(xla="on").fit(X, y)
+    assert compiled.model_.jit_compile  # its random numbers are others: dropout's and the augmentation's
+    np.testing.assert_allclose(compiled.history_["loss"], usual.history_["loss"], rtol=0.1)
+    for precision in ("mixed_bfloat16", "mixed_float16"):
+        mixed = quick(precision=precision).fit(X, y)
+        np.testing.assert_allclose(mixed.history_["loss"], usual.history_["loss"], rtol=0.2)  # other random numbers too
+        assert not mixed.history_.equals(usual.history_), "it computed in float32"
+        assert {layer.compute_dtype for layer in mixed.model_.layers} == {"float32"}, "what is kept is slow on a CPU"
+    for name in ("precision", "xla"):
+        with pytest.raises(InputError, match=f"lenet5: {name}='half'; it knows 'auto'"):
+            quick(**{name: "half"}).fit(X, y)
+
+
+def test_what_training_uses_is_said(cache, capsys):
+    quick(verbose=2, epochs=1).fit(cache.pixels, manifest.labels(cache.images))
+    assert "CPU: float32, no XLA, 1 step an execution" in capsys.readouterr().out
+
+
+def test_cut_off_in_float16_and_resumed(cache, tmp_path):
+    """Overflowing steps are left out of the optimizer's count: epochs must not be counted by it."""
+    X, y = cache.pixels, manifest.labels(cache.images)
+    settings = {"precision": "mixed_float16", "epochs": 4}
+    whole = quick(**settings).fit(X, y, folder=tmp_path / "whole")
+    quick(**settings | {"epochs": 2}).fit(X, y, folder=tmp_path / "cut")  # its last epoch has a checkpoint
+    resumed = quick(**settings).fit(X, y, folder=tmp_path / "cut")
+    pd.testing.assert_frame_equal(resumed.history_, whole.history_, check_exact=True)
+    np.testing.assert_array_equal(resumed.predict_proba(X), whole.predict_proba(X))
+
+
+def test_flips_and_zooms_are_keras_own():
+    X = np.random.default_rng(0).integers(0, 256, (32, 24, 36, 3)).astype("float32")
+    flipped = keras.ops.convert_to_numpy(FlipAndZoom(0.0, seed=3)(X, training=True))
+    kinds = [X, X[:, ::-1], X[:, :, ::-1], X[:, ::-1, ::-1]]
+    which = [[np.abs(picture - kind[row]).max() < 1e-2 for kind in kinds] for row, picture in enumerate(flipped)]
+    assert (np.sum(which, axis=1) == 1).all() and (np.sum(which, axis=0) > 2).all()  # one of the four, and all four come
+    y, x = np.mgrid[0:24, 0:36]
+    waves = np.stack([128 + 100 * np.sin(x / 2), 128 + 100 * np.cos(y / 2), 4.0 * (x + y)], -1)[None].astype("float32")
+    zoomed = keras.ops.convert_to_numpy(FlipAndZoom(0.3, seed=4)(np.repeat(waves, 500, axis=0), training=True))
+    for factor in (0.78, 1.22):  # with Keras' own at one factor: of many draws one comes close to it
+        keras_own = keras.layers.RandomZoom((factor - 1, factor - 1), fill_mode="reflect")(waves, training=True)
+        distances = np.abs(zoomed - keras.ops.convert_to_numpy(keras_own)).mean(axis=(1, 2, 3))
+        assert distances.min() < 0.5 and np.median(distances) > 10
+    assert np.array_equal(FlipAndZoom()(X), X), "it acts outside training too"
+
+
+def test_the_head_learns_from_augmented_copies_too(cache, tmp_path):
+    split = splits.make(cache.images, "case", folds=3)
+    found = {name: trials.run(trials.Trial(f"{method}:augmented_copies=2", "case", split, trainable="head"), cache, TINY,
+                              tmp_path, "none", verbose=0) for name, method in (("net", "resnet50"), ("svm", "hybrid_cnn"))}
+    for result in found.values():
+        saved = methods.load(result.folder / "model.keras")
+        again = saved.predict_proba(cache.pixels[cache.rows(result.predictions["filename"])])[:, 1]
+        np.testing.assert_allclose(again, result.predictions["probability"], atol=1e-4)
+    method = methods.get("resnet50")(trainable="head", augmented_copies=2, weights="none", verbose=0)
+    copies = method.inputs(cache)
+    assert copies.shape == (96, 3, 2048)
+    np.testing.assert_allclose(copies[:, 0], method.transform(cache.pixels), rtol=1e-4, atol=1e-5)
+    change = np.abs(copies[:, 1:] - copies[:, :1]).mean(axis=(1, 2))
+    assert (change > 1e-4).all() and not np.array_equal(copies[:, 1], copies[:, 2])
+    plain = trials.run(trials.Trial("resnet50", "case", split, trainable="head"), cache, TINY, tmp_path, "none", verbose=0)
+    assert len(plain.history) == len(found["net"].history)
+    assert not plain.predictions["probability"].equals(found["net"].predictions["probability"])

@@ -20,7 +20,7 @@ __all__ = ["TASKS", "KerasMethod", "Method", "Saved", "get", "load", "names", "p
 
 _CHANGE = re.compile(r":(?=\w+=)")  # "robust:stages=4:C=0.1"; a path may hold colons of its own
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
-_NOT_METHODS = ("base", "backbones", "devices", "linear", "networks", "saved", "training")
+_NOT_METHODS = ("augment", "backbones", "base", "devices", "linear", "machine", "networks", "saved", "training")
 
 
 @functools.cache

@@ -140,18 +140,19 @@ def label(found: dict[str, Weights]) -> str:
 def normalise(x, architecture: str, name: str = "normalisation"):
     """Append the layers that turn RGB 0..255 into what the base's ImageNet weights expect.
 
-    The built-in layers only, so that a saved model loads without bcdlib. Checked against
-    ``keras.applications.<architecture>.preprocess_input``.
+    The built-in layers only, so that a saved model loads without bcdlib, and in float32 whatever the policy. Checked
+    against ``keras.applications.<architecture>.preprocess_input``.
     """
     mode = ARCHITECTURES[architecture].mode
     if mode == "caffe":
         x = keras.ops.flip(x, axis=-1)  # RGB -> BGR
-        return keras.layers.Normalization(mean=[103.939, 116.779, 123.68], variance=[1.0] * 3, name=name)(x)
+        return keras.layers.Normalization(mean=[103.939, 116.779, 123.68], variance=[1.0] * 3, name=name, dtype="float32")(x)
     if mode == "torch":
         mean, deviation = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
-        return keras.layers.Normalization(mean=mean.tolist(), variance=(deviation**2).tolist(), name=name)(x)
+        return keras.layers.Normalization(mean=mean.tolist(), variance=(deviation**2).tolist(), name=name,
+                                         dtype="float32")(x)
     if mode == "tf":
-        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name=name)(x)
+        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name=name, dtype="float32")(x)
     raise ValueError(f"unknown normalisation {mode!r}")
 
 
@@ -214,7 +215,7 @@ def features(x, architecture: str, weights: Weights, seed: int, *, trainable: bo
     height, width = x.shape[1:3]
     factor = -(-ARCHITECTURES[architecture].smallest // min(height, width))
     if factor > 1:  # the base cannot take pictures this small
-        x = keras.layers.Resizing(factor * height, factor * width, name=f"enlarge_{architecture}")(x)
+        x = keras.layers.Resizing(factor * height, factor * width, name=f"enlarge_{architecture}", dtype="float32")(x)
     x = normalise(x, architecture, "normalisation" if name == "pool" else f"normalisation_{architecture}")
     keras.utils.set_random_seed(seed)
     base = build(architecture, x.shape[1:], weights)

@@ -12,8 +12,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from bcdlib import features, manifest, stain
 from bcdlib.errors import InputError
-from bcdlib.methods import backbones, devices
-from bcdlib.methods.training import Batches, Ordered, augmentation, run
+from bcdlib.methods import backbones, devices, machine
+from bcdlib.methods.augment import FlipAndZoom
+from bcdlib.methods.training import Batches, Ordered, run
 from bcdlib.runs import replacing, write_csv
 
 TASKS = {"binary": manifest.CLASSES, "subtype": tuple(manifest.SUBTYPES)}
@@ -114,7 +115,12 @@ class KerasMethod(Method):
     epochs, steps_per_epoch, batch_size, learning_rate, batch_norm
         As in `profiles.Profile`.
     augment : bool
-        Flips and small zooms; they act on training batches of ``trainable="all"`` only.
+        Flips and small zooms, on training batches of ``trainable="all"``; see `augment.FlipAndZoom`.
+    augmented_copies : int
+        With frozen bases: how many copies of each training image, flipped and zoomed, the head is trained on beside it.
+    precision, xla, steps_per_execution
+        Of ``trainable="all"``: as in `machine.policy`, `machine.XLA` and `machine.steps_at_once`; "auto" and 0 are what
+        pays here.
     seed : int
         Of initial weights, order of images, augmentation and dropout.
     verbose : int or "auto"
@@ -141,8 +147,8 @@ class KerasMethod(Method):
     tasks = ("binary", "subtype")
 
     def __init__(self, *, trainable="all", task="binary", stain=None, weights=None, pretrained_required=True, epochs=200,
-                 steps_per_epoch=None, batch_size=32, learning_rate=0.001, batch_norm=None, augment=True, seed=0,
-                 verbose="auto"):
+                 steps_per_epoch=None, batch_size=32, learning_rate=0.001, batch_norm=None, augment=True,
+                 augmented_copies=0, precision="auto", xla="auto", steps_per_execution=0, seed=0, verbose="auto"):
         self.trainable = trainable
         self.task = task
         self.stain = stain
@@ -154,6 +160,10 @@ class KerasMethod(Method):
         self.learning_rate = learning_rate
         self.batch_norm = batch_norm
         self.augment = augment
+        self.augmented_copies = augmented_copies
+        self.precision = precision
+        self.xla = xla
+        self.steps_per_execution = steps_per_execution
         self.seed = seed
         self.verbose = verbose
 
@@ -189,8 +199,8 @@ class KerasMethod(Method):
     def output(self, name: str = "probability") -> keras.layers.Layer:
         """A new output layer for the task: one sigmoid, or eight numbers by softmax."""
         if self.task == "binary":
-            return keras.layers.Dense(1, activation="sigmoid", name=name)
-        return keras.layers.Dense(len(TASKS[self.task]), activation="softmax", name=name)
+            return keras.layers.Dense(1, activation="sigmoid", name=name, dtype="float32")
+        return keras.layers.Dense(len(TASKS[self.task]), activation="softmax", name=name, dtype="float32")
 
     def build_loss(self):
         """What is minimised: the method's own loss, or for subtypes the cross-entropy."""
@@ -228,7 +238,8 @@ class KerasMethod(Method):
         return self.trains(self.trainable) == "head"
 
     def _prepare(self) -> None:
-        for name, known in (("trainable", ("all", "head")), ("task", self.tasks), ("stain", (None, *stain.KINDS))):
+        for name, known in (("trainable", ("all", "head")), ("task", self.tasks), ("stain", (None, *stain.KINDS)),
+                            ("precision", machine.PRECISIONS), ("xla", machine.XLA)):
             if getattr(self, name) not in known:
                 words = ", ".join(repr(value) for value in known)
                 raise InputError(f"{self.key}: {name}={getattr(self, name)!r}; it knows {words}")
@@ -249,9 +260,9 @@ class KerasMethod(Method):
         keras.utils.set_random_seed(self.seed)
         self.input_shape_ = tuple(input_shape)
         images = keras.Input(input_shape, dtype="uint8", name="image")
-        x = keras.layers.Rescaling(1.0, name="as_float")(images)
+        x = keras.layers.Rescaling(1.0, name="as_float", dtype="float32")(images)
         if self.augment and not self.frozen:
-            x = augmentation(self.seed)(x)
+            x = FlipAndZoom(seed=self.seed, name="augmentation", dtype="float32")(x)
         self.model_ = self._connect(images, self.build_features(x))
         return self.model_
 
@@ -261,12 +272,12 @@ class KerasMethod(Method):
         model = keras.Model(inputs, self.build_outputs(x), name=self.key)
         model.compile(
             optimizer=keras.optimizers.RMSprop(learning_rate=self.learning_rate),
-            loss=self.build_loss(), metrics=[self.build_metric()],
+            loss=self.build_loss(), metrics=[self.build_metric()], jit_compile=machine.XLA[self.xla],
         )
         return model
 
-    def _whole(self) -> keras.Model:
-        """`model_`; with a frozen base built now if it was not needed so far, with the trained head's weights."""
+    def whole(self) -> keras.Model:
+        """The fitted network from pixels on, compiled: `model_`, which with a frozen base is built when first needed."""
         if self.frozen and hasattr(self, "head_") and not getattr(self, "joined_", False):
             self.build(self.input_shape_)
             for layer in self.head_.layers:
@@ -280,38 +291,49 @@ class KerasMethod(Method):
 
     def _predictor(self, model: keras.Model) -> keras.Model:
         # never compiled: without the optimizer's state a saved file is half as large
-        return keras.Model(model.inputs, self.build_prediction(model), name=self.key)
+        network = keras.Model(model.inputs, self.build_prediction(model), name=self.key)
+        # and without augmentation, which is code of ours: a saved file needs Keras alone
+        return keras.models.clone_model(
+            network, clone_function=lambda layer: _nothing(layer) if isinstance(layer, FlipAndZoom) else layer
+        )
 
     # --- training --------------------------------------------------------------------------------------------------
 
     def transform(self, X) -> np.ndarray:
         """Features of the bases as they start; uint8 (N, height, width, 3) -> float32 (N, channels)."""
         self._prepare()
-        found = [
-            features.extract(X, name, self.bases_[name], self.seed, self.pooling, self.cuts, self.verbose)
-            for name in self.architectures
-        ]
-        return self._side_by_side(found)
+        return self._side_by_side([self._extracted(X, name) for name in self.architectures])
+
+    def _extracted(self, X, name: str, **change) -> np.ndarray:
+        return features.extract(X, name, self.bases_[name], self.seed, self.pooling, self.cuts, self.verbose, **change)
+
+    def _copies(self) -> list[dict]:
+        """What is done to the pictures for each set of features, the first as they are; see `features.extract`."""
+        return [{}, *({"augment": [self.seed, number]} for number in range(1, self.augmented_copies + 1))]
+
+    def _of_copies(self, features_of) -> np.ndarray:
+        """All bases' features side by side; (N, channels), or with copies (N, 1 + copies, channels)."""
+        found = [self._side_by_side([features_of(name, **change) for name in self.architectures])
+                 for change in self._copies()]
+        return found[0] if len(found) == 1 else np.stack(found, axis=1)
 
     def _side_by_side(self, found) -> np.ndarray:
         self.widths_ = [part.shape[1] for part in found]
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def inputs(self, cache, train=None) -> np.ndarray:
-        """Pixels; or with frozen bases their features, stained if asked for with the target of the training rows."""
+        """Pixels; or with frozen bases their features, stained if asked for with the target of the training rows, and with
+        those of copies if asked for: float32 (N, channels) or (N, 1 + copies, channels)."""
         self._prepare()
         self.input_shape_ = cache.pixels.shape[1:]
         if not self.frozen:
             return cache.pixels
         self.stain_ = stain.fit(self.stain, cache.pixels if train is None else cache.pixels[train]) if self.stain else None
-        found = [
-            features.of(cache, name, self.bases_[name], self.seed, self.stain_, self.pooling, self.cuts, self.verbose)
-            for name in self.architectures
-        ]
-        return self._side_by_side(found)
+        return self._of_copies(lambda name, **change: features.of(
+            cache, name, self.bases_[name], self.seed, self.pooling, self.cuts, self.verbose, target=self.stain_, **change))
 
     def fit(self, X, y, validation_data=None, folder=None, images=None):
-        """Train as `Method.fit`; with frozen bases X may also be features (N, channels) from `inputs`.
+        """Train as `Method.fit`; with frozen bases X may also be features from `inputs`.
 
         If `folder` holds a checkpoint of a run that was cut off, goes on from there. It gets ``checkpoint.keras``,
         ``history.csv`` and, where TensorFlow is installed, ``tensorboard/``.
@@ -323,15 +345,14 @@ class KerasMethod(Method):
             self.stain_ = stain.fit(self.stain, X) if self.stain else None
         X, held_out = self._prepared(X), None
         if validation_data is not None:
-            held_out = (self._prepared(np.asanyarray(validation_data[0])), self.targets(*validation_data[1:]))
+            held_out = (first_copy(self._prepared(np.asanyarray(validation_data[0]))), self.targets(*validation_data[1:]))
         return self._train(X, self.targets(y, images), held_out, folder)
 
     def _prepared(self, X) -> np.ndarray:
         """Pixels as the network or the head gets them; features as they are."""
-        if X.ndim == 4:
-            X = self._stained(X)
-            X = self.transform(X) if self.frozen else X
-        return X
+        if X.ndim == 4 and self.frozen:
+            return self._of_copies(lambda name, **change: self._extracted(X, name, target=self.stain_, **change))
+        return self._stained(X) if X.ndim == 4 else X
 
     def _stained(self, X) -> np.ndarray:
         target = getattr(self, "stain_", None)
@@ -339,10 +360,9 @@ class KerasMethod(Method):
 
     def _train(self, X, y, held_out, folder):
         if not self.frozen:
-            with devices.sharing(self.batch_size, self.verbose) as self.devices_:
-                model = self._run(self.build(X.shape[1:]), X, y, held_out, folder)
-            self.model_ = model if self.devices_ == 1 else devices.alone(model)
+            self.model_ = self._fine_tuned(X, y, held_out, folder)
             return self
+        X, y = flat(X, y)
         keras.utils.set_random_seed(self.seed)
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
@@ -352,21 +372,36 @@ class KerasMethod(Method):
             write_csv(Path(folder) / "history.csv", self.history_)
         return self
 
+    def _fine_tuned(self, X, y, held_out, folder) -> keras.Model:
+        policy = machine.policy(self.precision)
+        steps = self.steps_per_epoch or -(-len(y) // self.batch_size)
+        with devices.sharing(self.batch_size, self.verbose) as self.devices_, machine.computing_in(policy):
+            model = self.build(X.shape[1:])
+            model.steps_per_execution = devices.steps_at_once(machine.steps_at_once(steps, self.steps_per_execution))
+            if self.verbose:
+                print(machine.describe(model, policy), flush=True)
+            model = self._run(model, X, y, held_out, folder)
+        if policy == "float32" and self.devices_ == 1:
+            return model
+        whole = self.build(X.shape[1:])  # what is kept computes in float32, on one device: as exact, and quicker on a CPU
+        whole.set_weights(model.get_weights())
+        return whole
+
     def _run(self, model, X, y, held_out, folder):
         steps = self.steps_per_epoch or -(-len(y) // self.batch_size)
         batches = Batches(X, y, self.batch_size, steps, self.seed)
-        held_out, callbacks = devices.divided(model, held_out)
+        held_out, callbacks = devices.divided(held_out)
         model, self.history_ = run(model, batches, held_out, folder, self.epochs, self.seed, self.verbose, callbacks)
         return model
 
     # --- prediction ------------------------------------------------------------------------------------------------
 
     def predict_proba(self, X, images=None) -> np.ndarray:
-        """As `Method.predict_proba`, for pixels or, with frozen bases, features from `inputs`."""
+        """As `Method.predict_proba`, for pixels or, with frozen bases, features from `inputs`; copies are not looked at."""
         X = np.asanyarray(X)
         if X.ndim == 4:
-            return columns(self.probabilities(self._predictor(self._whole()), self._stained(X), images))
-        return columns(self.probabilities(self._predictor(self.head_), X, images))
+            return columns(self.probabilities(self._predictor(self.whole()), self._stained(X), images))
+        return columns(self.probabilities(self._predictor(self.head_), first_copy(X), images))
 
     def save(self, path) -> None:
         """Write a .keras file: raw RGB uint8 in, probability of malignant (or of the eight subtypes) out.
@@ -382,9 +417,23 @@ class KerasMethod(Method):
             "stain": target and {"kind": target.kind, "values": target.values},
         }
         with replacing(path) as temporary:
-            self._predictor(self._whole()).save(temporary)
+            self._predictor(self.whole()).save(temporary)
             with zipfile.ZipFile(temporary, "a") as archive:
                 archive.writestr(MEMBER, json.dumps(facts, indent=2))
+
+
+def first_copy(X) -> np.ndarray:
+    """Features (N, 1 + copies, channels) of the pictures as they are; others (N, channels), or pixels, as they come."""
+    return X[:, 0] if X.ndim == 3 else X
+
+
+def flat(X, y) -> tuple[np.ndarray, np.ndarray]:
+    """Features and targets with each copy a row of its own, those of an image one after the other."""
+    return (X.reshape(-1, X.shape[-1]), np.repeat(y, X.shape[1], axis=0)) if X.ndim == 3 else (X, y)
+
+
+def _nothing(layer: keras.layers.Layer) -> keras.layers.Layer:
+    return keras.layers.Identity(name=layer.name, dtype="float32")
 
 
 def standardise(layer: keras.layers.Normalization, X) -> keras.layers.Normalization:

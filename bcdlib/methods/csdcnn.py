@@ -38,7 +38,7 @@ class CSDCNN(KerasMethod):
         x = keras.layers.Dense(128, activation="relu", name="dense")(x)
         embedding = keras.layers.UnitNormalization(name="embedding")(keras.layers.Dense(128, name="project")(x))
         x = keras.layers.Dropout(0.4, name="dropout")(x)
-        return keras.layers.Concatenate(name="trained")([self.output()(x), embedding])
+        return keras.layers.Concatenate(name="trained", dtype="float32")([self.output()(x), embedding])
 
     def build_loss(self):
         return StructureLoss(1 if self.task == "binary" else 8, self.margin, self.constraint)

@@ -50,8 +50,9 @@ def sharing(batch_size: int, verbose=0) -> Iterator[int]:
     """Models that are built, or loaded, and trained inside train on all `used` devices; yields how many these are.
 
     A step's loss and batch norm's statistics are those of the whole batch. On JAX so is all else. On TensorFlow each device
-    draws random numbers for its own share: dropout and augmentation are other ones than on one device (and alike for the
-    first picture of each share), and a loss that compares pictures of a batch (`csdcnn`) compares those of a share.
+    draws the same random numbers for its own share: dropout and augmentation differ from those on one device, and are
+    alike for the first picture of each share, for the second, and so on; a loss that compares the pictures of a batch
+    (`csdcnn`) compares those of a share.
     """
     names = used(batch_size)
     if verbose and len(available()) > 1:
@@ -82,8 +83,16 @@ def number() -> int:
     return 1
 
 
-def divided(model: keras.Model, held_out) -> tuple[tuple | None, list[keras.callbacks.Callback]]:
-    """What `training.run` gets, here and now, for a compiled model: the held-out part, and callbacks.
+def steps_at_once(wanted: int) -> int:
+    """Keras' ``steps_per_execution`` here and now: as wanted, but 1 on several devices under TensorFlow.
+
+    Keras 3.15 fails there on more ("You must feed a value for placeholder tensor").
+    """
+    return 1 if number() > 1 and keras.backend.backend() == "tensorflow" else wanted
+
+
+def divided(held_out) -> tuple[tuple | None, list[keras.callbacks.Callback]]:
+    """What `training.run` gets, here and now: the held-out part, and callbacks.
 
     On several devices it is None, and a callback in its place: Keras cannot divide a last batch unevenly.
 
@@ -92,8 +101,6 @@ def divided(model: keras.Model, held_out) -> tuple[tuple | None, list[keras.call
     held_out : (X, y) or None
     """
     count = number()
-    if count > 1 and keras.backend.backend() == "tensorflow":
-        model.steps_per_execution = 1  # Keras 3.15 fails on more ("You must feed a value for placeholder tensor")
     if count == 1 or held_out is None:
         return held_out, [Statistics(count)]
     return None, [Statistics(count), HeldOut(*held_out, count)]
@@ -144,10 +151,3 @@ class HeldOut(keras.callbacks.Callback):
         total = sum(rows for rows, _ in found)
         for name in found[0][1]:  # written into the logs that the callbacks after this one get
             logs[f"val_{name}"] = sum(rows * values[name] for rows, values in found) / total
-
-
-def alone(model: keras.Model) -> keras.Model:
-    """A model that was trained in `sharing`, outside of it: on one device, not compiled."""
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    return copy

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from bcdlib.methods import backbones
-from bcdlib.methods.base import TASKS, KerasMethod, standardise
+from bcdlib.methods.base import TASKS, KerasMethod, first_copy, flat, standardise
 from bcdlib.methods.linear import linear_layer
 
 # Features outnumber images by far: hence so strong a regularisation.
@@ -76,7 +76,9 @@ class HybridCNN(KerasMethod):
         return super().fit(X, y, validation_data, folder, images)
 
     def _train(self, X, y, held_out, folder):
-        y = y.astype(int)
+        if X.ndim == 3 and self.groups_ is not None:
+            self.groups_ = np.repeat(self.groups_, X.shape[1])
+        X, y = flat(X, y.astype(int))
         folds = self._folds(y)
         self.scores_ = {}
         for name, columns in self._columns().items():
@@ -146,7 +148,7 @@ class HybridCNN(KerasMethod):
 
     def predict_proba(self, X, images=None):
         """As `KerasMethod.predict_proba`; features are those of all bases."""
-        X = np.asanyarray(X)
+        X = first_copy(np.asanyarray(X))
         return super().predict_proba(X if X.ndim == 4 else X[:, self._columns()[self.chosen_[0]]], images)
 
 

@@ -41,7 +41,7 @@ class ResNet152(KerasMethod):
             y = keras.layers.Dense(256, activation="relu", name=f"dense_{magnification}")(x)
             y = keras.layers.Dropout(0.4, name=f"dropout_{magnification}")(y)
             heads.append(self.output(f"{_HEAD}{magnification}")(y))
-        return heads[0] if len(heads) == 1 else keras.layers.Concatenate(name="trained")(heads)
+        return heads[0] if len(heads) == 1 else keras.layers.Concatenate(name="trained", dtype="float32")(heads)
 
     def build_prediction(self, model):
         heads = keras.layers.Reshape((len(self.magnifications_), -1), name="heads")(model.output)

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from bcdlib import features, pixels, stain
+from bcdlib import pixels
 from bcdlib.errors import InputError
-from bcdlib.methods.base import TASKS, KerasMethod, standardise
+from bcdlib.methods.base import TASKS, KerasMethod, flat, standardise
 from bcdlib.methods.linear import linear_layer
 
 
@@ -77,28 +77,18 @@ class Robust(KerasMethod):
             raise InputError(f"{self.key}: size={self.size!r}; give WIDTHxHEIGHT, for example 350x230, or 'cache'") from None
         return width, height
 
+    def _copies(self):
+        return [*super()._copies(), *({"jitter": [self.seed, number]} for number in range(1, self.stain_copies + 1))]
+
     def inputs(self, cache, train=None) -> np.ndarray:
-        """Features of all images at the method's own size; float32 (N, 1 + stain_copies, channels), the first as they are.
+        """As `KerasMethod.inputs`, of all images at the method's own size.
 
         Raises
         ------
         InputError
             If the source that the cache was made from is needed and no longer there.
         """
-        cache = cache if self.size == "cache" else pixels.at_size(cache, self._size())
-        plain = super().inputs(cache, train)
-        return np.stack([plain, *(self._copy(cache, number) for number in range(1, self.stain_copies + 1))], axis=1)
-
-    def _copy(self, cache, number: int) -> np.ndarray:
-        (name,) = self.architectures
-        return features.of(cache, name, self.bases_[name], self.seed, self.stain_, self.pooling, verbose=self.verbose,
-                           jitter=[self.seed, number])
-
-    def _prepared(self, X) -> np.ndarray:
-        if X.ndim != 4:
-            return X
-        copies = [stain.jitter(X, [self.seed, number]) for number in range(1, self.stain_copies + 1)]
-        return np.stack([self.transform(self._stained(one)) for one in (X, *copies)], axis=1)
+        return super().inputs(cache if self.size == "cache" else pixels.at_size(cache, self._size()), train)
 
     def fit(self, X, y, validation_data=None, folder=None, images=None):
         """As `KerasMethod.fit`. ``images`` (its column ``case``) is needed for ``balance="case"``; without it every image
@@ -107,16 +97,15 @@ class Robust(KerasMethod):
         return super().fit(X, y, None, None, images)
 
     def _train(self, X, y, held_out, folder):
-        weights = self._weights(y.astype(int))
-        copies = X.shape[1]
-        rows = X.reshape(-1, X.shape[-1])  # copies of an image one after the other
+        rows, labels = flat(X, y.astype(int))
+        copies = len(rows) // len(X)
         inputs = keras.Input(rows.shape[1:], name="features")
         head = self._connect(inputs, inputs)
         scale = standardise(head.get_layer("standardise"), rows)
         classifier = LogisticRegression(C=self.C, max_iter=2000)
         kernel, bias = linear_layer(
-            classifier, np.asarray(scale(rows)), np.repeat(y, copies).astype(int),
-            1 if self.task == "binary" else len(TASKS[self.task]), np.repeat(weights / copies, copies),
+            classifier, np.asarray(scale(rows)), labels, 1 if self.task == "binary" else len(TASKS[self.task]),
+            np.repeat(self._weights(y.astype(int)) / copies, copies),
         )
         head.get_layer("probability").set_weights([kernel, bias])
         self.head_, self.joined_ = head, False
@@ -132,8 +121,3 @@ class Robust(KerasMethod):
             for kind in np.unique(y):
                 weights[y == kind] /= weights[y == kind].sum()
         return weights * len(y) / weights.sum()
-
-    def predict_proba(self, X, images=None):
-        """As `KerasMethod.predict_proba`, for pixels or what `inputs` gives (of which the copies are not looked at)."""
-        X = np.asanyarray(X)
-        return super().predict_proba(X if X.ndim == 4 else X[:, 0], images)

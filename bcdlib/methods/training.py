@@ -1,8 +1,10 @@
-"""The training loop and its pieces: batches in a fixed order, callbacks that make a resumed run equal, augmentation."""
+"""The training loop and its pieces: batches in a fixed order, callbacks that make a resumed run equal."""
 
 import importlib.util
+import json
 import os
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -13,6 +15,7 @@ from bcdlib.errors import shown
 from bcdlib.pixels import batch_rows
 from bcdlib.runs import replacing, saving, write_csv
 
+EPOCH = "epoch.json"  # member of a checkpoint: how many epochs it has behind it
 SHARE = 0.02  # of the training time that checkpoints may take: on a mounted Drive one can take a minute
 FAST_DISK = 200e6  # bytes a second
 
@@ -101,23 +104,10 @@ class Checkpoint(keras.callbacks.Callback):
         if due or epoch + 1 == self.params["epochs"]:
             with replacing(self.path) as temporary:
                 self.model.save(temporary)
+                with zipfile.ZipFile(temporary, "a") as archive:  # the optimizer's own count leaves out overflowing steps
+                    archive.writestr(EPOCH, json.dumps(epoch + 1))
             self.last = time.perf_counter() - begun
             self.spent += self.last
-
-
-def augmentation(seed: int = 0) -> keras.Sequential:
-    """Real-time augmentation as layers: flips on both axes (both together: a half turn) and zooms of up to 10 %.
-
-    Takes and gives float32 (N, height, width, 3), 0..255; acts while training only. The paper does not say which
-    augmentation it used; tissue has no up or down. A quarter turn would cut a third off a 3:2 picture, so none here.
-    """
-    return keras.Sequential(
-        [
-            keras.layers.RandomFlip("horizontal_and_vertical", seed=seed),
-            keras.layers.RandomZoom(0.1, fill_mode="reflect", seed=seed + 1),
-        ],
-        name="augmentation",
-    )
 
 
 def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, seed: int, verbose, callbacks=()):
@@ -139,7 +129,7 @@ def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, see
     callbacks = [*callbacks, EpochSeeds(seed)]
     if folder is not None:
         folder = Path(folder)
-        model, batches.epoch = _resume(model, batches.steps, folder)
+        model, batches.epoch = _resume(model, folder)
         callbacks += [keras.callbacks.CSVLogger(folder / "history.csv", append=True)]
         if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
             callbacks += [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
@@ -153,10 +143,11 @@ def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, see
     if folder is not None:
         with saving(folder):
             return model, pd.read_csv(folder / "history.csv")
-    return model, pd.DataFrame(model.history.history).rename_axis("epoch").reset_index()
+    history = model.history.history if batches.epoch else {}  # no epoch was asked for
+    return model, pd.DataFrame(history).rename_axis("epoch").reset_index()
 
 
-def _resume(model: keras.Model, steps: int, folder: Path) -> tuple[keras.Model, int]:
+def _resume(model: keras.Model, folder: Path) -> tuple[keras.Model, int]:
     """The model and how many epochs it has behind it."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, history = folder / "checkpoint.keras", folder / "history.csv"
@@ -165,7 +156,9 @@ def _resume(model: keras.Model, steps: int, folder: Path) -> tuple[keras.Model, 
         return model, 0
     try:
         resumed = keras.models.load_model(checkpoint)  # in Keras' safe mode
-        epoch = int(keras.ops.convert_to_numpy(resumed.optimizer.iterations)) // steps
+        resumed.steps_per_execution = model.steps_per_execution  # was set after compile(), which is all that a file knows
+        with zipfile.ZipFile(checkpoint) as archive:
+            epoch = int(json.loads(archive.read(EPOCH)))
         # the history may be epochs ahead of the checkpoint, and its last line cut off
         known = pd.read_csv(history).drop_duplicates("epoch").query("epoch < @epoch")
         if known["epoch"].tolist() != list(range(epoch)):

@@ -1,0 +1,59 @@
+"""Predicting with a saved network, from picture files, against Keras on arrays that are decoded already."""
+
+import importlib.util
+
+import keras
+import numpy as np
+
+from bcdlib import evaluate, manifest, methods, pixels, sources
+from bcdlib.bench import Setting
+from bcdlib.bench.ingest import SIZE
+from bcdlib.bench.ratios import paired, rate
+
+PICTURES = 256
+SAME = 1e-3  # what answers may differ by
+
+
+def comparisons(setting: Setting):
+    """Ratios of images/s."""
+    source = sources.open_source(setting.pictures)
+    cache = pixels.build_cache(source, manifest.scan(source).images, SIZE, setting.folder / "cache", progress=False)
+    X, file = np.array(cache.pixels[:PICTURES]), setting.folder / "model.keras"
+    files = [setting.pictures / path for path in cache.images["path"][:PICTURES]]
+    method = methods.get("resnet50")(trainable="head", weights=setting.weights, pretrained_required=False, epochs=1,
+                                     verbose=0)
+    method.fit(X[:32], np.arange(32) % 2).save(file)
+    network, loaded = keras.models.load_model(file), methods.load(file)
+    expected = network.predict(X, verbose=0)[:, 0]
+
+    def against(name, what, goal, predict, data, note=""):
+        np.testing.assert_allclose(np.ravel(predict(data)), expected, atol=SAME)
+        return paired(f"inference-{name}", f"{what} / keras.Model.predict on arrays", goal, "images/s",
+                      lambda: rate(len(X), lambda: predict(data)),
+                      lambda: rate(len(X), lambda: network.predict(X, batch_size=32, verbose=0)), setting.pairs, note)
+
+    yield against("arrays", "predict on arrays", ">= 0.97", lambda data: loaded.predict_proba(data)[:, 1], X)
+    yield against("files", "predict from files", "", lambda data: evaluate.predict(file, data)["probability"], files,
+                  "loading the model and decoding included")
+    if keras.backend.backend() == "tensorflow":
+        for name, engine in (("openvino", _openvino), ("onnxruntime", _onnxruntime)):
+            if importlib.util.find_spec(name):
+                yield against(name, name, ">= 1.5", engine(network, setting.folder), X, "looked at, not used")
+
+
+def _openvino(network: keras.Model, folder):
+    import openvino
+
+    network.export(folder / "network.xml", format="openvino", verbose=False)
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(folder / "network.xml", "CPU", hints)
+    return lambda X: np.concatenate([compiled(X[first : first + 32])[0] for first in range(0, len(X), 32)])
+
+
+def _onnxruntime(network: keras.Model, folder):
+    import onnxruntime
+
+    network.export(folder / "network.onnx", format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(folder / "network.onnx", providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda X: np.concatenate([session.run(None, {name: X[first : first + 32]})[0] for first in range(0, len(X), 32)])

@@ -1,0 +1,59 @@
+"""From picture files to the pixel cache: against decoding alone, an archive, and the ways that others take."""
+
+import importlib.util
+import shutil
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bcdlib import decoding, manifest, pixels, sources
+from bcdlib.bench import Setting, peers
+from bcdlib.bench.ratios import paired, rate
+
+SIZE = (144, 96)  # the paper's
+
+
+def comparisons(setting: Setting):
+    """Ratios of images/s, both sides on as many workers as there are cores."""
+    folder = setting.pictures
+    source = sources.open_source(folder)
+    images = manifest.scan(source).images
+    files = [folder / path for path in images["path"]]
+    ours = _ingest(source, images, setting.folder / "cache")
+
+    def against(name, what, goal, work, note="", some=files):
+        return paired(f"ingest-{name}", f"ingest / {what}", goal, "images/s", ours, lambda: rate(len(some), work),
+                      setting.pairs, note)
+
+    yield against("decode", "decoding alone", ">= 0.9", lambda: _decode_alone(files),
+                  "the same files, read and decoded by the same decoder on all cores, and thrown away")
+    archive = setting.folder / "pictures.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(folder, "pictures")
+    packed = sources.open_source(archive)
+    yield paired("ingest-archive", "ingest from .tar.gz / from a folder", ">= 0.85", "images/s",
+                 _ingest(packed, manifest.scan(packed).images, setting.folder / "cache"), ours, setting.pairs)
+    if importlib.util.find_spec("tensorflow"):
+        yield against("tfdata", "image_dataset_from_directory", ">= 1.2", peers.keras_directory(folder, SIZE),
+                      "prefetched; Lanczos, which it does without antialiasing: less work than ours")
+        yield against("tfdata-bilinear", "image_dataset_from_directory, bilinear", "",
+                      peers.keras_directory(folder, SIZE, "bilinear"), "its default; not antialiased")
+    if importlib.util.find_spec("torch"):
+        yield against("torch", "torch DataLoader with Pillow", ">= 1.2", peers.torch_loader(files, SIZE),
+                      "workers started before; Lanczos with reducing_gap=2.0")
+    some = files[: len(files) // 4]
+    yield against("pillow", "a plain Pillow loop", "", lambda: peers.pillow_loop(some, SIZE), some=some)
+
+
+def _ingest(source, images, root: Path):
+    def work() -> float:
+        shutil.rmtree(root, ignore_errors=True)
+        return rate(len(images), lambda: pixels.build_cache(source, images, SIZE, root, progress=False))
+
+    return work
+
+
+def _decode_alone(files) -> None:
+    with ThreadPoolExecutor(pixels.cores()) as pool:
+        for _ in pool.map(lambda file: decoding.decode_for_now(file.read_bytes()).shape, files):
+            pass
