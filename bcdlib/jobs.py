@@ -50,7 +50,7 @@ def run(job: str, trial: dict) -> str:
     facts, cache, profile, tables = _read(job)
     planned = trials.Trial(**trial | {"split_table": tables[trial["split_table"]]})
     work = runner(facts.get("notebooks", False))
-    result = work(planned, cache, profile, facts["root"], facts["weights"], 0, facts["keep_models"], facts["store"])
+    result = work(planned, cache, profile, _root(facts), facts["weights"], 0, facts["keep_models"], facts["store"])
     keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
     return result.folder.name
 
@@ -72,10 +72,22 @@ def _read(job: str):
     return facts, _cache(facts), profile, tables
 
 
+def _own() -> Path:
+    return Path(os.environ.get("BCD_CACHE") or Path.home() / ".cache" / "bcdlib")
+
+
+def _root(facts: dict) -> Path:
+    """The folder of trials; on a machine that does not see it, one of its own, since the store keeps what is finished."""
+    root = Path(facts["root"])
+    if facts["store"] and not root.parent.is_dir():
+        root = _own() / "trials"
+        root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
 def _cache(facts: dict) -> pixels.PixelCache:
     """The pixel cache; on a machine that does not see it, built from the same images at the same path, by one worker."""
     if (Path(facts["cache"]) / "cache.json").is_file():
         return pixels.open_cache(facts["cache"])
-    root = os.environ.get("BCD_CACHE") or Path.home() / ".cache" / "bcdlib"
     images = pd.read_csv(StringIO(facts["images"]), dtype=_TABLES)
-    return pixels.build_cache(sources.open_source(facts["source"]), images, tuple(facts["size"]), root, progress=False)
+    return pixels.build_cache(sources.open_source(facts["source"]), images, tuple(facts["size"]), _own(), progress=False)

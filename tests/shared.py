@@ -21,7 +21,7 @@ if keras.backend.backend() == "tensorflow":
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 from bcdlib import methods
-from bcdlib.methods import KerasMethod
+from bcdlib.methods import KerasMethod, machine
 
 RANDOM = keras.backend.backend() == "jax"  # whether random numbers are those of one device
 SMALL = {"epochs": 4, "steps_per_epoch": 5, "batch_size": 8, "learning_rate": 1e-3, "batch_norm": 0.8, "verbose": 0,
@@ -99,7 +99,9 @@ def resnet50(weights: str) -> dict:
 
         jax.config.update("jax_enable_x64", True)
     settings = SMALL | {"learning_rate": 3e-5, "batch_norm": "frozen", "weights": weights, "augment": RANDOM}
+    machine.policy = lambda precision: "float64"  # in place of those that are offered
     kind = methods.get("resnet50")
+    kind.output = lambda self, name="probability": keras.layers.Dense(1, activation="sigmoid", name=name)
     if not RANDOM:
         kind.build_head = Pieces.build_head
     return {str(count): fitted(kind(**settings), count, held_out=9) for count in (1, 2)}
