@@ -260,6 +260,20 @@ def test_a_machine_without_the_cache_builds_its_own_once(slow, tiny, tmp_path, m
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [first.name]
 
 
+def test_a_machine_without_the_run_folder_works_from_the_store(slow, tiny, tmp_path, monkeypatch):
+    run = prepared(tiny, tmp_path, "run")
+    from bcdlib import pixels, splits, trials
+
+    monkeypatch.setenv("BCD_CACHE", str(tmp_path / "elsewhere"))
+    store, root = str(tmp_path / "store"), str(tmp_path / "of another machine" / "run" / "trials")
+    planned = [trials.Trial(f"{slow}:seconds=0", "image", splits.read(run, "image"), fold) for fold in range(2)]
+    job = jobs.write(store, pixels.cache_of(run), PROFILE, planned, root=root, weights=None, keep_models=False, store=store,
+                     notebooks=False, source=run.settings["source"])
+    names = [jobs.run(**item) for item in jobs.items(job, planned)[0]]
+    assert all(stored.fetch(store, run.folder / "trials" / name) for name in names) and not Path(root).exists()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["trials"]
+
+
 @pytest.mark.thorough
 def test_two_workers_are_nearly_twice_as_fast(slow, tiny, tmp_path, monkeypatch, capsys):
     """24 trials of about two seconds on one thread each, from the first start of a trial to the last end."""
