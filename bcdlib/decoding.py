@@ -22,7 +22,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more; to open some of t
 PNG = b"\x89PNG\r\n\x1a\n"
 _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: for Pillow
 _KEPT = 2**25  # bytes of memory that a thread keeps for the next picture
-_BAND = 4  # rows or columns that one matrix product makes: the fewer, the fewer zeros in it, and the more products
+_BAND = 8  # rows or columns that one matrix product makes: the fewer, the fewer zeros in it, and the more products
 
 
 def decode(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -142,16 +142,16 @@ def resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows = _scratch("rows", (height, width * channels), "float32")
     np.copyto(rows, array.reshape(height, -1))
     down = _scratch("down", (size[1], width * channels), "float32")
-    for made, wanted, weights in _bands(height, size[1], 1):
+    for made, wanted, weights in _bands(height, size[1]):
         np.matmul(weights, rows[wanted], out=down[made])
     across = np.empty((size[1], size[0] * channels), "float32")
-    for made, wanted, weights in _bands(width, size[0], channels):
-        np.matmul(down[:, wanted], weights.T, out=across[:, made])
+    for made, wanted, weights in _bands(width, size[0], channels, transposed=True):
+        np.matmul(down[:, wanted], weights, out=across[:, made])
     return np.rint(across, out=across).clip(0, 255, out=across).astype("uint8").reshape(size[1], size[0], channels)
 
 
 @functools.lru_cache(maxsize=64)
-def _bands(old: int, new: int, channels: int) -> list[tuple[slice, slice, np.ndarray]]:
+def _bands(old: int, new: int, channels: int = 1, transposed: bool = False) -> list[tuple[slice, slice, np.ndarray]]:
     """The matrix of a Lanczos-3 resize from `old` to `new` pixels, cut into bands: which it makes, from which, weights."""
     stretch = max(old / new, 1)
     distance = (np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * old / new) / stretch
@@ -160,9 +160,10 @@ def _bands(old: int, new: int, channels: int) -> list[tuple[slice, slice, np.nda
     bands = []
     for first in range(0, len(matrix), _BAND * channels):
         part = matrix[first : first + _BAND * channels]
-        used = np.flatnonzero(part.any(axis=0))
+        made, used = slice(first, first + len(part)), np.flatnonzero(part.any(axis=0))
         wanted = slice(int(used[0]), int(used[-1]) + 1)
-        bands.append((slice(first, first + len(part)), wanted, np.ascontiguousarray(part[:, wanted])))
+        part = part[:, wanted].T if transposed else part[:, wanted]
+        bands.append((made, wanted, np.ascontiguousarray(part)))
     return bands
 
 

@@ -16,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from bcdlib import manifest, sources
@@ -59,6 +61,7 @@ def decode_all(
     workers = workers or cores()
     pending = collections.deque()  # a bounded window: memory does not grow with the data set
     with (
+        _one_core_each(),
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(images), desc=label, unit="image", disable=not progress) as bar,
     ):
@@ -73,6 +76,18 @@ def decode_all(
                     yield found
 
 
+@contextlib.contextmanager
+def _one_core_each() -> Iterator[None]:
+    """Where all cores are at work, the own threads of OpenCV and of the matrix products only take time from them."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with threadpool_limits(1, "blas"):
+            yield
+    finally:
+        cv2.setNumThreads(before)
+
+
 def _decoded(content: bytes | None, size, reason: str) -> tuple[np.ndarray | None, str]:
     if content is None:
         return None, reason
@@ -82,7 +97,7 @@ def _decoded(content: bytes | None, size, reason: str) -> tuple[np.ndarray | Non
         return None, str(error)
 
 
-def _named(paths, most: int = 8) -> Iterator[list[str]]:
+def _named(paths, most: int = 4) -> Iterator[list[str]]:
     """A few paths at a time: handing them over one by one costs a worker a tenth of its time."""
     paths = iter(paths)
     while group := list(itertools.islice(paths, most)):
@@ -312,15 +327,23 @@ def _fill(part: Path, source, images: pd.DataFrame, size, progress: bool) -> Non
     place = {name: row for row, name in enumerate(images["filename"])}
     pixels, sums = _opened(part / _ALL, shape, "uint8"), _opened(part / _SUMS, shape[:1], "uint32")
     # a checksum stands for "done": whatever a crash of the machine has kept of either, what does not agree is done again
-    missing = np.array([not total or zlib.crc32(row) != total for row, total in zip(pixels, sums)])
+    missing = np.array([not total or zlib.adler32(row) != total for row, total in zip(pixels, sums)])
     reasons = dict.fromkeys(images["filename"][missing], "not found when it was to be read")
-    for name, array, reason in decode_all(source, images[missing], size, progress=progress, label="Decode and resize"):
-        reasons[name] = reason
-        if array is not None:
-            pixels[place[name]] = array
-            sums[place[name]] = zlib.crc32(array)
-            del reasons[name]
-    pixels.flush()
+    written = itertools.count(1)
+    with open(part / _ALL, "r+b") as file:  # written, not through the map: a page fault for each 4 KiB takes longer
+        for name, array, reason in decode_all(source, images[missing], size, progress=progress, label="Decode and resize"):
+            reasons[name] = reason
+            if array is not None:
+                with saving(part):
+                    file.seek(pixels.offset + place[name] * array.nbytes)
+                    file.write(array)
+                    if next(written) % 256 == 0:  # while others decode; at the end they would wait
+                        os.fsync(file.fileno())
+                sums[place[name]] = zlib.adler32(array)
+                del reasons[name]
+        with saving(part):
+            file.flush()
+            os.fsync(file.fileno())
     _close(part, images, pixels, ~images["filename"].isin(list(reasons)).to_numpy(), reasons, source)
 
 

@@ -54,6 +54,7 @@ def colab(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "google.colab", module)
     monkeypatch.setitem(sys.modules, "google.colab.drive", drive)
     monkeypatch.setenv("BCD_DRIVE", str(tmp_path / "drive"))
+    monkeypatch.setenv("BCD_NEAR", str(tmp_path / "near"))  # mount sets it, for good
     return module
 
 

@@ -14,7 +14,7 @@ from bcdlib.bench.ratios import PAIRS, Ratio
 from bcdlib.errors import InputError
 
 PARTS = ("ingest", "batches", "training", "inference", "scale")  # modules here, each with a generator `comparisons`
-LEAST = 400  # pictures that ingest is measured on
+LEAST = 1200  # pictures that ingest is measured on: what it takes once is for thousands
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def run(setting: Setting, only=()) -> Iterator[Ratio]:
 
     Parameters
     ----------
-    setting : source (`sources.Source` of pictures at their original size), folder (for copies and caches; a few hundred
-        MiB, some 80,000 files), weights (as in `backbones.find_weights`), pairs
+    setting : source (`sources.Source` of pictures at their original size), folder (for copies and caches; a GiB,
+        some 80,000 files), weights (as in `backbones.find_weights`), pairs
     only : names of parts; empty means all of `PARTS`
 
     Raises

@@ -34,8 +34,10 @@ def comparisons(setting: Setting):
     yield paired("ingest-archive", "ingest from .tar.gz / from a folder", ">= 0.85", "images/s",
                  _ingest(packed, manifest.scan(packed).images, setting.folder / "cache"), ours, setting.pairs)
     if importlib.util.find_spec("tensorflow"):
-        yield against("tfdata", "image_dataset_from_directory", ">= 1.2", peers.keras_directory(folder, SIZE),
-                      "prefetched; Lanczos, which it does without antialiasing: less work than ours")
+        yield against("tfdata", "image_dataset_from_directory, same resize", ">= 1.2",
+                      peers.keras_directory_antialiased(folder, SIZE), "mapped to antialiased Lanczos, prefetched")
+        yield against("tfdata-plain", "image_dataset_from_directory, its own Lanczos", ">= 1.2",
+                      peers.keras_directory(folder, SIZE), "prefetched; it does not antialias: less work than ours")
         yield against("tfdata-bilinear", "image_dataset_from_directory, bilinear", "",
                       peers.keras_directory(folder, SIZE, "bilinear"), "its default; not antialiased")
     if importlib.util.find_spec("torch"):

@@ -31,6 +31,21 @@ def keras_directory(folder, size, interpolation: str = "lanczos3"):
     return Drain(data)
 
 
+def keras_directory_antialiased(folder, size, original=(700, 460)):
+    """The same, its pictures resized by tf.data's map with what the function's own argument does not offer: antialiasing."""
+    import keras
+    import tensorflow as tf
+
+    def resized(picture, label):
+        return tf.image.resize(picture, (size[1], size[0]), "lanczos3", antialias=True), label
+
+    data = keras.utils.image_dataset_from_directory(
+        folder, image_size=(original[1], original[0]), batch_size=None, interpolation="nearest", shuffle=False,
+        verbose=False,
+    )
+    return Drain(data.map(resized, tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE))
+
+
 def torch_loader(files, size):
     """``torch.utils.data.DataLoader`` over Pillow, a worker a core that stays; a `Drain`."""
     from torch.utils.data import DataLoader

@@ -13,7 +13,7 @@ from bcdlib.bench.ratios import Ratio
 from bcdlib.pixels import cores
 from bcdlib.runs import replacing, write_json
 
-_PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "opencv-python-headless", "imagecodecs", "isal")
+_PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "opencv-python-headless", "imagecodecs", "zlib-ng")
 
 
 def machine() -> dict:

@@ -291,11 +291,7 @@ class KerasMethod(Method):
 
     def _predictor(self, model: keras.Model) -> keras.Model:
         # never compiled: without the optimizer's state a saved file is half as large
-        network = keras.Model(model.inputs, self.build_prediction(model), name=self.key)
-        # and without augmentation, which is code of ours: a saved file needs Keras alone
-        return keras.models.clone_model(
-            network, clone_function=lambda layer: _nothing(layer) if isinstance(layer, FlipAndZoom) else layer
-        )
+        return keras.Model(model.inputs, self.build_prediction(model), name=self.key)
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -417,7 +413,7 @@ class KerasMethod(Method):
             "stain": target and {"kind": target.kind, "values": target.values},
         }
         with replacing(path) as temporary:
-            self._predictor(self.whole()).save(temporary)
+            _without_augmentation(self._predictor(self.whole())).save(temporary)
             with zipfile.ZipFile(temporary, "a") as archive:
                 archive.writestr(MEMBER, json.dumps(facts, indent=2))
 
@@ -432,8 +428,16 @@ def flat(X, y) -> tuple[np.ndarray, np.ndarray]:
     return (X.reshape(-1, X.shape[-1]), np.repeat(y, X.shape[1], axis=0)) if X.ndim == 3 else (X, y)
 
 
-def _nothing(layer: keras.layers.Layer) -> keras.layers.Layer:
-    return keras.layers.Identity(name=layer.name, dtype="float32")
+def _without_augmentation(network: keras.Model) -> keras.Model:
+    """The same, sharing all other layers: a saved file needs Keras alone, and the augmentation is code of ours.
+
+    To be saved only: the shared layers' attribute ``output`` stays that of the first network.
+    """
+    def copy(layer):
+        nothing = isinstance(layer, FlipAndZoom)
+        return keras.layers.Identity(name=layer.name, dtype="float32") if nothing else layer
+
+    return keras.models.clone_model(network, clone_function=copy)
 
 
 def standardise(layer: keras.layers.Normalization, X) -> keras.layers.Normalization:
