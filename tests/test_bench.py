@@ -44,7 +44,7 @@ def test_made_up_names_are_names_of_breakhis_kind_and_all_different():
 
 
 def test_peers_resize_as_we_do(breakhis, tmp_path):
-    """The same pictures to the same size: Pillow as exactly as it can; Keras without antialiasing."""
+    """The same pictures to the same size: Pillow and tf.data as exactly as they can; Keras alone without antialiasing."""
     folder = bench.copies(sources.open_source(breakhis / "original"), tmp_path / "pictures", 4)
     files = sorted(folder.rglob("*.png"))
     assert len(files) == 29 and {file.parent.name for file in files} == {"B", "M"}
@@ -55,6 +55,8 @@ def test_peers_resize_as_we_do(breakhis, tmp_path):
     assert pillow.shape == ours.shape and np.abs(pillow - ours).mean() < 1
     keras_own = np.concatenate([np.asarray(batch[0]) for batch in peers.keras_directory(folder, (144, 96)).data])
     assert keras_own.shape == ours.shape and 1 < np.abs(keras_own - ours).mean() < 12  # not antialiased: coarser grain
+    antialiased = peers.keras_directory_antialiased(folder, (144, 96)).data
+    assert np.abs(np.concatenate([np.asarray(batch[0]) for batch in antialiased]) - ours).mean() < 1
 
 
 def test_the_command(tiny, tmp_path):
