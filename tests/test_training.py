@@ -222,6 +222,18 @@ def test_precision_steps_and_xla_each_can_be_set(cache):
             quick(**{name: "half"}).fit(X, y)
 
 
+def test_a_head_gets_whole_epochs_at_once_and_learns_the_same():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(90, 16)).astype("float32"), rng.integers(0, 2, 90)
+    held_out = X[:10], y[:10]
+    fitted = [methods.get("resnet50")(trainable="head", weights="none", pretrained_required=False, epochs=3, verbose=0,
+                                      steps_per_execution=steps).fit(X, y, held_out) for steps in (0, 1, 2)]
+    assert [one.head_.steps_per_execution for one in fitted] == [3, 1, 2]
+    for other in fitted[1:]:
+        pd.testing.assert_frame_equal(other.history_, fitted[0].history_, rtol=1e-6)
+        np.testing.assert_allclose(other.predict_proba(X), fitted[0].predict_proba(X), atol=1e-6)
+
+
 def test_what_training_uses_is_said(cache, capsys):
     quick(verbose=2, epochs=1).fit(cache.pixels, manifest.labels(cache.images))
     assert "CPU: float32, no XLA, 1 step an execution" in capsys.readouterr().out

@@ -119,8 +119,8 @@ class KerasMethod(Method):
     augmented_copies : int
         With frozen bases: how many copies of each training image, flipped and zoomed, the head is trained on beside it.
     precision, xla, steps_per_execution
-        Of ``trainable="all"``: as in `machine.policy`, `machine.XLA` and `machine.steps_at_once`; "auto" and 0 are what
-        pays here.
+        As in `machine.policy` (of ``trainable="all"``), `machine.XLA` and `machine.steps_at_once`; "auto" and 0 are what
+        pays here, of a head alone whole epochs at once.
     seed : int
         Of initial weights, order of images, augmentation and dropout.
     verbose : int or "auto"
@@ -362,18 +362,22 @@ class KerasMethod(Method):
         keras.utils.set_random_seed(self.seed)
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
+        head.steps_per_execution = self.steps_per_execution or self._steps(y)  # a step takes milliseconds: Python counts
         standardise(head.get_layer("standardise"), X)  # on the training images only
         self.head_, self.joined_ = self._run(head, X, y, held_out, folder=None), False  # seconds: not worth a checkpoint
         if folder is not None:
             write_csv(Path(folder) / "history.csv", self.history_)
         return self
 
+    def _steps(self, y) -> int:
+        return self.steps_per_epoch or -(-len(y) // self.batch_size)
+
     def _fine_tuned(self, X, y, held_out, folder) -> keras.Model:
         policy = machine.policy(self.precision)
-        steps = self.steps_per_epoch or -(-len(y) // self.batch_size)
         with devices.sharing(self.batch_size, self.verbose) as self.devices_, machine.computing_in(policy):
             model = self.build(X.shape[1:])
-            model.steps_per_execution = devices.steps_at_once(machine.steps_at_once(steps, self.steps_per_execution))
+            steps = machine.steps_at_once(self._steps(y), self.steps_per_execution)
+            model.steps_per_execution = devices.steps_at_once(steps)
             if self.verbose:
                 print(machine.describe(model, policy), flush=True)
             model = self._run(model, X, y, held_out, folder)
@@ -384,8 +388,7 @@ class KerasMethod(Method):
         return whole
 
     def _run(self, model, X, y, held_out, folder):
-        steps = self.steps_per_epoch or -(-len(y) // self.batch_size)
-        batches = Batches(X, y, self.batch_size, steps, self.seed)
+        batches = Batches(X, y, self.batch_size, self._steps(y), self.seed)
         held_out, callbacks = devices.divided(held_out)
         model, self.history_ = run(model, batches, held_out, folder, self.epochs, self.seed, self.verbose, callbacks)
         return model
