@@ -304,16 +304,16 @@ def bench(data, only, pairs, out, as_json, weights):
 
     source = mount.find(data)
     kept = mount.open_run(out).folder if out else None
+    pictures = f"pictures: {'drawn' if data == 'synthetic' else Path(data).name}"
     with tempfile.TemporaryDirectory(prefix="bcdlib-bench-") as folder:
         found = []
         with contextlib.redirect_stdout(sys.stderr):  # where peers talk: stdout is for the answer
             for one in benching.run(benching.Setting(source, Path(folder), weights, pairs), only):
                 print(one.line(), flush=True)
                 found.append(one)
-    facts = report.facts(found, f"pictures: {'drawn' if data == 'synthetic' else Path(data).name}")
-    if kept:
-        report.save(kept, facts)
-    click.echo(json.dumps(facts, indent=2) if as_json else report.text(found))
+                if kept:  # each time: whatever stops the next one, these stay
+                    report.save(kept, report.facts(found, pictures))
+    click.echo(json.dumps(report.facts(found, pictures), indent=2) if as_json else report.text(found))
 
 
 @main.command()

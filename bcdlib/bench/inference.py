@@ -36,15 +36,15 @@ def comparisons(setting: Setting):
     yield against("files", "predict from files", "", lambda data: evaluate.predict(file, data)["probability"], files,
                   "loading the model and decoding included")
     if keras.backend.backend() == "tensorflow":
-        for name, engine in (("openvino", _openvino), ("onnxruntime", _onnxruntime)):
-            if importlib.util.find_spec(name):
+        for name, engine, needed in (("openvino", _openvino, "openvino"), ("onnxruntime", _onnxruntime, "tf2onnx")):
+            if importlib.util.find_spec(name) and importlib.util.find_spec(needed):  # Keras exports by the latter
                 yield against(name, name, ">= 1.5", engine(network, setting.folder), X, "looked at, not used")
 
 
 def _openvino(network: keras.Model, folder):
     import openvino
 
-    network.export(folder / "network.xml", format="openvino", verbose=False)
+    network.export(str(folder / "network.xml"), format="openvino", verbose=False)
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(folder / "network.xml", "CPU", hints)
     return lambda X: np.concatenate([compiled(X[first : first + 32])[0] for first in range(0, len(X), 32)])
@@ -53,7 +53,7 @@ def _openvino(network: keras.Model, folder):
 def _onnxruntime(network: keras.Model, folder):
     import onnxruntime
 
-    network.export(folder / "network.onnx", format="onnx", verbose=False)
+    network.export(str(folder / "network.onnx"), format="onnx", verbose=False)
     session = onnxruntime.InferenceSession(folder / "network.onnx", providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda X: np.concatenate([session.run(None, {name: X[first : first + 32]})[0] for first in range(0, len(X), 32)])
