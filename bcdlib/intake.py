@@ -60,13 +60,16 @@ def same_pictures(cache: pixels.PixelCache) -> list[tuple[str, str]]:
 
     Both are used: BreakHis itself files some pictures of slide 14-13412 under two subtypes.
     """
-    digests = [hashlib.sha256(np.ascontiguousarray(picture)).hexdigest() for picture in cache.pixels]
+    digests = pd.Series([hashlib.sha256(np.ascontiguousarray(picture)).digest() for picture in cache.pixels])
+    several = digests.duplicated(keep=False).to_numpy()
     found = []
-    for _, same in cache.images.groupby(pd.Series(digests, index=cache.images.index)):
-        for row in same.to_dict("records") if len(same) > 1 else ():
-            others = [same.loc[same[fact] != row[fact], "filename"].tolist() for fact in ("class", "subtype")]
-            reason = TWO_CLASSES if others[0] else TWO_SUBTYPES
-            found += [(row["filename"], reason + (others[0] or others[1])[0])] if others[0] or others[1] else []
+    for _, same in cache.images[several].groupby(digests[several].to_numpy(), sort=False):
+        # of each label the first picture is named
+        firsts = [same.drop_duplicates(fact)[[fact, "filename"]].to_numpy() for fact in ("class", "subtype")]
+        for row in same.to_dict("records") if any(len(first) > 1 for first in firsts) else ():
+            other = [next((name for label, name in first if label != row[fact]), None)
+                     for fact, first in zip(("class", "subtype"), firsts)]
+            found.append((row["filename"], TWO_CLASSES + other[0] if other[0] else TWO_SUBTYPES + other[1]))
     return found
 
 
