@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from bcdlib.errors import InputError
+from bcdlib.methods.training import Ordered, stream
 
 BATCH = 16
 
@@ -66,7 +67,7 @@ def features(network: keras.Model, X) -> np.ndarray:
         before, *_ = _parts(network)
         pooled = keras.ops.concatenate([keras.ops.mean(one, axis=(1, 2)) for one in before.outputs], axis=-1)
         network = before
-    return keras.Model(network.inputs[0], pooled).predict(np.asarray(X), batch_size=64, verbose=0)
+    return keras.Model(network.inputs[0], pooled).predict(stream(Ordered(X)), verbose=0)
 
 
 def _batch(before, after, weights, bias, X, called):

@@ -199,7 +199,40 @@ def test_checkpoints_take_at_most_their_share_of_the_time_on_a_slow_disk(tmp_pat
 
 
 def quick(**settings):
-    return methods.get("lenet5")(**{"epochs": 2, "steps_per_epoch": 3, "batch_size": 8, "verbose": 0, **settings})
+    return methods.get("lenet5")(**{"epochs": 2, "steps_per_epoch": 4, "batch_size": 8, "verbose": 0, **settings})
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_epochs_get_the_batches_of_their_numbers(at_once):
+    """Through Keras' loop as batch by batch, from the first epoch and from the third."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 5)).astype("float32"), rng.normal(size=30)
+
+    def network():
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        model.compile(keras.optimizers.SGD(0.1), "mse", steps_per_execution=at_once)
+        return model
+
+    for first in (0, 2):
+        model, by_hand = network(), network()
+        history = training.run(model, training.Batches(X, y, 8, 4, 1, first), None, None, 5, 0, verbose=0)[1]
+        assert history["epoch"].tolist() == list(range(5 - first)) and np.diff(history["loss"]).all()
+        for epoch in range(first, 5):
+            batches = training.Batches(X, y, 8, 4, 1, epoch)
+            for step in range(4):
+                by_hand.train_on_batch(*batches[step])
+        np.testing.assert_allclose(model.get_weights()[0], by_hand.get_weights()[0], rtol=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data is TensorFlow's")
+def test_nothing_waits_for_the_thread_that_tunes_tf_data():
+    """Nor is anything lost: the batches come in order, the last one short."""
+    X = np.arange(150, dtype="float32")[:, None]
+    data = training.stream(training.Ordered(X))
+    assert data.options().autotune.enabled is False and int(data.cardinality()) == 3
+    np.testing.assert_array_equal(np.concatenate([part for part, in data.as_numpy_iterator()]), X)
+    endless = training.stream(training.Batches(X, X[:, 0], 32, 4, seed=0))
+    assert endless.options().autotune.enabled is False
 
 
 def test_precision_steps_and_xla_each_can_be_set(cache):
@@ -207,7 +240,8 @@ def test_precision_steps_and_xla_each_can_be_set(cache):
     X, y = cache.pixels, manifest.labels(cache.images)
     usual = quick().fit(X, y)
     assert machine.policy() == "float32" and not usual.model_.jit_compile and usual.model_.steps_per_execution == 1
-    several = quick(steps_per_execution=2).fit(X, y)  # 2 of 3: the last execution is a short one
+    several = quick(steps_per_execution=3).fit(X, y)
+    assert several.model_.steps_per_execution == 2  # 3 do not divide an epoch of 4
     np.testing.assert_array_equal(several.predict_proba(X), usual.predict_proba(X))
     compiled = quick(xla="on").fit(X, y)
     assert compiled.model_.jit_compile  # its random numbers are others: dropout's and the augmentation's
@@ -224,11 +258,11 @@ def test_precision_steps_and_xla_each_can_be_set(cache):
 
 def test_a_head_gets_whole_epochs_at_once_and_learns_the_same():
     rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(90, 16)).astype("float32"), rng.integers(0, 2, 90)
+    X, y = rng.normal(size=(120, 16)).astype("float32"), rng.integers(0, 2, 120)
     held_out = X[:10], y[:10]
     fitted = [methods.get("resnet50")(trainable="head", weights="none", pretrained_required=False, epochs=3, verbose=0,
                                       steps_per_execution=steps).fit(X, y, held_out) for steps in (0, 1, 2)]
-    assert [one.head_.steps_per_execution for one in fitted] == [3, 1, 2]
+    assert [one.head_.steps_per_execution for one in fitted] == [4, 1, 2]
     for other in fitted[1:]:
         pd.testing.assert_frame_equal(other.history_, fitted[0].history_, rtol=1e-6)
         np.testing.assert_allclose(other.predict_proba(X), fitted[0].predict_proba(X), atol=1e-6)

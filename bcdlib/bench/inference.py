@@ -40,7 +40,7 @@ def comparisons(setting: Setting):
     if keras.backend.backend() == "tensorflow":
         for name, engine, needed in (("openvino", _openvino, "openvino"), ("onnxruntime", _onnxruntime, "tf2onnx")):
             if importlib.util.find_spec(name) and importlib.util.find_spec(needed):  # Keras exports by the latter
-                yield against(name, name, ">= 1.5", engine(network, setting.folder), X, "looked at, not used")
+                yield against(name, name, "", engine(network, setting.folder), X, "looked at, not used")
 
 
 def _openvino(network: keras.Model, folder):

@@ -8,7 +8,7 @@ from bcdlib import manifest, methods, pixels, sources
 from bcdlib.bench import Setting, peers
 from bcdlib.bench.ingest import SIZE
 from bcdlib.bench.ratios import Ratio, paired, seconds
-from bcdlib.methods.training import Batches, EpochSeeds
+from bcdlib.methods.training import Batches, run
 
 STEPS = 8  # of an epoch of the whole network: 32 pictures take seconds on a CPU
 HEAD_EPOCHS, BASE_EPOCHS = 200, 2
@@ -33,7 +33,7 @@ def _epoch(setting: Setting, X, y) -> Ratio:
     constant = batches[0]
 
     def epoch():
-        model.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=[EpochSeeds(0)])
+        run(model, batches, None, None, batches.epoch + 1, seed=0, verbose=0)
 
     def bare():
         for _ in range(STEPS):
@@ -60,8 +60,8 @@ def _head(setting: Setting, cache, y):
         network = start.fit(start.inputs(cache), y).whole()  # a head as it is before its first step, behind the base
         batches = Batches(cache.pixels, y, peers.BATCH, -(-len(y) // peers.BATCH), seed=0)
         started = time.perf_counter()
-        history = network.fit(batches, epochs=BASE_EPOCHS, shuffle=False, verbose=0, callbacks=[EpochSeeds(0)]).history
-        losses["each"] = history["loss"][-1]
+        _, history = run(network, batches, None, None, BASE_EPOCHS, seed=0, verbose=0)
+        losses["each"] = history["loss"].iloc[-1]
         return (time.perf_counter() - started) * HEAD_EPOCHS / BASE_EPOCHS
 
     stored()

@@ -14,7 +14,7 @@ from bcdlib import features, manifest, stain
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones, devices, machine
 from bcdlib.methods.augment import FlipAndZoom
-from bcdlib.methods.training import Batches, Ordered, run
+from bcdlib.methods.training import Batches, Ordered, run, stream
 from bcdlib.runs import replacing, write_csv
 
 TASKS = {"binary": manifest.CLASSES, "subtype": tuple(manifest.SUBTYPES)}
@@ -218,7 +218,7 @@ class KerasMethod(Method):
     @classmethod
     def probabilities(cls, network, X, images=None, verbose=0) -> np.ndarray:
         """Predictions of a trained network, (N, 1) or (N, 8), for pixels or features."""
-        return network.predict(Ordered(X), verbose=verbose)
+        return network.predict(stream(Ordered(X)), verbose=verbose)
 
     @property
     def cuts(self) -> int:
@@ -362,7 +362,8 @@ class KerasMethod(Method):
         keras.utils.set_random_seed(self.seed)
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
-        head.steps_per_execution = self.steps_per_execution or self._steps(y)  # a step takes milliseconds: Python counts
+        steps = self._steps(y)  # a step takes milliseconds: Python counts, so an epoch is one execution
+        head.steps_per_execution = machine.steps_at_once(steps, self.steps_per_execution or steps)
         standardise(head.get_layer("standardise"), X)  # on the training images only
         self.head_, self.joined_ = self._run(head, X, y, held_out, folder=None), False  # seconds: not worth a checkpoint
         if folder is not None:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from bcdlib.errors import InputError
-from bcdlib.methods.training import Ordered
+from bcdlib.methods.training import Ordered, stream
 
 LIMIT = "BCD_DEVICES"  # environment variable: how many devices may be used at most
 
@@ -147,7 +147,7 @@ class HeldOut(keras.callbacks.Callback):
                                                                       (len(y) - whole, rest)) if rows]
 
     def on_epoch_end(self, epoch, logs=None):
-        found = [(rows, self.model.evaluate(part, verbose=0, return_dict=True)) for rows, part in self.parts]
+        found = [(rows, self.model.evaluate(stream(part), verbose=0, return_dict=True)) for rows, part in self.parts]
         total = sum(rows for rows, _ in found)
         for name in found[0][1]:  # written into the logs that the callbacks after this one get
             logs[f"val_{name}"] = sum(rows * values[name] for rows, values in found) / total

@@ -54,8 +54,12 @@ def computing_in(name: str):
 
 
 def steps_at_once(steps: int, wanted: int = 0) -> int:
-    """Keras' ``steps_per_execution`` for epochs of so many steps: what is wanted, or of 0 what pays here."""
-    return min(steps, wanted or (1 if accelerator()[0] == "cpu" else _STEPS))
+    """Keras' ``steps_per_execution`` for epochs of so many steps: what is wanted, or of 0 what pays here.
+
+    Or less, so that it divides the steps: Keras would go on into the next epoch.
+    """
+    most = min(steps, wanted or (1 if accelerator()[0] == "cpu" else _STEPS))
+    return max(number for number in range(1, most + 1) if steps % number == 0)
 
 
 def describe(model: keras.Model, name: str) -> str:

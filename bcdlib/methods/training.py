@@ -1,6 +1,7 @@
 """The training loop and its pieces: batches in a fixed order, callbacks that make a resumed run equal."""
 
 import importlib.util
+import itertools
 import json
 import os
 import time
@@ -26,7 +27,11 @@ def _targets(y) -> np.ndarray:
 
 
 class Batches(keras.utils.PyDataset):
-    """Training batches in an order that depends on seed and step only, so that a resumed run sees the same ones."""
+    """Training batches in an order that depends on seed and step only, so that a resumed run sees the same ones.
+
+    Indexed, those of one epoch: `epoch` is how many lie behind it. Iterated, all from the first of that epoch on, without
+    end.
+    """
 
     def __init__(self, X, y, batch_size: int, steps: int, seed: int, epoch: int = 0):
         super().__init__()
@@ -37,11 +42,16 @@ class Batches(keras.utils.PyDataset):
         return self.steps
 
     def __getitem__(self, index):
-        rows = batch_rows(len(self.y), self.batch_size, self.epoch * self.steps + index, self.seed)
-        return np.asarray(self.X[rows]), self.y[rows]
+        return self._batch(self.epoch, index)
 
-    def on_epoch_end(self):
-        self.epoch += 1
+    def __iter__(self):
+        first = self.epoch
+        return (self._batch(epoch, index) for epoch in itertools.count(first) for index in range(self.steps))
+
+    def _batch(self, epoch, index):
+        step = (epoch + 1) * self.steps + index  # from 1, as in all figures that were published before
+        rows = batch_rows(len(self.y), self.batch_size, step, self.seed)
+        return np.asarray(self.X[rows]), self.y[rows]
 
 
 class Ordered(keras.utils.PyDataset):
@@ -59,6 +69,29 @@ class Ordered(keras.utils.PyDataset):
         rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
         X = np.asarray(self.X[rows])
         return (X,) if self.y is None else (X, self.y[rows])
+
+    def __iter__(self):
+        return map(self.__getitem__, range(len(self)))
+
+
+def stream(batches: Batches | Ordered):
+    """What Keras' fit, evaluate and predict shall get for these batches.
+
+    On TensorFlow a ``tf.data.Dataset``: `Batches` as one without end (an epoch is its next ``batches.steps``), so that
+    nothing is begun anew between epochs, and both without tf.data's tuning, which Keras has on. Its thread sleeps 10 ms,
+    then twice as long each time, and the end of a data set waits for it: every other epoch or prediction took up to twice
+    as long as it computes (TensorFlow 2.21, Keras 3.15). Other backends take the batches as they are.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return batches
+    import tensorflow as tf
+
+    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in batches[0])
+    length = tf.data.INFINITE_CARDINALITY if isinstance(batches, Batches) else len(batches)
+    data = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.apply(tf.data.experimental.assert_cardinality(length)).prefetch(2).with_options(options)
 
 
 class EpochSeeds(keras.callbacks.Callback):
@@ -126,7 +159,8 @@ def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, see
     -------
     (model, history) : the trained model (another object if it was resumed), and a DataFrame, one row an epoch
     """
-    callbacks = [*callbacks, EpochSeeds(seed)]
+    count = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(batches, "epoch", epoch))
+    callbacks = [*callbacks, count, EpochSeeds(seed)]
     if folder is not None:
         folder = Path(folder)
         model, batches.epoch = _resume(model, folder)
@@ -135,11 +169,14 @@ def run(model: keras.Model, batches: Batches, held_out, folder, epochs: int, see
             callbacks += [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
         callbacks += [Checkpoint(folder / "checkpoint.keras")]
     if batches.epoch < epochs:
+        data = stream(batches)
         with saving(folder):
             model.fit(
-                batches, validation_data=None if held_out is None else Ordered(*held_out),
-                epochs=epochs, initial_epoch=batches.epoch, callbacks=callbacks, shuffle=False, verbose=verbose,
+                data, validation_data=None if held_out is None else stream(Ordered(*held_out)),
+                steps_per_epoch=None if data is batches else batches.steps, epochs=epochs, initial_epoch=batches.epoch,
+                callbacks=callbacks, shuffle=False, verbose=verbose,
             )
+        batches.epoch = epochs
     if folder is not None:
         with saving(folder):
             return model, pd.read_csv(folder / "history.csv")
