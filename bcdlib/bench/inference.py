@@ -11,7 +11,7 @@ from bcdlib.bench.ingest import SIZE
 from bcdlib.bench.ratios import paired, rate
 
 PICTURES = 128
-OFTEN = 3  # times as many pairs: at times both of TensorFlow's threads run on one core, and a call takes 1.6 times as long
+OFTEN = 3  # times as many pairs: of Keras' calls some wait for tf.data's tuning, see `training.stream`
 SAME = 1e-3  # what answers may differ by
 
 
