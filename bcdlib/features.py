@@ -9,7 +9,7 @@ import numpy as np
 from bcdlib import stain
 from bcdlib.methods import backbones
 from bcdlib.methods.augment import FlipAndZoom
-from bcdlib.methods.training import Ordered, stream
+from bcdlib.methods.training import predict
 from bcdlib.runs import alone, near, replacing
 
 FORMAT = 1
@@ -71,7 +71,7 @@ def extract(X, architecture: str, weights: backbones.Weights, seed: int = 0, poo
     if augment is not None:
         x = FlipAndZoom(seed=int(np.random.SeedSequence(augment).generate_state(1)[0] % 2**31), always=True)(x)
     x = backbones.features(x, architecture, weights, seed, pooling=pooling, patches=patches)
-    return keras.Model(images, x).predict(stream(Ordered(X)), verbose=verbose)
+    return predict(keras.Model(images, x), X, verbose)
 
 
 def _identity(weights: backbones.Weights, seed: int) -> str:

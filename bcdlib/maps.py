@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from bcdlib.errors import InputError
-from bcdlib.methods.training import Ordered, stream
+from bcdlib.methods.training import predict
 
 BATCH = 16
 
@@ -67,7 +67,7 @@ def features(network: keras.Model, X) -> np.ndarray:
         before, *_ = _parts(network)
         pooled = keras.ops.concatenate([keras.ops.mean(one, axis=(1, 2)) for one in before.outputs], axis=-1)
         network = before
-    return keras.Model(network.inputs[0], pooled).predict(stream(Ordered(X)), verbose=0)
+    return predict(keras.Model(network.inputs[0], pooled), X)
 
 
 def _batch(before, after, weights, bias, X, called):

@@ -14,7 +14,7 @@ from bcdlib import features, manifest, stain
 from bcdlib.errors import InputError
 from bcdlib.methods import backbones, devices, machine
 from bcdlib.methods.augment import FlipAndZoom
-from bcdlib.methods.training import Batches, Ordered, run, stream
+from bcdlib.methods.training import Batches, predict, run
 from bcdlib.runs import replacing, write_csv
 
 TASKS = {"binary": manifest.CLASSES, "subtype": tuple(manifest.SUBTYPES)}
@@ -218,7 +218,7 @@ class KerasMethod(Method):
     @classmethod
     def probabilities(cls, network, X, images=None, verbose=0) -> np.ndarray:
         """Predictions of a trained network, (N, 1) or (N, 8), for pixels or features."""
-        return network.predict(stream(Ordered(X)), verbose=verbose)
+        return predict(network, X, verbose)
 
     @property
     def cuts(self) -> int:

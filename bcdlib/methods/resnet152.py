@@ -7,7 +7,7 @@ from keras import ops
 
 from bcdlib.manifest import MAGNIFICATIONS
 from bcdlib.methods.base import KerasMethod
-from bcdlib.methods.training import Ordered, stream
+from bcdlib.methods.training import predict
 
 _HEAD = "probability_"
 
@@ -68,7 +68,7 @@ class ResNet152(KerasMethod):
         if images is None:
             return super().probabilities(network, X, None, verbose)
         outputs = {layer.name.removeprefix(_HEAD): layer.output for layer in network.layers if layer.name.startswith(_HEAD)}
-        heads = keras.Model(network.inputs, list(outputs.values())).predict(stream(Ordered(X)), verbose=verbose)
+        heads = predict(keras.Model(network.inputs, list(outputs.values())), X, verbose)
         heads = np.stack(heads if isinstance(heads, list) else [heads], axis=1)
         share = shares(images["magnification"].astype(str), list(outputs), len(heads))
         return slide_decision((heads * share[:, :, None]).sum(axis=1), images)

@@ -94,6 +94,11 @@ def stream(batches: Batches | Ordered):
     return data.apply(tf.data.experimental.assert_cardinality(length)).prefetch(2).with_options(options)
 
 
+def predict(network: keras.Model, X, verbose=0):
+    """Outputs of a network for rows (N, ...), in batches, without a copy of them all; arrays as from Keras' predict."""
+    return network.predict(stream(Ordered(X)), verbose=verbose)
+
+
 class EpochSeeds(keras.callbacks.Callback):
     """Restart the random streams of dropout and augmentation from (seed, epoch).
 
