@@ -3,232 +3,53 @@
 import html
 import itertools
 import textwrap
-from collections.abc import Iterable
 
-import keras
 import matplotlib.ticker
 import pandas as pd
-from tqdm import tqdm
 
-from bcdlib import (
-    choosing,
-    cluster,
-    intervals,
-    jobs,
-    manifest,
-    methods,
-    metrics,
-    paper,
-    pixels,
-    recorded,
-    splits,
-    stored,
-    style,
-    trials,
-)
-from bcdlib.errors import InputError
-from bcdlib.profiles import Profile
-from bcdlib.runs import Run, replacing, write_csv
+from bcdlib.data import breakhis, splits
+from bcdlib.evaluation import bootstrap, metrics, recorded
+from bcdlib.evaluation.published import TABLE_II
+from bcdlib.plots import style
+from bcdlib.runs.files import atomic_write
+from bcdlib.runs.folder import Run
+from bcdlib.trials import comparison
 
-SHOWN = {"accuracy": "accuracy", "auc": "AUC", "slide_recognition": "slide recognition", "case_auc": "case AUC"}
+SHOWN = {
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "slide_recognition": "slide recognition",
+    "case_auc": "case AUC",
+}
 NOT_HERE = "Recorded on BreakHis: not shown beside images of your own."
-
-
-def run_trials(run: Run, profile: Profile, method_names: Iterable[str] = ("resnet50",), split_names: Iterable[str] = (),
-               seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None, task: str = "binary",
-               stain: str | None = None, progress: bool = True, keep_models: bool = False, scheduler: str = "none",
-               store: str = "", notebooks: bool = False) -> pd.DataFrame:
-    """Every method x split x fold x seed; trials that are finished already are read, not run.
-
-    Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it was. At the
-    end its rows go into ``comparison_predictions.csv`` and ``comparison_validation.csv`` of the run, in place of older
-    ones of the same methods and splits, and ``comparison.csv`` is written.
-
-    Parameters
-    ----------
-    method_names : keys of the registry, paths of method files, or "all"
-    split_names : protocols; empty means those of the profile's ``compare_splits`` that 02_preprocess could make.
-    seeds : each seed trains anew and, where a protocol is random, on folds that are shuffled anew
-    trainable : "head" (features of the frozen base once, then seconds a trial) or "all"
-    task, stain : as in `trials.Trial`
-    scheduler : where they run: "none" (this process, one after the other), "local:N", or Dask's; see `cluster.each`
-    store : URL where finished trials are kept too, and looked for; see `trials.run`
-    keep_models : store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run again
-    notebooks : also keep 04_train, executed, in each trial's folder; see `notebook.run`
-
-    Returns
-    -------
-    DataFrame, the predictions of all these trials.
-
-    Raises
-    ------
-    InputError
-        Unknown method or split, or a split that these images do not allow. A trial that fails is kept in
-        ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is raised.
-    """
-    cache = pixels.cache_of(run)
-    planned = _planned(run, profile, cache.images, method_names, split_names, seeds, trainable, task, stain)
-    if store:
-        stored.check(store)
-    options = {"weights": weights, "keep_models": keep_models, "store": store, "notebooks": notebooks}
-    work = _one_by_one if scheduler == "none" else _on_workers
-    outcomes = dict(work(run, cache, profile, planned, progress, options, scheduler))
-    done = [outcomes[number] for number in sorted(outcomes) if isinstance(outcomes[number], trials.Result)]
-    failed = [(trial, outcomes[number]) for number, trial in enumerate(planned)
-              if not isinstance(outcomes[number], trials.Result)]
-    _store(run, planned, done, failed)
-    if not done:
-        raise failed[0][1]
-    return pd.concat([result.predictions for result in done], ignore_index=True)
-
-
-def _one_by_one(run, cache, profile, planned, progress, options, _):
-    work, root = jobs.runner(options["notebooks"]), run.folder / "trials"
-    with tqdm(planned, desc="Compare", unit="trial", disable=not progress) as bar:
-        for number, trial in enumerate(bar):
-            bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}, seed {trial.seed}")
-            try:
-                yield number, work(trial, cache, profile, root, options["weights"], 0, options["keep_models"],
-                                   options["store"])
-            except Exception as error:  # one method's failure must not cost the others' hours
-                yield number, error
-            keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
-
-
-def _on_workers(run, cache, profile, planned, progress, options, scheduler):
-    root = run.folder / "trials"
-    job = jobs.write(options["store"] or str(root), cache, profile, planned, root=str(root),
-                     source=run.settings.get("source", ""), **options)
-    for number, outcome in cluster.each(scheduler, "bcdlib.jobs:run", *jobs.items(job, planned), "Compare", progress):
-        if not isinstance(outcome, Exception):
-            if options["store"] and not (root / outcome).is_dir():  # made on a machine whose disk is not this one's
-                stored.fetch(options["store"], root / outcome)
-            outcome = trials.load(planned[number], root / outcome)
-        yield number, outcome
-
-
-def choose(run: Run, profile: Profile, method_names: Iterable[str], split_names: Iterable[str] = (),
-           seeds: Iterable[int] = (0,), trainable: str = "head", weights: str | None = None,
-           progress: bool = True) -> pd.DataFrame:
-    """Choose among the methods inside each training part; see `choosing`. Arguments as in `run_trials`.
-
-    Its predictions join those of the run as method "chosen"; who was chosen where stands in ``choices.csv``.
-
-    Returns
-    -------
-    DataFrame, the predictions of "chosen".
-
-    Raises
-    ------
-    InputError
-        If none of the splits is one that can be cut once more (image, slide, case).
-    """
-    cache = pixels.cache_of(run)
-    outer = [trial for trial in _planned(run, profile, cache.images, method_names, split_names, seeds, trainable)
-             if trial.split in choosing.SPLITS]
-    if not outer:
-        raise InputError(f"choosing needs one of the splits {', '.join(choosing.SPLITS)}")
-    predictions, choices = choosing.choose(outer, cache, profile, run.folder / "trials", weights, progress)
-    trials.add_predictions(run.folder / "comparison_predictions.csv", predictions)
-    write_csv(run.folder / "choices.csv", choices)
-    rows = run.read_csv("comparison.csv", "06_compare")
-    errors = rows.loc[rows["error"].notna(), ["method", "split", "error"]]
-    write_csv(run.folder / "comparison.csv", pd.concat([metrics.table(all_predictions(run)), errors]))
-    return predictions
-
-
-def _planned(run: Run, profile: Profile, images: pd.DataFrame, method_names, split_names, seeds, trainable,
-             task="binary", stain=None) -> list[trials.Trial]:
-    return [
-        trials.Trial(method, name, table, int(fold), seed, trainable, task, stain)
-        for method in _methods(method_names)
-        for seed in seeds
-        for name, table in _split_tables(run, profile, images, tuple(split_names), seed).items()
-        for fold in sorted(table["fold"].unique())
-    ]
-
-
-def _methods(names: Iterable[str]) -> list[str]:
-    found = [key for name in names for key in (methods.names() if name == "all" else (name,))]
-    for name in found:
-        methods.settings(name)  # an unknown one is a mistake, not a failed trial
-    return list(dict.fromkeys(found))
-
-
-def _store(run: Run, planned, done, failed) -> None:
-    asked = pd.MultiIndex.from_tuples({(trial.label, trial.split) for trial in planned})
-    for part, name in (("validation", "comparison_validation.csv"), ("predictions", "comparison_predictions.csv")):
-        tables = [getattr(result, part) for result in done]
-        if (run.folder / name).is_file():
-            old = run.read_csv(name, "06_compare")
-            tables.insert(0, old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(asked)])
-        if tables:
-            write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
-    errors = [{"method": t.label, "split": t.split, "error": f"fold {t.fold}, seed {t.seed}: {_one_line(e)}"}
-              for t, e in failed]
-    file = "comparison_predictions.csv"  # without rows, if all failed that were in it
-    known = [metrics.table(all_predictions(run))] if (run.folder / file).is_file() and len(run.read_csv(file, "")) else []
-    write_csv(run.folder / "comparison.csv", pd.concat([*known, pd.DataFrame(errors, columns=["method", "split", "error"])]))
-
-
-def _one_line(error: Exception) -> str:
-    return f"{getattr(error, 'kind', type(error).__name__)}: {error}".splitlines()[0]
-
-
-def all_predictions(run: Run) -> pd.DataFrame:
-    """The predictions of every comparison that was made in this run so far."""
-    run.read_csv("comparison_predictions.csv", "06_compare")
-    return metrics.read_predictions(run.folder / "comparison_predictions.csv")
-
-
-def failures(run: Run) -> list[str]:
-    """One line a trial of the last comparison that failed: method, split, fold and seed, reason."""
-    table = run.read_csv("comparison.csv", "06_compare")
-    rows = table[table["error"].notna()]
-    return [f"{row.method}, split {row.split}, {row.error}" for row in rows.itertuples()]
 
 
 def failures_text(run: Run) -> str:
     """`failures` as Markdown."""
-    found = [f"- {html.escape(line)}" for line in failures(run)]
+    found = [f"- {html.escape(line)}" for line in comparison.failed_trials(run)]
     return "\n".join(["**Trials that failed:**", "", *found]) if found else "No trial failed."
 
 
-def _split_tables(run: Run, profile: Profile, images: pd.DataFrame, names: tuple[str, ...], seed: int):
-    """Split name -> table. The run's own seed uses what 02_preprocess wrote; another seed shuffles the folds anew."""
-    if not names:
-        names = [name for name in profile.compare_splits if (run.folder / "splits" / f"{name}.csv").is_file()]
-    tables = {}
-    for name in names:
-        splits.describe(name)
-        if seed == run.settings.get("seed", 0) and name in splits.PROTOCOLS:
-            tables[name] = splits.read(run, name)
-            continue
-        file = f"splits/{name}-seed{seed}.csv"
-        if not (run.folder / file).is_file():
-            write_csv(run.folder / file, splits.make_feasible(images, name, profile.folds, seed)[0])
-        tables[name] = run.read_csv(file, "06_compare")
-    return tables
-
-
-def protocols(predictions: pd.DataFrame, found: pd.DataFrame | None = None) -> pd.DataFrame:
+def protocol_table(predictions: pd.DataFrame, found: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row a method and split, folds pooled, with 95 % intervals over cases and what each split shares.
 
-    ``found`` is `intervals.table` of the same predictions, if it is at hand.
+    ``found`` is `bootstrap.interval_table` of the same predictions, if it is at hand.
 
     Returns
     -------
     DataFrame: method, split, images, slides, cases, folds, seeds, accuracy, AUC, slide recognition, case AUC (each with
     its interval, as text), what is shared
     """
-    table = metrics.table(predictions)
-    found = intervals.table(predictions, tuple(SHOWN)) if found is None else found
-    texts = found.assign(text=[intervals.text(row) for row in found.itertuples()])
+    table = metrics.metrics_table(predictions)
+    found = bootstrap.interval_table(predictions, tuple(SHOWN)) if found is None else found
+    texts = found.assign(text=[bootstrap.interval_text(row) for row in found.itertuples()])
     texts = texts.pivot(index=["method", "split"], columns="figure", values="text")
     texts = texts.loc[pd.MultiIndex.from_frame(table[["method", "split"]])].reset_index()
     columns = ["method", "split", "images", "slides", "cases", "folds", "seeds"]
-    return table[columns].assign(**{name: texts[figure] for figure, name in SHOWN.items()},
-                                 **{"what is shared": table["split"].map(splits.describe)})
+    return table[columns].assign(
+        **{name: texts[figure] for figure, name in SHOWN.items()},
+        **{"what is shared": table["split"].map(splits.describe_protocol)},
+    )
 
 
 def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None):
@@ -237,30 +58,43 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
     ``found`` as in `protocols`.
     """
     order = {name: place for place, name in enumerate(splits.PROTOCOLS)}
-    found = intervals.table(predictions) if found is None else found[found["figure"].isin(("accuracy", "auc"))]
+    found = (
+        bootstrap.interval_table(predictions)
+        if found is None
+        else found[found["figure"].isin(("accuracy", "auc"))]
+    )
     found = found.sort_values("split", key=lambda names: names.map(order), kind="stable")
     chance = max(predictions["label"].mean(), 1 - predictions["label"].mean())
-    figure, axes = style.subplots(1, 2, width=9, height=0.5 * len(found) / 2 + 1.7, sharey=True)
+    figure, axes = style.make_figure(1, 2, width=9, height=0.5 * len(found) / 2 + 1.7, sharey=True)
     limits = (("accuracy", chance, "always the larger class"), ("auc", 0.5, "chance"))
     for axis, (column, floor, what) in zip(axes, limits, strict=True):
         rows = found[found["figure"] == column].iloc[::-1].reset_index(drop=True)
-        names = [f"{r.split}{_beside(found, r.method)}\n{r.images} images, {r.slides} slides, {r.cases} cases"
-                 for r in rows.itertuples()]
+        names = [
+            f"{r.split}{_beside(found, r.method)}\n{r.images} images, {r.slides} slides, {r.cases} cases"
+            for r in rows.itertuples()
+        ]
         for method, colour in zip(found["method"].unique(), itertools.cycle(style.SERIES)):
             part = rows[rows["method"] == method]
             reach = [(part["value"] - part["low"]).clip(0), (part["high"] - part["value"]).clip(0)]
-            axis.errorbar(part["value"], part.index, xerr=reach, fmt="o", color=colour, capsize=4, markersize=7)
+            axis.errorbar(
+                part["value"], part.index, xerr=reach, fmt="o", color=colour, capsize=4, markersize=7
+            )
         axis.set_yticks(range(len(rows)), names)
         for place, row in rows.iterrows():
-            axis.annotate(f"{row['value']:.2f}", (row["value"], place), (0, 7), textcoords="offset points", ha="center")
+            axis.annotate(
+                f"{row['value']:.2f}", (row["value"], place), (0, 7), textcoords="offset points", ha="center"
+            )
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
         axis.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.2))
         axis.set_xlabel(f"{'AUC' if column == 'auc' else column} on test images")
         axis.legend(loc="lower left", fontsize=8)
     methods_text = ", ".join(dict.fromkeys(predictions["method"]))
-    figure.supxlabel(f"{methods_text}; {_trials_text(predictions)}; 95 % intervals: bootstrap over cases\n"
-                     f"started from {metrics.weights_note(predictions)}", fontsize=8)
-    return style.finish(figure)
+    figure.supxlabel(
+        f"{methods_text}; {_trials_text(predictions)}; 95 % intervals: bootstrap over cases\n"
+        f"started from {metrics.weights_note(predictions)}",
+        fontsize=8,
+    )
+    return style.finish_figure(figure)
 
 
 def _beside(found: pd.DataFrame, method: str) -> str:
@@ -270,13 +104,19 @@ def _beside(found: pd.DataFrame, method: str) -> str:
 def _trials_text(predictions: pd.DataFrame) -> str:
     """Folds and seeds; by method where they differ."""
     counts = predictions.groupby("method", sort=False)[["fold", "seed"]].nunique()
-    texts = {row.Index: f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
-             for row in counts.itertuples()}
+    texts = {
+        row.Index: f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
+        for row in counts.itertuples()
+    }
     alike = len(set(texts.values())) == 1
-    return next(iter(texts.values())) if alike else ", ".join(f"{method} {text}" for method, text in texts.items())
+    return (
+        next(iter(texts.values()))
+        if alike
+        else ", ".join(f"{method} {text}" for method, text in texts.items())
+    )
 
 
-def gap(predictions: pd.DataFrame) -> str:
+def gap_text(predictions: pd.DataFrame) -> str:
     """A paragraph a method, in Markdown: accuracy by image against accuracy by case, with the paired interval.
 
     Only where both were measured for a method; empty if for none.
@@ -285,8 +125,8 @@ def gap(predictions: pd.DataFrame) -> str:
     for method, part in predictions.groupby("method", sort=False):
         by_split = dict(list(part.groupby("split")))
         if {"image", "case"} <= set(by_split):
-            accuracy = metrics.table(part).set_index("split")["accuracy"]
-            paired = intervals.difference(by_split["image"], by_split["case"])
+            accuracy = metrics.metrics_table(part).set_index("split")["accuracy"]
+            paired = bootstrap.paired_difference(by_split["image"], by_split["case"])
             share = by_split["case"]["label"].mean()
             lines.append(
                 f"**{html.escape(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
@@ -298,15 +138,18 @@ def gap(predictions: pd.DataFrame) -> str:
     return "\n\n".join(lines)
 
 
-def differences(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Method against method and protocol against protocol, paired, with Holm's correction: `intervals.comparisons`."""
-    return intervals.comparisons(predictions)
+def difference_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Method against method and protocol against protocol, paired, with Holm's correction: `bootstrap.comparison_table`."""
+    return bootstrap.comparison_table(predictions)
 
 
-def measured(run: Run) -> list[pd.DataFrame]:
+def measured_tables(run: Run) -> list[pd.DataFrame]:
     """What was measured in this run so far: the predictions of 04_train, if it ran, and of every comparison."""
     trained = run.folder / "predictions.csv"
-    return [*([metrics.read_predictions(trained)] if trained.is_file() else []), all_predictions(run)]
+    return [
+        *([metrics.read_predictions(trained)] if trained.is_file() else []),
+        comparison.all_predictions(run),
+    ]
 
 
 def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
@@ -324,33 +167,46 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
     other images.
     """
     measured = pd.concat([_measured(table) for table in predictions], ignore_index=True)
-    published = paper.TABLE_II.assign(
-        method=paper.TABLE_II["research"] + ": " + paper.TABLE_II["method"], kind="published"
-    )[["key", "method", "kind", "accuracy", "measured on"]]
+    published = TABLE_II.assign(method=TABLE_II["research"] + ": " + TABLE_II["method"], kind="published")[
+        ["key", "method", "kind", "accuracy", "measured on"]
+    ]
     order = published.set_index("key")["accuracy"].reindex(measured["key"].unique()).fillna(100)
     table = measured
-    if all(manifest.is_breakhis(made) for made in predictions):
+    if all(breakhis.is_breakhis(made) for made in predictions):
         order = published.set_index("key")["accuracy"].combine_first(order)
         table = pd.concat([published, measured], ignore_index=True)
     table = table.assign(order=table["key"].map(order), published=table["kind"] == "published")
-    table = table.sort_values(["order", "key", "published", "accuracy"], ascending=[False, True, False, False])
+    table = table.sort_values(
+        ["order", "key", "published", "accuracy"], ascending=[False, True, False, False]
+    )
     return table.drop(columns=["order", "published"]).reset_index(drop=True)
 
 
 def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
-    table = metrics.table(predictions)
-    sure = intervals.table(predictions, ("accuracy",))
+    table = metrics.metrics_table(predictions)
+    sure = bootstrap.interval_table(predictions, ("accuracy",))
     table["key"] = table["method"].map(_key)
-    place = "here, drawn tissue" if manifest.is_drawn(predictions) else "here"
+    place = "here, drawn tissue" if breakhis.is_synthetic(predictions) else "here"
     table["measured on"] = [f"{place}: {_protocol_label(row)}" for _, row in table.iterrows()]
     table[["accuracy", "low", "high"]] = 100 * sure[["value", "low", "high"]].to_numpy()
-    columns = ["key", "method", "kind", "accuracy", "low", "high", "measured on", "images", "cases", "weights"]
+    columns = [
+        "key",
+        "method",
+        "kind",
+        "accuracy",
+        "low",
+        "high",
+        "measured on",
+        "images",
+        "cases",
+        "weights",
+    ]
     return table.assign(kind="measured").reindex(columns=columns)
 
 
 def _key(label: str) -> str:
     """The method's row in Table II; its own label if it has none there."""
-    return next((key for key in paper.TABLE_II["key"] if label == key or label.startswith(key + "-")), label)
+    return next((key for key in TABLE_II["key"] if label == key or label.startswith(key + "-")), label)
 
 
 def _protocol_label(row) -> str:
@@ -362,84 +218,109 @@ def table_ii_figure(table: pd.DataFrame):
     """Table II as bars, a group a method: published, and under it what was measured, the protocol of each in its label."""
     table = table.iloc[::-1].reset_index(drop=True)
     places = table.index + 0.6 * (table["key"] != table["key"].shift()).cumsum()  # a gap between methods
-    figure, axis = style.subplots(width=9, height=0.45 * (places.max() + 1) + 1.2)
+    figure, axis = style.make_figure(width=9, height=0.45 * (places.max() + 1) + 1.2)
     published = table["kind"] == "published"
     colours = [style.PUBLISHED if printed else style.MEASURED for printed in published]
     names = [f"{row['method']}\n({row['measured on']})" for _, row in table.iterrows()]
     axis.barh(places, table["accuracy"], color=colours, height=0.85)
-    axis.errorbar(table["accuracy"], places, fmt="none", ecolor="black", capsize=2, lw=1,
-                  xerr=[(table["accuracy"] - table["low"]).clip(0), (table["high"] - table["accuracy"]).clip(0)])
+    axis.errorbar(
+        table["accuracy"],
+        places,
+        fmt="none",
+        ecolor="black",
+        capsize=2,
+        lw=1,
+        xerr=[(table["accuracy"] - table["low"]).clip(0), (table["high"] - table["accuracy"]).clip(0)],
+    )
     for place, row in zip(places, table.itertuples(), strict=True):
         axis.text(1, place, f"{row.accuracy:.1f}", va="center", fontsize=8, color="white", weight="bold")
     axis.set_yticks(places, names, fontsize=7)
-    axis.set(xlim=(0, 102), ylim=(0, places.max() + 0.6),
-             xlabel="accuracy (%), measured with 95 % interval over cases"
-             + "\npublished numbers rest on different splits and tasks" * bool(published.any()))
+    axis.set(
+        xlim=(0, 102),
+        ylim=(0, places.max() + 0.6),
+        xlabel="accuracy (%), measured with 95 % interval over cases"
+        + "\npublished numbers rest on different splits and tasks" * bool(published.any()),
+    )
     axis.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(20))
-    handles = [axis.barh([0], [0], color=c, label=k) for k, c in
-               (("published", style.PUBLISHED), ("measured here", style.MEASURED))[not published.any() :]]
+    handles = [
+        axis.barh([0], [0], color=c, label=k)
+        for k, c in (("published", style.PUBLISHED), ("measured here", style.MEASURED))[not published.any() :]
+    ]
     axis.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
     weights = table["weights"].dropna()
     if len(weights):
         note = "measured here: started from " + "; ".join(dict.fromkeys(weights))
         figure.supxlabel(textwrap.fill(note, 150), fontsize=7)
-    return style.finish(figure)
+    return style.finish_figure(figure)
 
 
 def recordings() -> list[str]:
     """Names of the results that were recorded on real images; see `recorded`."""
-    return recorded.names()
+    return recorded.recorded_names()
 
 
-def recorded_protocols(name: str, run: Run | None = None) -> pd.DataFrame:
+def recorded_protocol_table(name: str, run: Run | None = None) -> pd.DataFrame:
     """`protocols` of a recording, from its stored figures.
 
     Here and below: nothing for a ``run`` of other images than BreakHis's, for which these figures say nothing.
     """
-    found = recorded.read(name)
-    table = protocols(found.predictions, found.figures)
+    found = recorded.read_recording(name)
+    table = protocol_table(found.predictions, found.figures)
     return table if _of_breakhis(run) else table.iloc[:0]
 
 
 def recorded_protocol_figure(name: str, run: Run | None = None):
     """`protocol_figure` of a recording, from its stored figures."""
-    found = recorded.read(name)
-    return protocol_figure(found.predictions, found.figures) if _of_breakhis(run) else style.note(NOT_HERE)
+    found = recorded.read_recording(name)
+    return (
+        protocol_figure(found.predictions, found.figures)
+        if _of_breakhis(run)
+        else style.note_figure(NOT_HERE)
+    )
 
 
 def save_recorded_figure(name: str) -> None:
     """Store a recording's figure beside it, for the README: protocols, or differences where there is one protocol."""
-    figure = recorded_protocol_figure if len(recorded.read(name).predictions["split"].unique()) > 1 else difference_figure
-    with replacing(recorded.folder() / f"{name}.png") as temporary:
+    figure = (
+        recorded_protocol_figure
+        if len(recorded.read_recording(name).predictions["split"].unique()) > 1
+        else recorded_difference_figure
+    )
+    with atomic_write(recorded.recorded_folder() / f"{name}.png") as temporary:
         figure(name).savefig(temporary, dpi=110)
 
 
 def recorded_note(name: str, run: Run | None = None) -> str:
     """Markdown: what a recording was made from, and the commands that repeat it."""
-    facts = recorded.read(name).facts
-    return "\n".join([f"Started from: {facts['weights']}. To repeat it:", "", "```", *facts["commands"], "```"]
-                     if _of_breakhis(run) else [NOT_HERE])
+    facts = recorded.read_recording(name).facts
+    return "\n".join(
+        [f"Started from: {facts['weights']}. To repeat it:", "", "```", *facts["commands"], "```"]
+        if _of_breakhis(run)
+        else [NOT_HERE]
+    )
 
 
 def _of_breakhis(run: Run | None) -> bool:
-    return run is None or manifest.is_breakhis(run.images())
+    return run is None or breakhis.is_breakhis(run.images())
 
 
 def recorded_differences(name: str) -> pd.DataFrame:
     """A recording's methods against the one that it names, paired by image and seed, with 95 % intervals over cases."""
-    return recorded.read(name).differences
+    return recorded.read_recording(name).differences
 
 
-def difference_figure(name: str, run: Run | None = None, shown=("auc", "case_auc")):
+def recorded_difference_figure(name: str, run: Run | None = None, shown=("auc", "case_auc")):
     """What each change is worth: a recording's paired differences with their intervals, a panel a figure."""
     if not _of_breakhis(run):
-        return style.note(NOT_HERE)
-    found = recorded.read(name)
+        return style.note_figure(NOT_HERE)
+    found = recorded.read_recording(name)
     rows = found.differences[found.differences["figure"].isin(shown)].copy()
     several = rows["split"].nunique() > 1
-    rows["label"] = [_short(row.first, row.second) + (f", {row.split}" if several else "") for row in rows.itertuples()]
+    rows["label"] = [
+        _short(row.first, row.second) + (f", {row.split}" if several else "") for row in rows.itertuples()
+    ]
     order = rows.loc[rows["figure"] == shown[0]].sort_values("value", kind="stable")["label"].tolist()
-    figure, axes = style.subplots(1, len(shown), width=10, height=0.28 * len(order) + 1.6, sharey=True)
+    figure, axes = style.make_figure(1, len(shown), width=10, height=0.28 * len(order) + 1.6, sharey=True)
     for axis, name_ in zip(axes, shown, strict=True):
         part = rows[rows["figure"] == name_].set_index("label").loc[order]
         reach = [(part["value"] - part["low"]).clip(0), (part["high"] - part["value"]).clip(0)]
@@ -447,11 +328,14 @@ def difference_figure(name: str, run: Run | None = None, shown=("auc", "case_auc
         axis.axvline(0, color="black", linestyle=":")
         axis.set_yticks(range(len(part)), order, fontsize=8)
         axis.set_xlabel(f"{SHOWN[name_]}, difference from {found.facts['against']}")
-    table = metrics.table(found.predictions)
+    table = metrics.metrics_table(found.predictions)
     size = f"{table['images'].max()} images, {table['slides'].max()} slides, {table['cases'].max()} cases"
-    figure.supxlabel(f"{size}; split {', '.join(rows['split'].unique())}; {_trials_text(found.predictions)}; paired 95 % "
-                     f"intervals: bootstrap over cases\nstarted from {metrics.weights_note(found.predictions)}", fontsize=8)
-    return style.finish(figure)
+    figure.supxlabel(
+        f"{size}; split {', '.join(rows['split'].unique())}; {_trials_text(found.predictions)}; paired 95 % "
+        f"intervals: bootstrap over cases\nstarted from {metrics.weights_note(found.predictions)}",
+        fontsize=8,
+    )
+    return style.finish_figure(figure)
 
 
 def _short(label: str, base: str) -> str:

@@ -7,10 +7,22 @@ import keras
 import numpy as np
 import pandas as pd
 
-from bcdlib import manifest, owndata, pixels, style
+from bcdlib.data import custom
+from bcdlib.data.breakhis import (
+    BENIGN,
+    CLASSES,
+    MAGNIFICATIONS,
+    SUBTYPES,
+    UNKNOWN,
+    class_labels,
+    count_table_i,
+    is_breakhis,
+)
+from bcdlib.data.decode import decode_all
 from bcdlib.errors import InputError
-from bcdlib.methods import backbones
-from bcdlib.methods.augment import FlipAndZoom
+from bcdlib.methods.parts import backbones
+from bcdlib.methods.parts.augmentation import FlipAndZoom
+from bcdlib.plots import style
 
 # Ruifrok & Johnston 2001: how strongly hematoxylin and eosin (rows) take red, green and blue light
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
@@ -19,34 +31,14 @@ IMAGES_PER_SLIDE = 24  # enough for a steady mean, few enough for the whole of B
 CHANNELS = {"R": ("red", "#D55E00", "-"), "G": ("green", "#009E73", "--"), "B": ("blue", "#0072B2", ":")}
 
 
-def grid(pictures, captions, columns: int, title: str | None = None, colours=None):
-    """Pictures in rows of `columns`, each with its caption below. Raises InputError if there is no picture.
-
-    Parameters
-    ----------
-    pictures : uint8 array (N, height, width, 3), or a list of such pictures; None leaves a place empty
-    captions, colours : lists of str (N,); the colours are those of the frames
-    """
-    if len(pictures) == 0:
-        raise InputError("no picture to show; ask for one at least")
-    columns = min(columns, len(pictures))
-    figure, axes = _canvas(-(-len(pictures) // columns), columns, pictures[0].shape, title)
-    for number, axis in enumerate(axes.flat):
-        if number >= len(pictures) or pictures[number] is None:
-            axis.remove()
-        else:
-            _show(axis, pictures[number], captions[number], colours[number] if colours is not None else None)
-    return style.finish(figure)
-
-
-def class_samples(images: pd.DataFrame, source, per_class: int = 4, seed: int = 0):
+def class_samples_figure(images: pd.DataFrame, source, per_class: int = 4, *, seed: int = 0):
     """Figure 3 of the paper: originals at full size, row (a) benign, row (b) malignant; subtypes take turns.
 
     `images` has the columns filename, class, subtype, magnification and path (inside the `sources.Source`).
     Others stand in for images that cannot be read; raises InputError if not one can be read.
     """
     images = images.iloc[_turns(images["subtype"], seed)]
-    found = {name: _readable(images[images["class"] == name], source, per_class) for name in manifest.CLASSES}
+    found = {name: _readable(images[images["class"] == name], source, per_class) for name in CLASSES}
     found = {name: samples for name, samples in found.items() if samples}
     if not found:
         raise InputError(f"{source.path}: none of these {len(images)} images can be read")
@@ -54,22 +46,34 @@ def class_samples(images: pd.DataFrame, source, per_class: int = 4, seed: int = 
     padded = [samples + [(None, "")] * (columns - len(samples)) for samples in found.values()]
     pictures, captions = zip(*sum(padded, []), strict=True)
     sizes = {picture.shape for picture in pictures if picture is not None}
-    title = "Originals, {1} × {0} pixels".format(*pictures[0].shape) if len(sizes) == 1 else "Originals, of several sizes"
-    figure = grid(pictures, captions, columns, title, np.repeat([style.COLOURS[c] for c in found], columns))
+    title = (
+        "Originals, {1} × {0} pixels".format(*pictures[0].shape)
+        if len(sizes) == 1
+        else "Originals, of several sizes"
+    )
+    figure = style.image_grid(
+        pictures,
+        captions,
+        columns,
+        title=title,
+        colours=np.repeat([style.COLOURS[c] for c in found], columns),
+    )
     for name, start in zip(found, (0, len(next(iter(found.values())))), strict=False):
-        letter = "ab"[manifest.CLASSES.index(name)]
+        letter = "ab"[CLASSES.index(name)]
         figure.axes[start].set_ylabel(f"({letter}) {name}", color=style.COLOURS[name], weight="bold")
     return figure
 
 
-def random_samples(cache, n: int = 12, seed: int = 0):
-    """Random pictures of a `pixels.PixelCache` at the new size, with encoded labels: "0 benign, F 100X"."""
+def random_samples_figure(cache, n: int = 12, seed: int = 0):
+    """Random pictures of a `cache.PixelCache` at the new size, with encoded labels: "0 benign, F 100X"."""
     rows = np.random.default_rng(seed).permutation(len(cache.images))[:n]
     title = "Random images at the new size, {} × {} pixels, with encoded labels".format(*cache.size)
-    return grid(cache.pixels[rows], _captions(cache, rows), 4, title, _colours(cache, rows))
+    return style.image_grid(
+        cache.pixels[rows], _captions(cache, rows), 4, title=title, colours=_colours(cache, rows)
+    )
 
 
-def augmented_samples(cache, n: int = 4, copies: int = 5, seed: int = 0):
+def augmented_samples_figure(cache, n: int = 4, copies: int = 5, *, seed: int = 0):
     """Each row: a cached picture, then `copies` versions of it as training sees them."""
     rows = _turns(cache.images["class"], seed)[:n]
     batch = np.repeat(cache.pixels[rows], copies, axis=0).astype("float32")
@@ -80,28 +84,30 @@ def augmented_samples(cache, n: int = 4, copies: int = 5, seed: int = 0):
         pictures += [cache.pixels[row], *batch[number * copies : (number + 1) * copies]]
         captions += [caption, *(f"augmented {copy}" for copy in range(1, copies + 1))]
     title = "Left the cached picture, then random flips and zooms of up to 10 %"
-    return grid(pictures, captions, 1 + copies, title, np.repeat(_colours(cache, rows), 1 + copies))
+    return style.image_grid(
+        pictures, captions, 1 + copies, title=title, colours=np.repeat(_colours(cache, rows), 1 + copies)
+    )
 
 
-def normalised_samples(cache, architecture: str = "resnet50", n: int = 4, seed: int = 0):
+def normalised_samples_figure(cache, architecture: str = "resnet50", n: int = 4, *, seed: int = 0):
     """Each row: a cached picture, the same normalised for the network, the histogram of its values.
 
     The normalised picture has its channels in the network's order, each rescaled to its own range.
     Raises InputError if the architecture is unknown.
     """
     rows = _turns(cache.images["class"], seed)[:n]
-    values = backbones.normalised(cache.pixels[rows], architecture)
+    values = backbones.normalise_images(cache.pixels[rows], architecture)
     # a red, a green and a blue pixel tell in which order the network takes the channels
-    probe = backbones.normalised(255 * np.eye(3)[None, None], architecture)[0, 0]
+    probe = backbones.normalise_images(255 * np.eye(3)[None, None], architecture)[0, 0]
     order = "".join("RGB"[k] for k in probe.argmax(axis=0))
     title = f"Normalised for {architecture}: channels {order} in this order, each rescaled for display"
-    figure, axes = _canvas(len(rows), 3, values.shape[1:], title)
+    figure, axes = style.image_canvas(len(rows), 3, values.shape[1:], title=title)
     items = zip(axes, rows, values, _colours(cache, rows), _captions(cache, rows), strict=True)
     for (left, middle, right), row, value, colour, caption in items:
-        _show(left, cache.pixels[row], caption, colour)
+        style.show_image(left, cache.pixels[row], caption, colour=colour)
         low, high = value.min(axis=(0, 1)), value.max(axis=(0, 1))
         caption = f"values {low.min():.4g} to {high.max():.4g}".replace("-", "−")
-        _show(middle, (value - low) / np.maximum(high - low, 1e-6), caption, colour)
+        style.show_image(middle, (value - low) / np.maximum(high - low, 1e-6), caption, colour=colour)
         for channel, letter in enumerate(order):
             share, edges = np.histogram(value[..., channel], bins=32, range=(values.min(), values.max()))
             name, colour, dashes = CHANNELS[letter]
@@ -111,45 +117,49 @@ def normalised_samples(cache, architecture: str = "resnet50", n: int = 4, seed: 
     axes[0, 2].legend(frameon=False, fontsize=8, handlelength=1.6)
     for axis, text in zip(axes[0], ("cached", "normalised", "histogram of the channels"), strict=True):
         axis.set_title(text, fontsize=10)
-    return style.finish(figure)
+    return style.finish_figure(figure)
 
 
-def counts(images: pd.DataFrame):
+def counts_figure(images: pd.DataFrame):
     """Numbers of images, by magnification and by subtype; columns needed: filename, class, subtype, magnification.
 
     Of BreakHis all magnifications and subtypes are shown, of other images those that there are.
     """
-    figure, (left, right) = style.subplots(1, 2, height=3.6, gridspec_kw={"width_ratios": [1.25, 1]})
-    breakhis = manifest.is_breakhis(images)
-    magnifications = manifest.MAGNIFICATIONS if breakhis else sorted(images["magnification"].unique())
-    table = manifest.table_i(images, magnifications)
-    for number, name in enumerate(manifest.CLASSES):
+    figure, (left, right) = style.make_figure(1, 2, height=3.6, gridspec_kw={"width_ratios": [1.25, 1]})
+    breakhis = is_breakhis(images)
+    magnifications = MAGNIFICATIONS if breakhis else sorted(images["magnification"].unique())
+    table = count_table_i(images, magnifications)
+    for number, name in enumerate(CLASSES):
         places = np.arange(len(magnifications)) + 0.4 * number - 0.2
         *heights, total = table.loc[name]
         bars = left.bar(places, heights, 0.38, color=style.COLOURS[name], label=f"{name} ({total})")
         left.bar_label(bars, fontsize=8, padding=1)
-    left.set_xticks(range(len(magnifications)), [owndata.magnification_label(m) for m in magnifications])
+    left.set_xticks(range(len(magnifications)), [custom.magnification_label(m) for m in magnifications])
     left.set(xlabel="magnification", ylabel="number of images", title="By magnification and class")
     left.margins(y=0.22)  # room for the legend above the bars
     left.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", handlelength=1.2, columnspacing=1)
-    kinds = {code: manifest.CLASSES[code not in manifest.BENIGN] for code in manifest.SUBTYPES}
+    kinds = {code: CLASSES[code not in BENIGN] for code in SUBTYPES}
     found = images.groupby(["subtype", "class"]).size()
     wanted = list(kinds.items()) if breakhis else sorted(found.index, key=lambda kind: (kind[1], kind[0]))
     labels = [f"{_name(code)} ({code if breakhis else name})" for code, name in wanted]
-    bars = right.barh(labels, found.reindex(wanted, fill_value=0), color=[style.COLOURS[name] for _, name in wanted])
+    bars = right.barh(
+        labels, found.reindex(wanted, fill_value=0), color=[style.COLOURS[name] for _, name in wanted]
+    )
     right.bar_label(bars, fontsize=8, padding=2)
     right.yaxis.set_inverted(True)
     right.set(xlabel="number of images", title="By subtype", xmargin=0.2)
-    return style.finish(figure)
+    return style.finish_figure(figure)
 
 
-def stain_colours(cache, seed: int = 0):
+def stain_figure(cache, seed: int = 0):
     """Left: each slide at its mean hematoxylin and eosin density. Right: the slides' mean colours, by class.
 
     By colour deconvolution with fixed stain vectors, from up to `IMAGES_PER_SLIDE` random images a slide.
     """
     slides = _slide_means(cache, seed)
-    figure, (plane, *strips) = style.subplots(1, 3, height=4.6, gridspec_kw={"width_ratios": [7, 1.1, 1.1]})
+    figure, (plane, *strips) = style.make_figure(
+        1, 3, height=4.6, gridspec_kw={"width_ratios": [7, 1.1, 1.1]}
+    )
     for _, case in slides.groupby("case"):
         plane.plot(case["hematoxylin"], case["eosin"], color="#555555", lw=0.9, zorder=1)
     for (name, colour), axis, shape in zip(style.COLOURS.items(), strips, "o^", strict=True):
@@ -168,7 +178,7 @@ def stain_colours(cache, seed: int = 0):
     labels = [f"{stain}, mean optical density (no unit)" for stain in ("hematoxylin", "eosin")]
     plane.set(xlabel=labels[0], ylabel=labels[1])
     figure.suptitle("Each slide has its own stain (marker and stripe: its mean colour)", fontsize=11)
-    return style.finish(figure)
+    return style.finish_figure(figure)
 
 
 def _slide_means(cache, seed: int) -> pd.DataFrame:
@@ -195,9 +205,11 @@ def _readable(images: pd.DataFrame, source, wanted: int) -> list[tuple]:
     found = []
     for start in range(0, len(images), wanted):
         part = images.iloc[start : start + wanted]
-        decoded = {name: array for name, array, _ in pixels.decode_all(source, part, progress=False)}
+        decoded = {name: array for name, array, _ in decode_all(source, part, progress=False)}
         columns = part["filename"], part["subtype"].map(_name), part["magnification"]
-        cells = [(decoded.get(file), _known(", ", name, power)) for file, name, power in zip(*columns, strict=True)]
+        cells = [
+            (decoded.get(file), _known(", ", name, power)) for file, name, power in zip(*columns, strict=True)
+        ]
         found += [cell for cell in cells if cell[0] is not None]
         if len(found) >= wanted:
             break
@@ -213,9 +225,12 @@ def _turns(groups: pd.Series, seed: int) -> np.ndarray:
 
 def _captions(cache, rows) -> list[str]:
     images = cache.images.iloc[rows]
-    columns = manifest.labels(images), images["class"], images["subtype"], images["magnification"]
+    columns = class_labels(images), images["class"], images["subtype"], images["magnification"]
     cells = zip(*columns, strict=True)
-    return [", ".join(filter(None, (f"{label} {name}", _known(" ", code, power)))) for label, name, code, power in cells]
+    return [
+        ", ".join(filter(None, (f"{label} {name}", _known(" ", code, power))))
+        for label, name, code, power in cells
+    ]
 
 
 def _colours(cache, rows) -> list[str]:
@@ -223,25 +238,10 @@ def _colours(cache, rows) -> list[str]:
 
 
 def _name(subtype: str) -> str:
-    return manifest.SUBTYPES.get(subtype, subtype).replace("_", " ")
+    return SUBTYPES.get(subtype, subtype).replace("_", " ")
 
 
 def _known(separator: str, subtype: str, magnification: int) -> str:
     """Subtype and magnification, of an image that is not BreakHis's only what is known; may be empty."""
-    parts = [subtype] * (subtype != manifest.UNKNOWN) + [f"{magnification}X"] * (magnification > 0)
+    parts = [subtype] * (subtype != UNKNOWN) + [f"{magnification}X"] * (magnification > 0)
     return separator.join(parts)
-
-
-def _canvas(rows: int, columns: int, shape, title: str | None):
-    """Axes (rows, columns), as high as pictures of this shape (height, width, ...) with captions need."""
-    height = rows * (8 / columns * shape[0] / shape[1] + 0.25) + 0.35
-    figure, axes = style.subplots(rows, columns, height=height, squeeze=False)
-    figure.suptitle(title or "", fontsize=11)
-    return figure, axes
-
-
-def _show(axis, picture, caption: str, colour: str | None) -> None:
-    axis.imshow(picture)
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set(visible=colour is not None, color=colour, linewidth=2)
-    axis.set_xlabel(caption, fontsize=8 if len(axis.figure.axes) > 12 else 9)

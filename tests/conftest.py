@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcdlib import manifest
+from bcdlib.data.breakhis import official_path
 
 matplotlib.use("Agg")
 COUNTS = ("tried", "survived", "reported", "lost")
@@ -60,7 +60,7 @@ def tiny(tmp_path_factory, tiny_names):
     """Folder with 96 noise images of 40x30 in the official layout. Copy it before changing anything."""
     folder = tmp_path_factory.mktemp("tiny")
     for number, name in enumerate(tiny_names):
-        file = folder / manifest.relpath(name)
+        file = folder / official_path(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng([99, number]).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(file)
@@ -96,5 +96,8 @@ def pytest_terminal_summary(terminalreporter):
                     row.update({count: row[count] + value[count] for count in COUNTS})
     if totals:
         terminalreporter.section("faults")
-        for kind, row in [*totals.items(), ("all", {c: sum(row[c] for row in totals.values()) for c in COUNTS})]:
+        for kind, row in [
+            *totals.items(),
+            ("all", {c: sum(row[c] for row in totals.values()) for c in COUNTS}),
+        ]:
             terminalreporter.line(f"{kind:<16} " + ", ".join(f"{row[count]} {count}" for count in COUNTS))

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from bcdlib.manifest import BENIGN, SUBTYPES
+from bcdlib.data.breakhis import BENIGN, SUBTYPES
 
 # what may become of a file
 USED, LEFT_OUT = "used", "left out"
-WHOLE_OR_LEFT_OUT = "used with its very pixels, or left out"  # cut behind the last pixel, a flipped bit in a comment
+WHOLE_OR_LEFT_OUT = (
+    "used with its very pixels, or left out"  # cut behind the last pixel, a flipped bit in a comment
+)
 ANY = "used or left out"  # formats without checksums: nobody can tell
 
 
@@ -39,11 +41,17 @@ def rgb(content: bytes) -> np.ndarray:
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     """A PNG with right checksums, whatever else is wrong with it."""
+
     def chunk(kind, body):
         return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
 
     header = struct.pack(">LLBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows, 1))
+        + chunk(b"IEND", b"")
+    )
 
 
 def deep_png(array) -> bytes:
@@ -127,7 +135,11 @@ def text(array, rng):
 
 
 def html(array, rng):
-    return b"<!DOCTYPE html><html><body>Sign in to download</body></html>" + bytes(rng.bytes(20)), LEFT_OUT, None
+    return (
+        b"<!DOCTYPE html><html><body>Sign in to download</body></html>" + bytes(rng.bytes(20)),
+        LEFT_OUT,
+        None,
+    )
 
 
 def noise(array, rng):
@@ -238,16 +250,52 @@ def really_a_pdf(array, rng):
 
 
 def really_postscript(array, rng):
-    return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n(touched) (w) file closefile showpage\n", LEFT_OUT, None
+    return (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n(touched) (w) file closefile showpage\n",
+        LEFT_OUT,
+        None,
+    )
 
 
 CONTENTS = (
-    truncated, cut_just_before_the_end, truncated_jpeg, a_bit_flipped, a_bit_flipped_late, bits_flipped,
-    bits_flipped_in_a_jpeg, a_piece_overwritten, a_jpeg_cut_and_ended, black_below, zero_length, zeros, text, html, noise,
-    sixteen_bit_grey, sixteen_bit_colour,
-    palette, grey, black_and_white, rgba, grey_with_alpha, cmyk_jpeg, animated_png, animated_gif, stack_in_a_tiff,
-    turned_jpeg, turned_png, huge_declared_png, bomb_png, huge_declared_bmp, taller_than_its_pixels, really_a_jpeg,
-    really_a_tiff, really_a_bmp, really_a_webp, really_a_pdf, really_postscript,
+    truncated,
+    cut_just_before_the_end,
+    truncated_jpeg,
+    a_bit_flipped,
+    a_bit_flipped_late,
+    bits_flipped,
+    bits_flipped_in_a_jpeg,
+    a_piece_overwritten,
+    a_jpeg_cut_and_ended,
+    black_below,
+    zero_length,
+    zeros,
+    text,
+    html,
+    noise,
+    sixteen_bit_grey,
+    sixteen_bit_colour,
+    palette,
+    grey,
+    black_and_white,
+    rgba,
+    grey_with_alpha,
+    cmyk_jpeg,
+    animated_png,
+    animated_gif,
+    stack_in_a_tiff,
+    turned_jpeg,
+    turned_png,
+    huge_declared_png,
+    bomb_png,
+    huge_declared_bmp,
+    taller_than_its_pixels,
+    really_a_jpeg,
+    really_a_tiff,
+    really_a_bmp,
+    really_a_webp,
+    really_a_pdf,
+    really_postscript,
 )
 
 
@@ -271,18 +319,27 @@ def names(originals: list[np.ndarray], number: int, seed: int = 0):
     for place in range(number):
         rng = np.random.default_rng([seed, 1, place])
         array = originals[int(rng.integers(len(originals)))]
-        array = np.roll(array, 1 + place, axis=1)  # each picture once: the same under two labels is a kind of its own
+        array = np.roll(
+            array, 1 + place, axis=1
+        )  # each picture once: the same under two labels is a kind of its own
         content, other = encode(array, compress_level=1), encode(255 - array, compress_level=1)
         kind, n = place % 7, place // 7
         if kind == 0:
-            yield Damaged("class against subtype", f"names/SOB_B_DC-98-{30000 + n}-40-001.png", content, LEFT_OUT)
+            yield Damaged(
+                "class against subtype", f"names/SOB_B_DC-98-{30000 + n}-40-001.png", content, LEFT_OUT
+            )
         elif kind == 1:
             yield Damaged("unknown subtype", f"names/SOB_M_XX-98-{30000 + n}-40-001.png", content, LEFT_OUT)
         elif kind == 2:
             name = f"names/400X/SOB_M_DC-98-{31000 + n}-40-001.png"
             yield Damaged("magnification against folder", name, content, LEFT_OUT)
         elif kind == 3:
-            yield Damaged("subtype against folder", f"names/adenosis/SOB_M_DC-98-{32000 + n}-40-001.png", content, LEFT_OUT)
+            yield Damaged(
+                "subtype against folder",
+                f"names/adenosis/SOB_M_DC-98-{32000 + n}-40-001.png",
+                content,
+                LEFT_OUT,
+            )
         elif kind == 4:
             name = f"SOB_M_DC-98-{33000 + n}-40-001.png"
             yield Damaged("first of a name", f"names/a/{name}", content, USED, array)

@@ -15,19 +15,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import keras  # noqa: F401  the slow part; nothing of it runs before the fork
 
-from bcdlib import compare, mount, preprocess, profiles, train
+from bcdlib import mount, preprocess, train
+from bcdlib.runs.profiles import get_profile
+from bcdlib.trials import comparison
 
 
 def settings(size, **changes):
-    return profiles.get("demo", size=tuple(size), folds=2, head_epochs=3, batch_size=8, **changes)
+    return get_profile("demo", size=tuple(size), folds=2, head_epochs=3, batch_size=8, **changes)
 
 
 def to_preprocess(data, out, cache, size):
     """Stages 1 and 2."""
     run = mount.open_run(out)
-    mount.start(run, data, progress=False)
-    made = preprocess.resize(run, mount.open_data(run), settings(size), cache, progress=False)
-    preprocess.make_splits(run, made, settings(size))
+    mount.start_run(run, data, progress=False)
+    made = preprocess.resize_images(
+        run, settings(size), mount.open_data(run), cache_root=cache, progress=False
+    )
+    preprocess.write_splits(run, settings(size), made)
     return run
 
 
@@ -35,13 +39,21 @@ def to_train(data, out, cache, size, method, epochs, steps, trainable="all"):
     """Stages 1, 2 and 4."""
     run = to_preprocess(data, out, cache, size)
     profile = settings(size, epochs=epochs, steps_per_epoch=steps)
-    train.fit(run, train.plan(run, profile, ("case",), method, trainable=trainable), profile, "none", verbose=0)
+    train.train_trials(
+        run,
+        profile,
+        train.plan_trials(run, profile, split_names=("case",), method=method, trainable=trainable),
+        weights="none",
+        verbose=0,
+    )
 
 
 def to_compare(data, out, cache, size, methods, splits):
     """Stages 1, 2 and 6."""
     run = to_preprocess(data, out, cache, size)
-    compare.run_trials(run, settings(size), methods, splits, weights="none", progress=False)
+    comparison.run_comparison(
+        run, settings(size), method_names=methods, split_names=splits, weights="none", progress=False
+    )
 
 
 WORK = {work.__name__: work for work in (to_preprocess, to_train, to_compare)}

@@ -5,12 +5,27 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
 # without immunohistochemistry, which is tissue; cell, retina and microaneurysms are medical, but no stained sections
-BUNDLED = ("astronaut brick camera cat cell checkerboard clock coffee coins colorwheel grass gravel horse hubble_deep_field "
-           "logo microaneurysms moon page retina rocket shepp_logan_phantom text").split()
-FLAT = {"grey": (128, 128, 128), "black": (0, 0, 0), "white": (255, 255, 255), "red": (220, 30, 30),
-        "pink": (220, 160, 200), "blue": (60, 80, 200)}  # pink: about the colour of eosin
-WORDS = ("Benign or malignant?", "The quick brown fox jumps over the lazy dog", "0123456789 0123456789",
-         "lorem ipsum dolor sit amet", "Not a slide", "STOP", "a b c d e f g")
+BUNDLED = (
+    "astronaut brick camera cat cell checkerboard clock coffee coins colorwheel grass gravel horse hubble_deep_field "
+    "logo microaneurysms moon page retina rocket shepp_logan_phantom text"
+).split()
+FLAT = {
+    "grey": (128, 128, 128),
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+    "red": (220, 30, 30),
+    "pink": (220, 160, 200),
+    "blue": (60, 80, 200),
+}  # pink: about the colour of eosin
+WORDS = (
+    "Benign or malignant?",
+    "The quick brown fox jumps over the lazy dog",
+    "0123456789 0123456789",
+    "lorem ipsum dolor sit amet",
+    "Not a slide",
+    "STOP",
+    "a b c d e f g",
+)
 WIDTH, HEIGHT = 700, 460
 
 
@@ -20,7 +35,9 @@ def pictures(size: tuple[int, int]) -> dict[str, np.ndarray]:
     found["motorcycle_left"], found["motorcycle_right"], _ = data.stereo_motorcycle()
     found |= {"face": data.lfw_subset()[0], "blobs": data.binary_blobs(256, rng=0)}
     found |= {f"flat_{name}": np.full((HEIGHT, WIDTH, 3), colour, "uint8") for name, colour in FLAT.items()}
-    found |= _noise(np.random.default_rng(0)) | _gradients() | {f"text_{k}": _text(k) for k in range(len(WORDS))}
+    found |= (
+        _noise(np.random.default_rng(0)) | _gradients() | {f"text_{k}": _text(k) for k in range(len(WORDS))}
+    )
     return {name: np.asarray(_rgb(one).resize(size, Image.Resampling.LANCZOS)) for name, one in found.items()}
 
 
@@ -40,9 +57,13 @@ def _noise(rng) -> dict:
 def _gradients() -> dict:
     x, y = np.meshgrid(np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT))
     pink = np.array([240, 200, 225]) * (1 - x)[..., None] + np.array([110, 60, 150]) * x[..., None]
-    return {"gradient_across": x, "gradient_down": y, "gradient_round": np.hypot(x - 0.5, y - 0.5),
-            "gradient_colours": (255 * np.stack([x, y, 1 - x], axis=-1)).astype("uint8"),
-            "gradient_stain": pink.astype("uint8")}
+    return {
+        "gradient_across": x,
+        "gradient_down": y,
+        "gradient_round": np.hypot(x - 0.5, y - 0.5),
+        "gradient_colours": (255 * np.stack([x, y, 1 - x], axis=-1)).astype("uint8"),
+        "gradient_stain": pink.astype("uint8"),
+    }
 
 
 def _text(number: int) -> np.ndarray:

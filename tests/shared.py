@@ -9,7 +9,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 os.environ["BCD_CHECKPOINT_SHARE"] = "inf"  # a checkpoint after each epoch
-os.environ["NPROC"] = "16"  # threads of JAX: with two, devices that wait for each other in a sum would wait for ever
+os.environ["NPROC"] = (
+    "16"  # threads of JAX: with two, devices that wait for each other in a sum would wait for ever
+)
 
 import keras
 import numpy as np
@@ -21,11 +23,20 @@ if keras.backend.backend() == "tensorflow":
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 from bcdlib import methods
-from bcdlib.methods import KerasMethod, machine
+from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods.parts import hardware
 
 RANDOM = keras.backend.backend() == "jax"  # whether random numbers are those of one device
-SMALL = {"epochs": 4, "steps_per_epoch": 5, "batch_size": 8, "learning_rate": 1e-3, "batch_norm": 0.8, "verbose": 0,
-         "precision": "float32", "steps_per_execution": 5}
+SMALL = {
+    "epochs": 4,
+    "steps_per_epoch": 5,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "batch_norm": 0.8,
+    "verbose": 0,
+    "precision": "float32",
+    "steps_per_execution": 5,
+}
 
 
 class Pieces(KerasMethod):
@@ -63,7 +74,9 @@ def fitted(method, count: int, folder=None, held_out=37) -> dict:
 def same_loss() -> dict:
     found = {str(count): fitted(Pieces(**SMALL, augment=RANDOM), count) for count in (1, 2)}
     os.environ["BCD_DEVICES"] = ""
-    found["odd"] = fitted(Pieces(**SMALL | {"batch_size": 9, "epochs": 1, "verbose": 2}), 2, held_out=1)  # one device
+    found["odd"] = fitted(
+        Pieces(**SMALL | {"batch_size": 9, "epochs": 1, "verbose": 2}), 2, held_out=1
+    )  # one device
     return found
 
 
@@ -77,7 +90,9 @@ def resumed(folder: Path) -> dict:
                 raise KeyboardInterrupt
 
     fit = keras.Model.fit
-    keras.Model.fit = lambda self, *words, callbacks, **more: fit(self, *words, callbacks=[*callbacks, Cut()], **more)
+    keras.Model.fit = lambda self, *words, callbacks, **more: fit(
+        self, *words, callbacks=[*callbacks, Cut()], **more
+    )
     try:
         fitted(Pieces(**SMALL), 2, folder / "cut")
         raise AssertionError("was not cut off")
@@ -99,8 +114,8 @@ def resnet50(weights: str) -> dict:
 
         jax.config.update("jax_enable_x64", True)
     settings = SMALL | {"learning_rate": 3e-5, "batch_norm": "frozen", "weights": weights, "augment": RANDOM}
-    machine.policy = lambda precision: "float64"  # in place of those that are offered
-    kind = methods.get("resnet50")
+    hardware.dtype_policy = lambda precision: "float64"  # in place of those that are offered
+    kind = methods.get_method("resnet50")
     kind.output = lambda self, name="probability": keras.layers.Dense(1, activation="sigmoid", name=name)
     if not RANDOM:
         kind.build_head = Pieces.build_head
@@ -109,5 +124,9 @@ def resnet50(weights: str) -> dict:
 
 if __name__ == "__main__":
     where, what = sys.argv[1:]
-    result = {"same_loss": same_loss, "resumed": lambda: resumed(Path(where)), "resnet50": lambda: resnet50(where)}[what]()
+    result = {
+        "same_loss": same_loss,
+        "resumed": lambda: resumed(Path(where)),
+        "resnet50": lambda: resnet50(where),
+    }[what]()
     print("\n" + json.dumps(result))

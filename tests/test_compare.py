@@ -11,11 +11,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bcdlib import compare, mount, preprocess, profiles, splits
+from bcdlib import compare, mount, preprocess
+from bcdlib.data import splits
 from bcdlib.errors import InputError
+from bcdlib.runs.profiles import get_profile
+from bcdlib.trials import comparison
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILE = profiles.get("demo", size=(24, 16), folds=3)
+PROFILE = get_profile("demo", size=(24, 16), folds=3)
 
 METHOD = '''
 """Logistic regression on mean colours: a thirteenth method in a file of its own."""
@@ -59,9 +62,11 @@ def method_file(folder, key="colours", pause=0, fails="False"):
 def prepared(tiny, tmp_path_factory):
     """A run folder with cache and splits, to be copied."""
     run = mount.open_run(tmp_path_factory.mktemp("runs") / "run")
-    mount.start(run, str(tiny))
-    cache = preprocess.resize(run, mount.open_data(run), PROFILE, tmp_path_factory.mktemp("cache"), progress=False)
-    preprocess.make_splits(run, cache, PROFILE)
+    mount.start_run(run, str(tiny))
+    cache = preprocess.resize_images(
+        run, PROFILE, mount.open_data(run), cache_root=tmp_path_factory.mktemp("cache"), progress=False
+    )
+    preprocess.write_splits(run, PROFILE, cache)
     return run
 
 
@@ -73,57 +78,102 @@ def run(prepared, tmp_path):
 
 def test_a_failing_method_is_told_and_does_not_stop_the_others(run, tmp_path):
     names = [method_file(tmp_path, "broken", fails="True"), method_file(tmp_path)]
-    found = compare.run_trials(run, PROFILE, names, ["image"], progress=False)
+    found = comparison.run_comparison(run, PROFILE, method_names=names, split_names=["image"], progress=False)
     assert set(found["method"]) == {"colours"} and found["fold"].nunique() == 3
-    lines = compare.failures(run)
-    assert len(lines) == 3 and lines[0] == "broken, split image, fold 0, seed 0: RuntimeError: no colours today"
+    lines = comparison.failed_trials(run)
+    assert (
+        len(lines) == 3 and lines[0] == "broken, split image, fold 0, seed 0: RuntimeError: no colours today"
+    )
     assert "no colours today" in compare.failures_text(run)
-    compare.run_trials(run, PROFILE, names[1:], ["image"], progress=False)
-    assert compare.failures(run) == [] and compare.failures_text(run) == "No trial failed."
+    comparison.run_comparison(run, PROFILE, method_names=names[1:], split_names=["image"], progress=False)
+    assert comparison.failed_trials(run) == [] and compare.failures_text(run) == "No trial failed."
     with pytest.raises(RuntimeError, match="no colours today"):  # nothing to show at all
-        compare.run_trials(run, PROFILE, names[:1], ["image"], progress=False)
+        comparison.run_comparison(run, PROFILE, method_names=names[:1], split_names=["image"], progress=False)
 
 
 def test_earlier_comparisons_of_the_run_stay(run, tmp_path):
     one, two = method_file(tmp_path, "one"), method_file(tmp_path, "two")
-    compare.run_trials(run, PROFILE, [one], ["image", "case"], progress=False)
-    compare.run_trials(run, PROFILE, [two], ["case"], progress=False)
-    again = compare.run_trials(run, PROFILE, [one], ["case"], progress=False)
-    rows = compare.all_predictions(run)
+    comparison.run_comparison(run, PROFILE, method_names=[one], split_names=["image", "case"], progress=False)
+    comparison.run_comparison(run, PROFILE, method_names=[two], split_names=["case"], progress=False)
+    again = comparison.run_comparison(run, PROFILE, method_names=[one], split_names=["case"], progress=False)
+    rows = comparison.all_predictions(run)
     assert set(map(tuple, rows[["method", "split"]].drop_duplicates().to_numpy())) == {
-        ("one", "image"), ("one", "case"), ("two", "case")}
+        ("one", "image"),
+        ("one", "case"),
+        ("two", "case"),
+    }
     assert len(rows) == 3 * len(again) and len(again) == 96
     assert len(pd.read_csv(run.folder / "comparison.csv")) == 3
-    table = compare.differences(rows.query("split == 'case'"))
-    assert len(table) == 2 and set(table.loc[0, ["first", "second"]]) == {"one", "two"} and (table["value"] == 0).all()
-    assert len(compare.measured(run)) == 1  # 04_train did not run here
+    table = compare.difference_table(rows.query("split == 'case'"))
+    assert (
+        len(table) == 2
+        and set(table.loc[0, ["first", "second"]]) == {"one", "two"}
+        and (table["value"] == 0).all()
+    )
+    assert len(compare.measured_tables(run)) == 1  # 04_train did not run here
 
 
 def test_seeds_shuffle_the_folds_anew_where_they_are_random(run, tmp_path):
-    found = compare.run_trials(run, PROFILE, [method_file(tmp_path)], ["magnification", "case"], range(2), progress=False)
-    one, two = (splits.read(run, "case"), pd.read_csv(run.folder / "splits" / "case-seed1.csv"))
+    found = comparison.run_comparison(
+        run,
+        PROFILE,
+        method_names=[method_file(tmp_path)],
+        split_names=["magnification", "case"],
+        seeds=range(2),
+        progress=False,
+    )
+    one, two = (splits.read_split(run, "case"), pd.read_csv(run.folder / "splits" / "case-seed1.csv"))
     assert not one.equals(two) and (found.groupby(["split", "seed"]).size() == [96, 96, 24, 24]).all()
-    assert compare.protocols(found)["seeds"].tolist() == [2, 2]
-    again = compare.run_trials(run, PROFILE, [method_file(tmp_path)], ["magnification", "case"], range(2), progress=False)
+    assert compare.protocol_table(found)["seeds"].tolist() == [2, 2]
+    again = comparison.run_comparison(
+        run,
+        PROFILE,
+        method_names=[method_file(tmp_path)],
+        split_names=["magnification", "case"],
+        seeds=range(2),
+        progress=False,
+    )
     pd.testing.assert_frame_equal(found, again)
 
 
 def test_official_at_one_magnification_is_refused_for_other_images(run, tmp_path):
     with pytest.raises(InputError, match="official"):
-        compare.run_trials(run, PROFILE, [method_file(tmp_path)], ["official-40"], progress=False)
+        comparison.run_comparison(
+            run, PROFILE, method_names=[method_file(tmp_path)], split_names=["official-40"], progress=False
+        )
     with pytest.raises(InputError, match="unknown method 'resnet5000'"):
-        compare.run_trials(run, PROFILE, ["resnet5000"], ["case"], progress=False)
+        comparison.run_comparison(
+            run, PROFILE, method_names=["resnet5000"], split_names=["case"], progress=False
+        )
 
 
 @pytest.mark.slow
 def test_killed_in_the_middle_gives_the_same_table(tiny, tmp_path):
     def command(out):
-        return [sys.executable, "-m", "bcdlib", "compare", "--data", str(tiny), "--out", str(out), "--splits", "image,case",
-                "--methods", method_file(tmp_path, pause=1)]
+        return [
+            sys.executable,
+            "-m",
+            "bcdlib",
+            "compare",
+            "--data",
+            str(tiny),
+            "--out",
+            str(out),
+            "--splits",
+            "image,case",
+            "--methods",
+            method_file(tmp_path, pause=1),
+        ]
 
     env = {**os.environ, "BCD_CACHE": str(tmp_path / "cache")}
-    started = subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, env=env, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, start_new_session=True)
+    started = subprocess.Popen(
+        command(tmp_path / "killed"),
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "killed").glob("trials/*/trial.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -134,14 +184,18 @@ def test_killed_in_the_middle_gives_the_same_table(tiny, tmp_path):
     for out in ("killed", "whole"):
         done = subprocess.run(command(tmp_path / out), cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert all(path.stat().st_mtime_ns == before for path, before in stored.items()), "a finished trial ran again"
+    assert all(path.stat().st_mtime_ns == before for path, before in stored.items()), (
+        "a finished trial ran again"
+    )
     for name in ("comparison.csv", "comparison_predictions.csv", "comparison_validation.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_kept_models(run, prior):
     for keep in (False, True, True):
-        found = compare.run_trials(run, PROFILE, [str(prior)], ["image"], progress=False, keep_models=keep)
+        found = comparison.run_comparison(
+            run, PROFILE, method_names=[str(prior)], split_names=["image"], progress=False, keep_models=keep
+        )
         models = list(run.folder.glob("trials/*/model.keras"))
         assert len(models) == (found["fold"].nunique() if keep else 0)
         assert all(model.with_name("model-card.md").is_file() for model in models)

@@ -13,12 +13,14 @@ import cv2
 import numpy as np
 import pytest
 
-from bcdlib import manifest, mount, sources, synthetic
+from bcdlib import mount
+from bcdlib.data import breakhis, download, sources, synthetic
 from bcdlib.errors import InputError
+from bcdlib.runs.places import cache_root, home_folder, in_colab, mount_drive
 
 NAMES = ["SOB_B_A-14-22549AB-40-001.png", "SOB_M_DC-14-2523-100-002.png", "SOB_M_LC-14-13412-400-003.png"]
 LAYOUTS = {
-    "official": manifest.relpath,
+    "official": breakhis.official_path,
     "flattened": str,
     "nested": lambda name: f"a/b/c/{name[:5]}/{name}",
 }
@@ -31,7 +33,7 @@ def clean(monkeypatch, tmp_path):
     for name in ("BCD_DRIVE", "BCD_HOME", "BCD_CACHE", "COLAB_RELEASE_TAG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(mount, "_PAUSE", 0.01)
+    monkeypatch.setattr(download, "_PAUSE", 0.01)
     monkeypatch.chdir(tmp_path)
 
 
@@ -81,21 +83,29 @@ def make(path, layout="official"):
 
 # ---------------------------------------------------------------- places
 
+
 def test_outside_colab(monkeypatch, tmp_path):
-    assert not mount.in_colab() and mount.mount_drive() is None
-    assert mount.home() == tmp_path / "runs" and mount.cache_root() == tmp_path / "runs" / "cache"
+    assert not in_colab() and mount_drive() is None
+    assert home_folder() == tmp_path / "runs" and cache_root() == tmp_path / "runs" / "cache"
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    assert mount.home() == tmp_path / "runs"
+    assert home_folder() == tmp_path / "runs"
     monkeypatch.setenv("BCD_HOME", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("BCD_CACHE", str(tmp_path / "cache"))
-    assert mount.home() == tmp_path / "elsewhere" and mount.cache_root() == tmp_path / "cache"
+    assert home_folder() == tmp_path / "elsewhere" and cache_root() == tmp_path / "cache"
 
 
-@pytest.mark.parametrize("data, name", [
-    ("synthetic", "synthetic-demo"), ("some/BreaKHis_v1.tar.gz", "BreaKHis_v1-demo"), ("x.TGZ", "x-demo"),
-    ("a/b.zip", "b-demo"), ("folder/v1.5/", "v1.5-demo"), ("", "BreaKHis_v1-demo"),
-])
+@pytest.mark.parametrize(
+    "data, name",
+    [
+        ("synthetic", "synthetic-demo"),
+        ("some/BreaKHis_v1.tar.gz", "BreaKHis_v1-demo"),
+        ("x.TGZ", "x-demo"),
+        ("a/b.zip", "b-demo"),
+        ("folder/v1.5/", "v1.5-demo"),
+        ("", "BreaKHis_v1-demo"),
+    ],
+)
 def test_run_folder_name(tmp_path, data, name):
     assert mount.open_run(data=data).folder == tmp_path / "runs" / name
 
@@ -105,13 +115,13 @@ def test_run_folder_given(tmp_path):
 
 
 def test_colab_mounts_once_and_runs_land_on_drive(colab, tmp_path):
-    assert mount.in_colab()
+    assert in_colab()
     run = mount.open_run(data="synthetic", profile="paper")
     mine = tmp_path / "drive" / "MyDrive"
     assert run.folder == mine / "bcdlib" / "synthetic-paper" and run.folder.is_dir()
-    assert mount.mount_drive() == mine / "bcdlib"
+    assert mount_drive() == mine / "bcdlib"
     assert colab.calls == [str(tmp_path / "drive")]
-    assert mount.cache_root() == mine / "bcdlib" / "cache"
+    assert cache_root() == mine / "bcdlib" / "cache"
 
 
 def test_colab_mount_fails(colab):
@@ -123,65 +133,66 @@ def test_colab_mount_fails(colab):
         mount.open_run()
     colab.drive.mount = lambda folder: None  # says nothing, mounts nothing
     with pytest.raises(InputError, match="could not be mounted"):
-        mount.mount_drive()
+        mount_drive()
 
 
 def test_release_tag_without_kernel(monkeypatch, tmp_path):
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     monkeypatch.setenv("BCD_DRIVE", str(tmp_path))
     with pytest.raises(InputError, match="drive.mount"):
-        mount.mount_drive()
+        mount_drive()
     (tmp_path / "MyDrive").mkdir()  # mounted by the notebook that started this program
-    assert mount.mount_drive() == tmp_path / "MyDrive" / "bcdlib"
+    assert mount_drive() == tmp_path / "MyDrive" / "bcdlib"
 
 
 # ---------------------------------------------------------------- the data set
 
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["copy", "copy.zip", "copy.tar", "copy.tar.gz", "copy.tgz"])
 def test_find_path(tmp_path, name, layout):
-    source = mount.find(make(tmp_path / name, layout))
-    assert manifest.scan(source).images["filename"].tolist() == sorted(NAMES)
+    source = mount.find_data(make(tmp_path / name, layout))
+    assert breakhis.scan_breakhis(source).images["filename"].tolist() == sorted(NAMES)
 
 
 def test_find_missing_and_empty(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
-        mount.find(tmp_path / "missing")
+        mount.find_data(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty"):
-        mount.find("empty")
+        mount.find_data("empty")
 
 
 @pytest.mark.parametrize("name", ["BreaKHis_v1.tar.gz", "data/breakhis_V1 (1).zip", "data/BREAKHIS_v1"])
 def test_search(tmp_path, name):
     (tmp_path / "BreaKHis_v1.tar.gz.part").write_bytes(b"half")
     make(tmp_path / name)
-    assert mount.find("").path == tmp_path / name
+    assert mount.find_data("").path == tmp_path / name
 
 
 def test_search_prefers_archive_and_names_places(tmp_path):
     (tmp_path / "BreaKHis_v1").mkdir()
     with pytest.raises(InputError, match=f"{tmp_path}, {tmp_path / 'data'}"):
-        mount.find("")
+        mount.find_data("")
     make(tmp_path / "BreaKHis_v1")
     make(tmp_path / "BreaKHis_v1.zip")
-    assert mount.find("").path.name == "BreaKHis_v1.zip"
+    assert mount.find_data("").path.name == "BreaKHis_v1.zip"
 
 
 def test_find_on_drive(colab, tmp_path):
     with pytest.raises(InputError, match="BCDataset"):
-        mount.find("")
+        mount.find_data("")
     mine = tmp_path / "drive" / "MyDrive"
     make(mine / "papers" / "set.zip")
-    assert mount.find("papers/set.zip").path == mine / "papers" / "set.zip"
+    assert mount.find_data("papers/set.zip").path == mine / "papers" / "set.zip"
     make(mine / "BCDataset" / "BreaKHis_v1")
-    assert mount.find("").path == mine / "BCDataset" / "BreaKHis_v1"
+    assert mount.find_data("").path == mine / "BCDataset" / "BreaKHis_v1"
 
 
 def test_search_in_colab_skips_run_folders(colab, tmp_path):
     mount.open_run(data="").record(data="")
     make(tmp_path / "drive" / "MyDrive" / "bcdlib" / "BreaKHis_v1.tgz")
-    assert mount.find("").path.name == "BreaKHis_v1.tgz"
+    assert mount.find_data("").path.name == "BreaKHis_v1.tgz"
 
 
 def fake_draw(folder, seed=0, progress=True):
@@ -190,19 +201,25 @@ def fake_draw(folder, seed=0, progress=True):
 
 
 def test_synthetic_is_drawn_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(synthetic, "draw", fake_draw)
+    monkeypatch.setattr(synthetic, "draw_dataset", fake_draw)
     run = mount.open_run()
-    assert mount.start(run, seed=3, progress=False).partial
-    folder = mount.cache_root() / "synthetic-3"
-    assert run.settings == {"data": "synthetic", "seed": 3, "source": str(folder), "partial": True, "manifest": ""}
+    assert mount.start_run(run, seed=3, progress=False).partial
+    folder = cache_root() / "synthetic-3"
+    assert run.settings == {
+        "data": "synthetic",
+        "seed": 3,
+        "source": str(folder),
+        "partial": True,
+        "manifest": "",
+    }
     folder.rename(tmp_path / "gone")
     assert len(mount.open_data(run).names()) == 3 and mount.open_data(run).path == folder
 
 
 def test_synthetic_in_colab_is_local(colab, monkeypatch, tmp_path):
-    monkeypatch.setattr(synthetic, "draw", fake_draw)
+    monkeypatch.setattr(synthetic, "draw_dataset", fake_draw)
     monkeypatch.setattr(mount.tempfile, "gettempdir", lambda: str(tmp_path / "local"))
-    assert mount.find("synthetic", seed=1).path == tmp_path / "local" / "bcdlib-synthetic-1"
+    assert mount.find_data("synthetic", seed=1).path == tmp_path / "local" / "bcdlib-synthetic-1"
 
 
 def test_start_and_overview(tmp_path):
@@ -210,13 +227,21 @@ def test_start_and_overview(tmp_path):
     (tmp_path / "set" / NAMES[0]).write_bytes(PNG)
     (tmp_path / "set" / "holiday.png").write_bytes(PNG)
     run = mount.open_run(data="set")
-    scan = mount.start(run, data="set")
+    scan = mount.start_run(run, data="set")
     assert run.images()["filename"].tolist() == scan.images["filename"].tolist() == sorted(NAMES)
     assert run.settings["source"] == str(tmp_path / "set") and run.settings["partial"] is True
     assert isinstance(mount.open_data(run), sources.FolderSource)
-    present = int(manifest.load()["filename"].isin(NAMES).sum())
+    present = int(breakhis.known_images()["filename"].isin(NAMES).sum())
     assert mount.overview(run, scan)["found"].tolist() == [
-        str(tmp_path / "set"), 3, 3, 3, present, 1, 1, 0, "partial"
+        str(tmp_path / "set"),
+        3,
+        3,
+        3,
+        present,
+        1,
+        1,
+        0,
+        "partial",
     ]
 
 
@@ -226,8 +251,8 @@ def test_open_data_too_early(tmp_path):
 
 
 def test_table_i():
-    table = mount.table_i(manifest.load())
-    sizes = [*manifest.MAGNIFICATIONS, "total"]
+    table = mount.table_i_beside_printed(breakhis.known_images())
+    sizes = [*breakhis.MAGNIFICATIONS, "total"]
     assert list(table.columns) == [(kind, size) for kind in ("counted", "printed") for size in sizes]
     different = table["counted"] != table["printed"]
     assert different.to_numpy().sum() == 1 and different.loc["benign", 40]
@@ -236,6 +261,7 @@ def test_table_i():
 
 
 # ---------------------------------------------------------------- the download
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
@@ -249,7 +275,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         cut = site.always if site.always is not None else (site.cuts.pop(0) if site.cuts else None)
         asked = self.headers.get("Range") if site.ranges and status == 200 else None
         if asked and (self.headers.get("If-Range") == site.validators.get("ETag") or not site.heeds_if_range):
-            first = max(0, int(asked[len("bytes="):-1]) - site.early)
+            first = max(0, int(asked[len("bytes=") : -1]) - site.early)
             status = 206 if first < len(payload) else 416
         body = payload[first:] if status in (200, 206) else b""
         self.send_response(status)
@@ -284,7 +310,7 @@ def check(path, tmp_path, payload=PAYLOAD):
 
 
 def get(site, **arguments):
-    return mount.fetch("down", url=site.url, progress=False, timeout=5, **arguments)
+    return download.download_archive("down", url=site.url, progress=False, timeout=5, **arguments)
 
 
 def break_off(site, at=300_000):
@@ -300,7 +326,10 @@ def test_fetch_resumes(site, tmp_path, capsys):
     site.extra = {"Content-Encoding": "gzip"}  # as some servers say of any .tar.gz; it must not be unpacked
     check(get(site, expected_size=len(PAYLOAD)), tmp_path)
     assert [seen.get("Range") for seen in site.seen] == [
-        None, "bytes=200000-", "bytes=200000-", "bytes=500000-"
+        None,
+        "bytes=200000-",
+        "bytes=200000-",
+        "bytes=500000-",
     ]
     assert {seen["Accept-Encoding"] for seen in site.seen} == {"identity"}
     assert "CC BY 4.0" in (text := capsys.readouterr().out) and "10.1109/TBME.2015.2496264" in text
@@ -311,7 +340,7 @@ def test_fetch_resumes(site, tmp_path, capsys):
 
 
 def test_fetch_to_drive_mounts_it_first(site, colab, tmp_path):
-    path = mount.fetch(mount.home(), url=site.url, progress=False)
+    path = download.download_archive(home_folder(), url=site.url, progress=False)
     assert colab.calls and path == tmp_path / "drive" / "MyDrive" / "bcdlib" / "set.tar.gz"
 
 
@@ -405,12 +434,12 @@ def test_fetch_refused(site, tmp_path):
 @pytest.mark.parametrize("url", ["http://127.0.0.1/", "nonsense/x.zip", "ftp://127.0.0.1/x.zip", "http:///x"])
 def test_fetch_bad_address(url):
     with pytest.raises(InputError):
-        mount.fetch("down", url=url, attempts=1)
+        download.download_archive("down", url=url, attempts=1)
 
 
 def test_fetch_nobody_there(site):
     with pytest.raises(InputError, match="got 0 bytes") as caught:
-        mount.fetch("down", url="http://127.0.0.1:9/x.zip", attempts=2, timeout=2)
+        download.download_archive("down", url="http://127.0.0.1:9/x.zip", attempts=2, timeout=2)
     assert "\n" not in str(caught.value)
 
 
@@ -418,7 +447,7 @@ def test_fetch_disk_full(site, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(mount.runs, "write_json", full)
+    monkeypatch.setattr(download, "write_json", full)
     with pytest.raises(InputError, match="disk is full.*resumes"):
         get(site)
     assert not (tmp_path / "down" / "set.tar.gz").exists()

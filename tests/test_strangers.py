@@ -17,20 +17,30 @@ import pytest
 from PIL import Image
 
 import bcdlib
-from bcdlib import methods, metrics, owndata, pixels
+from bcdlib import methods
+from bcdlib.data import custom
+from bcdlib.data.cache import open_cache
 from bcdlib.errors import InputError
+from bcdlib.evaluation import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 BOMB = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 
 
 def command(*words, **environment):
-    return subprocess.run([sys.executable, "-m", "bcdlib", *map(str, words)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, **environment})
+    return subprocess.run(
+        [sys.executable, "-m", "bcdlib", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
 
 
 def network(*layers):
-    return keras.Sequential([keras.Input((24, 36, 3)), *layers, keras.layers.Flatten(), keras.layers.Dense(2, "softmax")])
+    return keras.Sequential(
+        [keras.Input((24, 36, 3)), *layers, keras.layers.Flatten(), keras.layers.Dense(2, "softmax")]
+    )
 
 
 def with_lambda(place):
@@ -49,8 +59,12 @@ def of_an_older_format(place):
 
 def with_a_class_of_its_own(place):
     network().save(place)
-    _changed(place, lambda text: text.replace('"class_name": "Flatten"', '"class_name": "system"')
-             .replace('"module": "keras.layers"', '"module": "os"'))
+    _changed(
+        place,
+        lambda text: text.replace('"class_name": "Flatten"', '"class_name": "system"').replace(
+            '"module": "keras.layers"', '"module": "os"'
+        ),
+    )
 
 
 def without_end(place):
@@ -71,12 +85,21 @@ def _changed(place, change):
             archive.writestr(name, content)
 
 
-@pytest.mark.parametrize("make", [with_lambda, with_a_lambda_deep_inside, of_an_older_format, with_a_class_of_its_own,
-                                  without_end, a_pickle])
+@pytest.mark.parametrize(
+    "make",
+    [
+        with_lambda,
+        with_a_lambda_deep_inside,
+        of_an_older_format,
+        with_a_class_of_its_own,
+        without_end,
+        a_pickle,
+    ],
+)
 def test_models_that_could_run_code_or_are_broken(make, tmp_path):
     make(tmp_path / "model.keras")
     with pytest.raises(InputError) as error:
-        methods.load(tmp_path / "model.keras")
+        methods.load_method(tmp_path / "model.keras")
     assert str(tmp_path / "model.keras") in str(error.value) and len(str(error.value).splitlines()) == 1
     assert ("lambda" in make.__name__) == ("Lambda" in str(error.value) and "refused" in str(error.value))
 
@@ -85,7 +108,7 @@ def test_plain_models_of_strangers_are_loaded(tmp_path):
     model = network()
     model.save(tmp_path / "model.keras")
     X = np.random.default_rng(0).integers(0, 256, (4, 24, 36, 3), dtype="uint8")
-    found = methods.load(tmp_path / "model.keras").network
+    found = methods.load_method(tmp_path / "model.keras").network
     np.testing.assert_allclose(found.predict(X, verbose=0), model.predict(X, verbose=0), atol=1e-6)
 
 
@@ -98,14 +121,21 @@ def test_refused_on_the_command_line(tmp_path):
 
 
 def test_a_cache_with_a_pickle_in_it(tiny, tmp_path):
-    from bcdlib import mount, preprocess, profiles
+    from bcdlib import mount, preprocess
+    from bcdlib.runs import profiles
 
     run = mount.open_run(tmp_path / "run")
-    mount.start(run, tiny, progress=False)
-    cache = preprocess.resize(run, mount.open_data(run), profiles.get("demo", size=(36, 24)), tmp_path / "c", progress=False)
+    mount.start_run(run, tiny, progress=False)
+    cache = preprocess.resize_images(
+        run,
+        profiles.get_profile("demo", size=(36, 24)),
+        mount.open_data(run),
+        cache_root=tmp_path / "c",
+        progress=False,
+    )
     np.save(cache.folder / "pixels.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises((InputError, ValueError), match="(?i)object|pickle|pixels"):
-        pixels.open_cache(cache.folder)
+        open_cache(cache.folder)
 
 
 def test_no_code_of_ours_reads_or_writes_pickles():
@@ -143,7 +173,9 @@ def harmless(report: Path) -> None:
     for tag, attributes in tags(text):
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         assert attributes.get("src", "data:").startswith("data:"), (tag, attributes)
-    assert [attributes for tag, attributes in tags(text) if tag == "script" and not attributes.get("nonce")] == []
+    assert [
+        attributes for tag, attributes in tags(text) if tag == "script" and not attributes.get("nonce")
+    ] == []
     assert "alert(2)</script>" not in text
     assert html.escape("<script>alert(2)") in text, "the hostile text is not there at all: nothing was tried"
 
@@ -159,13 +191,24 @@ def test_names_of_ones_own_images_in_the_report(tmp_path):
         Image.fromarray(noise.astype("uint8")).save(content, "PNG")
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(content.getvalue() if number else b"<html>")
-        rows.append((name, number % 2, f"group {number // 2 % 3}{BOMB}", f"slide {number % 6}{BOMB}", f"type{BOMB}"))
+        rows.append(
+            (name, number % 2, f"group {number // 2 % 3}{BOMB}", f"slide {number % 6}{BOMB}", f"type{BOMB}")
+        )
     csv = tmp_path / f"my{BOMB.replace('/', '')}.csv"
     pd.DataFrame(rows, columns=["path", "label", "group", "slide", "subtype"]).to_csv(csv, index=False)
-    assert len(owndata.read(csv)) == 12
+    assert len(custom.read_manifest(csv)) == 12
     only = [word for stage in ("01_mount", "02_preprocess", "03_visualize") for word in ("--only", stage)]
-    done = command("run", "--data", folder, "--manifest", csv, "--out", tmp_path / "run", *only,
-                   BCD_CACHE=str(tmp_path / "c"))
+    done = command(
+        "run",
+        "--data",
+        folder,
+        "--manifest",
+        csv,
+        "--out",
+        tmp_path / "run",
+        *only,
+        BCD_CACHE=str(tmp_path / "c"),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     harmless(tmp_path / "run" / "report.html")
 
@@ -173,11 +216,21 @@ def test_names_of_ones_own_images_in_the_report(tmp_path):
 @pytest.mark.slow
 def test_a_hostile_predictions_table_in_the_report(tmp_path):
     random, numbers = np.random.default_rng(0), range(40)
-    rows = pd.DataFrame({
-        "filename": [f"{number}{BOMB}.png" for number in numbers], "slide": [f"s{number // 4}{BOMB}" for number in numbers],
-        "case": [f"c{number // 4}{BOMB}" for number in numbers], "magnification": 40, "subtype": f"A{BOMB}",
-        "label": [number // 4 % 2 for number in numbers], "probability": random.random(40), "fold": 0,
-        "method": f"net{BOMB}", "split": f"mine{BOMB}", "seed": 0})
+    rows = pd.DataFrame(
+        {
+            "filename": [f"{number}{BOMB}.png" for number in numbers],
+            "slide": [f"s{number // 4}{BOMB}" for number in numbers],
+            "case": [f"c{number // 4}{BOMB}" for number in numbers],
+            "magnification": 40,
+            "subtype": f"A{BOMB}",
+            "label": [number // 4 % 2 for number in numbers],
+            "probability": random.random(40),
+            "fold": 0,
+            "method": f"net{BOMB}",
+            "split": f"mine{BOMB}",
+            "seed": 0,
+        }
+    )
     rows[[*metrics.COLUMNS]].to_csv(tmp_path / "table.csv", index=False)
     done = command("evaluate", tmp_path / "table.csv", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -7,24 +7,38 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bcdlib import manifest, sources, visualize
+from bcdlib import visualize
+from bcdlib.data import breakhis, sources
+from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError
-from bcdlib.methods import backbones
-from bcdlib.pixels import PixelCache
+from bcdlib.methods.parts import backbones
+from bcdlib.plots import style
 
 # 14-4659 with two slides of one case; the other slides have a case of their own
-SLIDES = {"B_A": "14-22549AB", "B_F": "14-21998CD", "B_PT": "14-29315EF", "B_TA": "14-3411F",
-          "M_DC": "14-4659A", "M_LC": "14-4659B", "M_MC": "14-10147", "M_PC": "14-15687B"}
+SLIDES = {
+    "B_A": "14-22549AB",
+    "B_F": "14-21998CD",
+    "B_PT": "14-29315EF",
+    "B_TA": "14-3411F",
+    "M_DC": "14-4659A",
+    "M_LC": "14-4659B",
+    "M_MC": "14-10147",
+    "M_PC": "14-15687B",
+}
 
 
 def names():
-    return [f"SOB_{kind}-{slide}-{power}-{number:03d}.png"
-            for kind, slide in SLIDES.items() for power in (40, 400) for number in (1, 2)]
+    return [
+        f"SOB_{kind}-{slide}-{power}-{number:03d}.png"
+        for kind, slide in SLIDES.items()
+        for power in (40, 400)
+        for number in (1, 2)
+    ]
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    images = manifest.images_table(names())
+    images = breakhis.images_table(names())
     random = np.random.default_rng(0)
     # each slide has a colour of its own, with some grain
     tints = dict(zip(sorted(set(images["slide"])), random.integers(60, 230, (8, 3))))
@@ -39,7 +53,7 @@ def originals(cache, tmp_path):
     for name, picture in zip(cache.images["filename"], cache.pixels):
         Image.fromarray(picture).save(tmp_path / name)
     source = sources.open_source(tmp_path)
-    return manifest.scan(source).images, source
+    return breakhis.scan_breakhis(source).images, source
 
 
 def shown(figure):
@@ -64,50 +78,52 @@ def no_figure_is_left_open():
 
 def test_grid_leaves_no_empty_axes():
     pictures = np.zeros((5, 10, 15, 3), "uint8")
-    figure = visualize.grid(pictures, list("abcde"), columns=3, title="five")
+    figure = style.image_grid(pictures, list("abcde"), columns=3, title="five")
     assert [caption for _, caption in shown(figure)] == list("abcde") and len(figure.axes) == 5
     assert figure.get_suptitle() == "five" and figure.get_figwidth() == 8
     with pytest.raises(InputError, match="no picture"):
-        visualize.grid([], [], 3)
+        style.image_grid([], [], 3)
 
 
 def test_class_samples_show_originals_of_all_subtypes(cache, originals):
-    figure = visualize.class_samples(*originals, per_class=4, seed=1)
+    figure = visualize.class_samples_figure(*originals, per_class=4, seed=1)
     captions = [caption.rsplit(", ", 1)[0] for _, caption in shown(figure)]
-    full = [manifest.SUBTYPES[code].replace("_", " ") for code in manifest.SUBTYPES]
+    full = [breakhis.SUBTYPES[code].replace("_", " ") for code in breakhis.SUBTYPES]
     assert sorted(captions[:4]) == sorted(full[:4]) and sorted(captions[4:]) == sorted(full[4:])
     assert [a.get_ylabel() for a in figure.axes if a.get_ylabel()] == ["(a) benign", "(b) malignant"]
     assert all(any(np.array_equal(picture, known) for known in cache.pixels) for picture, _ in shown(figure))
-    assert same(figure, visualize.class_samples(*originals, per_class=4, seed=1))
-    assert not same(figure, visualize.class_samples(*originals, per_class=4, seed=2))
+    assert same(figure, visualize.class_samples_figure(*originals, per_class=4, seed=1))
+    assert not same(figure, visualize.class_samples_figure(*originals, per_class=4, seed=2))
 
 
 def test_class_samples_pass_over_unreadable_images(originals):
     images, source = originals
     for path in images.loc[images["subtype"].isin(["A", "F", "PT"]), "path"]:
         (source.path / path).write_bytes(b"no picture")
-    figure = visualize.class_samples(images, source, per_class=6)
+    figure = visualize.class_samples_figure(images, source, per_class=6)
     captions = [caption for _, caption in shown(figure)]
     assert len(captions) == 4 + 6 and all(caption.startswith("tubular adenoma") for caption in captions[:4])
     malignant = images[images["class"] == "malignant"]
-    assert [a.get_ylabel() for a in visualize.class_samples(malignant, source).axes][0] == "(b) malignant"
+    assert [a.get_ylabel() for a in visualize.class_samples_figure(malignant, source).axes][
+        0
+    ] == "(b) malignant"
     with pytest.raises(InputError, match="none of these 12 images"):
-        visualize.class_samples(images[images["subtype"].isin(["A", "F", "PT"])], source)
+        visualize.class_samples_figure(images[images["subtype"].isin(["A", "F", "PT"])], source)
 
 
 def test_random_samples_have_the_right_labels(cache):
-    figure = visualize.random_samples(cache, n=7, seed=3)
+    figure = visualize.random_samples_figure(cache, n=7, seed=3)
     assert len(shown(figure)) == len(figure.axes) == 7 and "26 × 18" in figure.get_suptitle()
     for picture, caption in shown(figure):
         row = next(k for k, known in enumerate(cache.pixels) if np.array_equal(picture, known))
         assert caption == encoded(cache.images.iloc[row])
-    assert same(figure, visualize.random_samples(cache, n=7, seed=3))
-    assert not same(figure, visualize.random_samples(cache, n=7, seed=4))
-    assert len(shown(visualize.random_samples(cache, n=1000))) == len(cache.images)
+    assert same(figure, visualize.random_samples_figure(cache, n=7, seed=3))
+    assert not same(figure, visualize.random_samples_figure(cache, n=7, seed=4))
+    assert len(shown(visualize.random_samples_figure(cache, n=1000))) == len(cache.images)
 
 
 def test_augmented_samples_differ_from_the_cached_ones_and_repeat(cache):
-    figure = visualize.augmented_samples(cache, n=2, copies=5, seed=0)
+    figure = visualize.augmented_samples_figure(cache, n=2, copies=5, seed=0)
     cells = shown(figure)
     assert len(cells) == len(figure.axes) == 12
     # classes take turns, so that two rows show both
@@ -116,26 +132,26 @@ def test_augmented_samples_differ_from_the_cached_ones_and_repeat(cache):
     assert all(picture.shape == (18, 26, 3) and picture.dtype == np.uint8 for picture, _ in cells)
     assert any((cells[0][0] == known).all() for known in cache.pixels)
     assert len({picture.tobytes() for picture, _ in cells}) > 8
-    assert same(figure, visualize.augmented_samples(cache, n=2, copies=5, seed=0))
+    assert same(figure, visualize.augmented_samples_figure(cache, n=2, copies=5, seed=0))
 
 
 def test_normalised_as_keras_does(cache):
     expected = keras.applications.resnet50.preprocess_input(cache.pixels.astype("float32"))
-    values = backbones.normalised(cache.pixels, "resnet50")
+    values = backbones.normalise_images(cache.pixels, "resnet50")
     assert values.shape == cache.pixels.shape and values.dtype == np.float32
     np.testing.assert_allclose(values, expected, atol=1e-4)
     with pytest.raises(InputError, match="use resnet50"):
-        backbones.normalised(cache.pixels, "nothing")
+        backbones.normalise_images(cache.pixels, "nothing")
 
 
 def test_normalised_samples(cache):
-    figure = visualize.normalised_samples(cache, n=2, seed=5)
+    figure = visualize.normalised_samples_figure(cache, n=2, seed=5)
     cells = shown(figure)
     assert len(figure.axes) == 6 and len(cells) == 4 and "BGR" in figure.get_suptitle()
     for (cached, caption), (display, values) in zip(cells[::2], cells[1::2]):
         row = next(k for k, known in enumerate(cache.pixels) if np.array_equal(cached, known))
         assert caption == encoded(cache.images.iloc[row])
-        exact = backbones.normalised(cached[None])[0]
+        exact = backbones.normalise_images(cached[None])[0]
         assert values == f"values {exact.min():.4g} to {exact.max():.4g}".replace("-", "−")
         assert display.min() == 0 and display.max() == 1
         # the first channel is blue
@@ -144,31 +160,33 @@ def test_normalised_samples(cache):
         shares = [patch.get_data().values for patch in axis.patches]
         assert len(shares) == 3 and np.allclose([s.sum() for s in shares], 100)
         assert axis.get_ylabel() == "pixels [%]"
-    assert same(figure, visualize.normalised_samples(cache, n=2, seed=5))
+    assert same(figure, visualize.normalised_samples_figure(cache, n=2, seed=5))
 
 
-@pytest.mark.parametrize("images", [manifest.load(), manifest.images_table(names()[:5])], ids=["all", "five"])
+@pytest.mark.parametrize(
+    "images", [breakhis.known_images(), breakhis.images_table(names()[:5])], ids=["all", "five"]
+)
 def test_counts_equal_the_crosstab(images):
-    left, right = visualize.counts(images).axes
+    left, right = visualize.counts_figure(images).axes
     table = pd.crosstab(images["class"], images["magnification"])
-    table = table.reindex(index=list(manifest.CLASSES), columns=[40, 100, 200, 400], fill_value=0)
+    table = table.reindex(index=list(breakhis.CLASSES), columns=[40, 100, 200, 400], fill_value=0)
     assert [bar.get_height() for bar in left.patches] == table.to_numpy().ravel().tolist()
     assert [text.get_text() for text in left.texts] == [str(v) for v in table.to_numpy().ravel()]
     found = dict(zip([label.get_text() for label in right.get_yticklabels()], right.patches))
     assert len(found) == 8
-    for code, name in manifest.SUBTYPES.items():
+    for code, name in breakhis.SUBTYPES.items():
         assert found[f"{name.replace('_', ' ')} ({code})"].get_width() == (images["subtype"] == code).sum()
 
 
 def test_stain_colours(cache):
-    figure = visualize.stain_colours(cache)
+    figure = visualize.stain_figure(cache)
     plane, benign, malignant = figure.axes
     points = np.concatenate([c.get_offsets() for c in plane.collections if len(c.get_offsets())])
     assert points.shape == (8, 2)
     assert benign.images[0].get_array().shape == malignant.images[0].get_array().shape == (4, 1, 3)
     assert sum(len(line.get_xdata()) == 2 for line in plane.lines) == 1  # the one case of two slides
     assert "no unit" in plane.get_xlabel() and "no unit" in plane.get_ylabel()
-    again = visualize.stain_colours(cache)
+    again = visualize.stain_figure(cache)
     assert np.array_equal(benign.images[0].get_array(), again.axes[1].images[0].get_array())
 
 
@@ -176,7 +194,7 @@ def test_stain_densities_undo_beer_lambert():
     vectors = visualize.STAINS / np.linalg.norm(visualize.STAINS, axis=1, keepdims=True)
     densities = np.array([[0.4, 0.1], [0.1, 0.5]])
     light = np.rint(255 * 10 ** -(densities @ vectors)).astype("uint8")
-    images = manifest.images_table([names()[0], names()[-1]])
+    images = breakhis.images_table([names()[0], names()[-1]])
     pixels = np.broadcast_to(light[:, None, None], (2, 8, 12, 3))
     slides = visualize._slide_means(PixelCache(None, images, pixels, None), seed=0).set_index("slide")
     found = slides.loc[images["slide"], ["hematoxylin", "eosin"]].to_numpy()

@@ -1,7 +1,7 @@
 """The methods that are compared: one file each, found here by its name.
 
 A method file defines one class with the attributes ``key`` and ``title`` and scikit-learn's ``fit`` and
-``predict_proba`` (see `base.Method`). To add one, put a file into this folder, or name a file elsewhere by its path.
+``predict_proba`` (see `_base.Method`). To add one, put a file into this folder, or name a file elsewhere by its path.
 """
 
 import functools
@@ -12,25 +12,34 @@ import re
 from pathlib import Path
 
 from bcdlib.errors import InputError
-from bcdlib.methods import saved
-from bcdlib.methods.base import TASKS, KerasMethod, Method
-from bcdlib.methods.saved import Saved
+from bcdlib.methods._base import Method
+from bcdlib.methods._saved import SavedMethod, load_saved
 
-__all__ = ["TASKS", "KerasMethod", "Method", "Saved", "get", "load", "names", "placed", "settings"]
+__all__ = [
+    "TASKS",
+    "KerasMethod",
+    "Method",
+    "SavedMethod",
+    "absolute_name",
+    "get_method",
+    "load_method",
+    "method_names",
+    "method_settings",
+]
 
 _CHANGE = re.compile(r":(?=\w+=)")  # "robust:stages=4:C=0.1"; a path may hold colons of its own
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
-_NOT_METHODS = ("augment", "backbones", "base", "devices", "linear", "machine", "networks", "saved", "training")
 
 
 @functools.cache
-def names() -> tuple[str, ...]:
+def method_names() -> tuple[str, ...]:
     """Keys of the methods in this folder, the paper's own first."""
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_METHODS)
+    modules = pkgutil.iter_modules(__path__)
+    found = sorted(module.name for module in modules if not (module.ispkg or module.name.startswith("_")))
     return tuple(sorted(found, key=lambda name: name != "resnet50"))
 
 
-def settings(name: str) -> dict:
+def method_settings(name: str) -> dict:
     """What a name changes in the method's own settings: ``robust:stages=4:C=0.1`` is {"stages": "4", "C": 0.1}.
 
     Values get the type of the parameter's default.
@@ -41,7 +50,7 @@ def settings(name: str) -> dict:
         Unknown method or parameter, or a value that does not fit.
     """
     name, *changes = _CHANGE.split(name)
-    known = get(name)().get_params()
+    known = get_method(name)().get_params()
     found = {}
     for key, text in (change.split("=", 1) for change in changes):
         if key not in known:
@@ -54,13 +63,13 @@ def settings(name: str) -> dict:
     return found
 
 
-def placed(name: str) -> str:
+def absolute_name(name: str) -> str:
     """The same method by a name that holds in any folder: the path of a method file made absolute."""
     name, *changes = _CHANGE.split(name)
     return ":".join([str(Path(name).absolute()) if name.endswith(".py") else name, *changes])
 
 
-def get(name: str) -> type[Method]:
+def get_method(name: str) -> type[Method]:
     """The class of a method.
 
     Parameters
@@ -80,10 +89,10 @@ def get(name: str) -> type[Method]:
         spec = importlib.util.spec_from_file_location(f"bcdlib_method_{Path(name).stem}", name)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    elif name in names():
+    elif name in method_names():
         module = importlib.import_module(f"bcdlib.methods.{name}")
     else:
-        raise InputError(f"unknown method {name!r}; known are {', '.join(names())}")
+        raise InputError(f"unknown method {name!r}; known are {', '.join(method_names())}")
     classes = [
         value
         for value in vars(module).values()
@@ -94,7 +103,7 @@ def get(name: str) -> type[Method]:
     return classes[0]
 
 
-def load(path) -> Saved:
+def load_method(path) -> SavedMethod:
     """A trained network from a .keras file: one that `Method.save` wrote, or any that takes RGB pictures 0..255.
 
     Returns
@@ -107,4 +116,4 @@ def load(path) -> Saved:
     InputError
         If there is no such file, it does not load, or it does not give 1, 2 or 8 numbers an image.
     """
-    return saved.load(path, {name: get(name) for name in names()})
+    return load_saved(path, {name: get_method(name) for name in method_names()})

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from bcdlib.errors import InputError
-from bcdlib.methods.base import KerasMethod
+from bcdlib.methods._keras import KerasMethod
 
 FUSIONS = ("sum", "product", "max")
 _SMALLEST = 1e-6  # probabilities are kept this far from 0, so that one patch alone cannot veto all others

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from bcdlib.methods.base import KerasMethod
+from bcdlib.methods._keras import KerasMethod
 
 
 class CSDCNN(KerasMethod):
@@ -36,7 +36,9 @@ class CSDCNN(KerasMethod):
 
     def build_outputs(self, x):
         x = keras.layers.Dense(128, activation="relu", name="dense")(x)
-        embedding = keras.layers.UnitNormalization(name="embedding")(keras.layers.Dense(128, name="project")(x))
+        embedding = keras.layers.UnitNormalization(name="embedding")(
+            keras.layers.Dense(128, name="project")(x)
+        )
         x = keras.layers.Dropout(0.4, name="dropout")(x)
         return keras.layers.Concatenate(name="trained", dtype="float32")([self.output()(x), embedding])
 
@@ -87,7 +89,11 @@ class StructureLoss(keras.losses.Loss):
         return entropy + self.constraint * structure(y_true[:, 0], embedding, self.margin)
 
     def get_config(self):
-        return super().get_config() | {"outputs": self.outputs, "margin": self.margin, "constraint": self.constraint}
+        return super().get_config() | {
+            "outputs": self.outputs,
+            "margin": self.margin,
+            "constraint": self.constraint,
+        }
 
 
 @keras.saving.register_keras_serializable("bcdlib")
@@ -99,7 +105,9 @@ class FirstAccuracy(keras.metrics.Mean):
         self.outputs = outputs
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        kind = keras.metrics.binary_accuracy if self.outputs == 1 else keras.metrics.sparse_categorical_accuracy
+        kind = (
+            keras.metrics.binary_accuracy if self.outputs == 1 else keras.metrics.sparse_categorical_accuracy
+        )
         return super().update_state(kind(y_true, y_pred[:, : self.outputs]), sample_weight)
 
     def get_config(self):

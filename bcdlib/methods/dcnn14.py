@@ -2,7 +2,7 @@
 
 from keras import layers
 
-from bcdlib.methods.base import KerasMethod
+from bcdlib.methods._keras import KerasMethod
 
 
 class DCNN14(KerasMethod):

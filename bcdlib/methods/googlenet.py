@@ -2,7 +2,7 @@
 
 import keras
 
-from bcdlib.methods.base import KerasMethod
+from bcdlib.methods._keras import KerasMethod
 
 
 class GoogLeNet(KerasMethod):

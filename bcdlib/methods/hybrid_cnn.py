@@ -9,9 +9,10 @@ from sklearn.metrics import recall_score, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from bcdlib.methods import backbones
-from bcdlib.methods.base import TASKS, KerasMethod, first_copy, flat, standardise
-from bcdlib.methods.linear import linear_layer
+from bcdlib.methods._base import TASKS
+from bcdlib.methods._keras import KerasMethod, first_copies, flatten_copies, standardise
+from bcdlib.methods._linear import linear_layer
+from bcdlib.methods.parts import backbones
 
 # Features outnumber images by far: hence so strong a regularisation.
 CLASSIFIERS = {
@@ -48,7 +49,7 @@ class HybridCNN(KerasMethod):
 
     def build_features(self, x):
         name = self._chosen()[0]
-        return backbones.features(x, name, self.bases_[name], self.seed, pooling=self.pooling)
+        return backbones.append_features(x, name, self.bases_[name], seed=self.seed, pooling=self.pooling)
 
     def build_outputs(self, x):
         outputs = 1 if self.task == "binary" else len(TASKS[self.task])
@@ -78,7 +79,7 @@ class HybridCNN(KerasMethod):
     def _train(self, X, y, held_out, folder):
         if X.ndim == 3 and self.groups_ is not None:
             self.groups_ = np.repeat(self.groups_, X.shape[1])
-        X, y = flat(X, y.astype(int))
+        X, y = flatten_copies(X, y.astype(int))
         folds = self._folds(y)
         self.scores_ = {}
         for name, columns in self._columns().items():
@@ -89,7 +90,9 @@ class HybridCNN(KerasMethod):
                     score = self._score(y, self._out_of_fold(kind, Z, y, folds))
                 else:
                     kernel, bias = self._linear(kind, Z, y)
-                    score = self._score(held_out[1], np.asarray(scale(held_out[0][:, columns])) @ kernel + bias)
+                    score = self._score(
+                        held_out[1], np.asarray(scale(held_out[0][:, columns])) @ kernel + bias
+                    )
                 self.scores_[name, kind] = float(score)
         self.chosen_ = max(self.scores_, key=self.scores_.get)
         self._prepare()
@@ -116,7 +119,10 @@ class HybridCNN(KerasMethod):
 
     def _columns(self) -> dict[str, slice]:
         ends = np.cumsum(self.widths_)
-        return {n: slice(end - width, end) for n, width, end in zip(self.architectures, self.widths_, ends, strict=True)}
+        return {
+            n: slice(end - width, end)
+            for n, width, end in zip(self.architectures, self.widths_, ends, strict=True)
+        }
 
     def _folds(self, y) -> list:
         counts = np.bincount(y)
@@ -130,7 +136,9 @@ class HybridCNN(KerasMethod):
 
     def _linear(self, kind: str, Z, y) -> tuple[np.ndarray, np.ndarray]:
         """Kernel (features, outputs) and bias (outputs,) of a classifier; one output for two classes."""
-        return linear_layer(CLASSIFIERS[kind](self.seed), Z, y, 1 if self.task == "binary" else len(TASKS[self.task]))
+        return linear_layer(
+            CLASSIFIERS[kind](self.seed), Z, y, outputs=1 if self.task == "binary" else len(TASKS[self.task])
+        )
 
     def _out_of_fold(self, kind: str, Z, y, folds) -> np.ndarray:
         """Scores (N, outputs) of each image by a classifier that was not fitted on it."""
@@ -148,7 +156,7 @@ class HybridCNN(KerasMethod):
 
     def predict_proba(self, X, images=None):
         """As `KerasMethod.predict_proba`; features are those of all bases."""
-        X = first_copy(np.asanyarray(X))
+        X = first_copies(np.asanyarray(X))
         return super().predict_proba(X if X.ndim == 4 else X[:, self._columns()[self.chosen_[0]]], images)
 
 
@@ -168,6 +176,8 @@ def platt(scores, y) -> tuple[np.ndarray, np.ndarray]:
         target = y == (1 if scores.shape[1] == 1 else column)
         if target.any() and not target.all():
             fitted = LogisticRegression(C=1e6).fit(scores[:, [column]], target)
-            if fitted.coef_[0, 0] > 0:  # else it would turn the classifier's order round: from few cases, by chance
+            if (
+                fitted.coef_[0, 0] > 0
+            ):  # else it would turn the classifier's order round: from few cases, by chance
                 slope[column], offset[column] = fitted.coef_[0, 0], fitted.intercept_[0]
     return slope, offset

@@ -2,7 +2,7 @@
 
 from keras import layers
 
-from bcdlib.methods.base import KerasMethod
+from bcdlib.methods._keras import KerasMethod
 
 
 class ResHist(KerasMethod):
@@ -20,7 +20,12 @@ class ResHist(KerasMethod):
     key = "reshist"
     title = "ResHist (152 layers)"
     changes = {"all": {"learning_rate": 0.001}}
-    stages = ((16, 3), (32, 8), (64, 36), (128, 3))  # maps within a block (four times as many between), blocks
+    stages = (
+        (16, 3),
+        (32, 8),
+        (64, 36),
+        (128, 3),
+    )  # maps within a block (four times as many between), blocks
 
     def build_features(self, x):
         x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalisation")(x)

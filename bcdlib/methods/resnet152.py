@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 from keras import ops
 
-from bcdlib.manifest import MAGNIFICATIONS
-from bcdlib.methods.base import KerasMethod
-from bcdlib.methods.training import predict
+from bcdlib.data.breakhis import MAGNIFICATIONS
+from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods.parts.fitting import predict_batches
 
 _HEAD = "probability_"
 
@@ -41,7 +41,9 @@ class ResNet152(KerasMethod):
             y = keras.layers.Dense(256, activation="relu", name=f"dense_{magnification}")(x)
             y = keras.layers.Dropout(0.4, name=f"dropout_{magnification}")(y)
             heads.append(self.output(f"{_HEAD}{magnification}")(y))
-        return heads[0] if len(heads) == 1 else keras.layers.Concatenate(name="trained", dtype="float32")(heads)
+        return (
+            heads[0] if len(heads) == 1 else keras.layers.Concatenate(name="trained", dtype="float32")(heads)
+        )
 
     def build_prediction(self, model):
         heads = keras.layers.Reshape((len(self.magnifications_), -1), name="heads")(model.output)
@@ -55,7 +57,9 @@ class ResNet152(KerasMethod):
 
     def fit(self, X, y, validation_data=None, folder=None, images=None):
         """As `KerasMethod.fit`; ``images["magnification"]`` says which head learns which image (without: one head)."""
-        self.magnifications_ = ("all",) if images is None else tuple(sorted(images["magnification"].unique().tolist()))
+        self.magnifications_ = (
+            ("all",) if images is None else tuple(sorted(images["magnification"].unique().tolist()))
+        )
         return super().fit(X, y, validation_data, folder, images)
 
     def targets(self, y, images=None):
@@ -67,8 +71,12 @@ class ResNet152(KerasMethod):
     def probabilities(cls, network, X, images=None, verbose=0):
         if images is None:
             return super().probabilities(network, X, None, verbose)
-        outputs = {layer.name.removeprefix(_HEAD): layer.output for layer in network.layers if layer.name.startswith(_HEAD)}
-        heads = predict(keras.Model(network.inputs, list(outputs.values())), X, verbose)
+        outputs = {
+            layer.name.removeprefix(_HEAD): layer.output
+            for layer in network.layers
+            if layer.name.startswith(_HEAD)
+        }
+        heads = predict_batches(keras.Model(network.inputs, list(outputs.values())), X, verbose)
         heads = np.stack(heads if isinstance(heads, list) else [heads], axis=1)
         share = shares(images["magnification"].astype(str), list(outputs), len(heads))
         return slide_decision((heads * share[:, :, None]).sum(axis=1), images)

@@ -4,10 +4,11 @@ import keras
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from bcdlib import pixels
+from bcdlib.data.cache import resized_cache
 from bcdlib.errors import InputError
-from bcdlib.methods.base import TASKS, KerasMethod, flat, standardise
-from bcdlib.methods.linear import linear_layer
+from bcdlib.methods._base import TASKS
+from bcdlib.methods._keras import KerasMethod, flatten_copies, standardise
+from bcdlib.methods._linear import linear_layer
 
 
 class Robust(KerasMethod):
@@ -33,7 +34,7 @@ class Robust(KerasMethod):
     balance : "case", "class" or "none"
         "case": in training both classes weigh the same, and within a class every case, however many images it has.
     stain_copies : int
-        Copies of each training image with its haematoxylin and eosin jittered (see `stain.jitter`).
+        Copies of each training image with its haematoxylin and eosin jittered (see `stain.jitter_stain`).
     """
 
     key = "robust"
@@ -42,8 +43,17 @@ class Robust(KerasMethod):
     always = "head"
     own_size = True
 
-    def __init__(self, *, size="350x230", stages="234", deviations=True, C=0.01, balance="case", stain_copies=0,
-                 **settings):
+    def __init__(
+        self,
+        *,
+        size="350x230",
+        stages="234",
+        deviations=True,
+        C=0.01,
+        balance="case",
+        stain_copies=0,
+        **settings,
+    ):
         super().__init__(**settings)
         self.size = size
         self.stages = stages
@@ -54,7 +64,7 @@ class Robust(KerasMethod):
 
     @property
     def pooling(self) -> str:
-        """As in `backbones.features`."""
+        """As in `backbones.append_features`."""
         return f"{'moments' if self.deviations else 'means'}-{self.stages}"
 
     def build_outputs(self, x):
@@ -74,11 +84,16 @@ class Robust(KerasMethod):
         try:
             width, height = map(int, self.size.split("x"))
         except ValueError:
-            raise InputError(f"{self.key}: size={self.size!r}; give WIDTHxHEIGHT, for example 350x230, or 'cache'") from None
+            raise InputError(
+                f"{self.key}: size={self.size!r}; give WIDTHxHEIGHT, for example 350x230, or 'cache'"
+            ) from None
         return width, height
 
     def _copies(self):
-        return [*super()._copies(), *({"jitter": [self.seed, number]} for number in range(1, self.stain_copies + 1))]
+        return [
+            *super()._copies(),
+            *({"jitter": [self.seed, number]} for number in range(1, self.stain_copies + 1)),
+        ]
 
     def inputs(self, cache, train=None) -> np.ndarray:
         """As `KerasMethod.inputs`, of all images at the method's own size.
@@ -88,7 +103,7 @@ class Robust(KerasMethod):
         InputError
             If the source that the cache was made from is needed and no longer there.
         """
-        return super().inputs(cache if self.size == "cache" else pixels.at_size(cache, self._size()), train)
+        return super().inputs(cache if self.size == "cache" else resized_cache(cache, self._size()), train)
 
     def fit(self, X, y, validation_data=None, folder=None, images=None):
         """As `KerasMethod.fit`. ``images`` (its column ``case``) is needed for ``balance="case"``; without it every image
@@ -97,15 +112,18 @@ class Robust(KerasMethod):
         return super().fit(X, y, None, None, images)
 
     def _train(self, X, y, held_out, folder):
-        rows, labels = flat(X, y.astype(int))
+        rows, labels = flatten_copies(X, y.astype(int))
         copies = len(rows) // len(X)
         inputs = keras.Input(rows.shape[1:], name="features")
         head = self._connect(inputs, inputs)
         scale = standardise(head.get_layer("standardise"), rows)
         classifier = LogisticRegression(C=self.C, max_iter=2000)
         kernel, bias = linear_layer(
-            classifier, np.asarray(scale(rows)), labels, 1 if self.task == "binary" else len(TASKS[self.task]),
-            np.repeat(self._weights(y.astype(int)) / copies, copies),
+            classifier,
+            np.asarray(scale(rows)),
+            labels,
+            outputs=1 if self.task == "binary" else len(TASKS[self.task]),
+            sample_weight=np.repeat(self._weights(y.astype(int)) / copies, copies),
         )
         head.get_layer("probability").set_weights([kernel, bias])
         self.head_, self.joined_ = head, False

@@ -1,0 +1,1 @@
+"""What comes in: names, labels, sources, decoding, the pixel cache, splits, checks."""

@@ -1,0 +1,255 @@
+"""BreakHis names and the 7909 rows of data_manifest.csv: parse, format, scan and verify.
+
+Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopathological Image Classification",
+IEEE TBME 63(7), 2016, and the data set's own readme.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from bcdlib.errors import InputError, printable
+from bcdlib.runs.places import shipped
+
+CLASSES = ("benign", "malignant")
+MAGNIFICATIONS = (40, 100, 200, 400)
+SUBTYPES = {
+    "A": "adenosis",
+    "F": "fibroadenoma",
+    "PT": "phyllodes_tumor",
+    "TA": "tubular_adenoma",
+    "DC": "ductal_carcinoma",
+    "LC": "lobular_carcinoma",
+    "MC": "mucinous_carcinoma",
+    "PC": "papillary_carcinoma",
+}
+BENIGN = ("A", "F", "PT", "TA")
+UNKNOWN = (
+    "unknown"  # the subtype of an image that is not BreakHis's and comes without one; its magnification is 0
+)
+SIZE = (700, 460)  # width, height as published; four images of the 7909 known here are 700x456
+FOLD_COLUMNS = [f"fold_{k}" for k in range(1, 6)]
+IMAGE_COLUMNS = ["filename", "class", "subtype", "year", "slide", "case", "magnification", "sequence"]
+COLUMNS = [*IMAGE_COLUMNS, *FOLD_COLUMNS, "relpath"]
+
+# Table I of Abu Al-Haija & Adebanjo, as printed. 652 is a slip: the column's own total, 1995, and the data say 625.
+TABLE_I_PRINTED = pd.DataFrame(
+    {
+        40: [652, 1370, 1995],
+        100: [644, 1437, 2081],
+        200: [623, 1390, 2013],
+        400: [588, 1232, 1820],
+        "total": [2480, 5429, 7909],
+    },
+    index=["benign", "malignant", "total"],
+)
+
+_NAME = re.compile(
+    r"SOB_(?P<letter>[BM])_(?P<subtype>[A-Z]{1,2})-(?P<year>[0-9]{2})-(?P<number>[0-9]+)(?P<part>[A-Z]*)"
+    r"-(?P<magnification>40|100|200|400)-(?P<sequence>[0-9]{3})\.png"
+)
+
+
+def parse_name(filename: str) -> dict:
+    """Turn a BreakHis file name into a row.
+
+    Parameters
+    ----------
+    filename : str
+        For example ``"SOB_B_A-14-22549AB-40-001.png"``; no folder in front.
+
+    Returns
+    -------
+    dict with the keys of `IMAGE_COLUMNS`: str, except ``year`` (two digits), ``magnification`` and ``sequence`` (int).
+
+    Raises
+    ------
+    InputError
+        If it is not a BreakHis name, or class letter and subtype contradict each other.
+    """
+    match = _NAME.fullmatch(filename)
+    if match is None:
+        raise InputError(
+            f"{filename!r} is not a BreakHis file name; expected one like SOB_B_A-14-22549AB-40-001.png"
+        )
+    subtype, letter = match["subtype"], match["letter"]
+    if subtype not in SUBTYPES:
+        raise InputError(f"{filename!r}: unknown subtype {subtype!r}; known are {', '.join(SUBTYPES)}")
+    if (letter == "B") != (subtype in BENIGN):
+        raise InputError(f"{filename!r}: class letter {letter!r} contradicts subtype {subtype!r}")
+    case = f"{match['year']}-{match['number']}"
+    return {
+        "filename": filename,
+        "class": CLASSES[letter == "M"],
+        "subtype": subtype,
+        "year": int(match["year"]),
+        "slide": case + match["part"],
+        "case": case,
+        "magnification": int(match["magnification"]),
+        "sequence": int(match["sequence"]),
+    }
+
+
+def format_name(row) -> str:
+    """Turn a row (mapping with subtype, slide, magnification, sequence) back into the file name; checked by `parse`.
+
+    Raises
+    ------
+    InputError
+        If the values do not make a BreakHis name.
+    """
+    letter = "B" if row["subtype"] in BENIGN else "M"
+    try:
+        name = (
+            f"SOB_{letter}_{row['subtype']}-{row['slide']}-{row['magnification']:d}-{row['sequence']:03d}.png"
+        )
+    except ValueError:
+        raise InputError(f"magnification and sequence must be whole numbers in {dict(row)}") from None
+    parse_name(name)
+    return name
+
+
+def official_path(filename: str) -> str:
+    """Where the official archive keeps this file: folder names join slide and subtype by ``_``, file names by ``-``."""
+    row = parse_name(filename)
+    slide_folder = filename.split("-")[0] + "_" + row["slide"]
+    return (
+        f"BreaKHis_v1/histology_slides/breast/{row['class']}/SOB/{SUBTYPES[row['subtype']]}/{slide_folder}"
+        f"/{row['magnification']}X/{filename}"
+    )
+
+
+def known_images() -> pd.DataFrame:
+    """All 7909 images of BreakHis, one row each, with the columns `COLUMNS` (a fresh copy)."""
+    return pd.read_csv(shipped("data_manifest.csv"), dtype={"slide": str, "case": str})
+
+
+def images_table(filenames: Iterable[str]) -> pd.DataFrame:
+    """Rows for BreakHis names: `IMAGE_COLUMNS`, plus the author's folds where the name is in the manifest (else NaN).
+
+    Raises
+    ------
+    InputError
+        If one of the names is not a BreakHis name.
+    """
+    rows = pd.DataFrame([parse_name(name) for name in filenames], columns=IMAGE_COLUMNS)
+    return rows.merge(
+        known_images()[["filename", *FOLD_COLUMNS]], on="filename", how="left", validate="many_to_one"
+    )
+
+
+def class_labels(images: pd.DataFrame):
+    """Label encoding of the paper: benign 0, malignant 1; int64 array (N,)."""
+    return (images["class"] == CLASSES[1]).to_numpy().astype("int64")
+
+
+def is_breakhis(images: pd.DataFrame) -> bool:
+    """Whether all these images (column ``filename``) have BreakHis names; the drawn ones have, other data sets' not."""
+    return all(_NAME.fullmatch(name) for name in images["filename"].unique())
+
+
+def is_synthetic(images: pd.DataFrame) -> bool:
+    """Whether none of these images (column ``filename``) is in BreakHis though their names are of its kind: drawn ones."""
+    return is_breakhis(images) and not images["filename"].isin(known_images()["filename"]).any()
+
+
+def count_table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFICATIONS) -> pd.DataFrame:
+    """Table I of the paper, as counted in `images`: rows benign, malignant, total; columns 40, 100, 200, 400, total."""
+    counts = pd.crosstab(images["class"], images["magnification"])
+    counts = counts.reindex(index=list(CLASSES), columns=list(magnifications), fill_value=0)
+    counts["total"] = counts.sum(axis=1)
+    counts.loc["total"] = counts.sum()
+    counts.index.name = counts.columns.name = None
+    return counts
+
+
+def slide_folders(images: pd.DataFrame) -> pd.Series:
+    """What counts as one slide: in BreakHis its folder (subtype and slide), elsewhere the slide by its name alone."""
+    folder = images["subtype"].astype(str) + "_" + images["slide"]
+    return folder.where(images["subtype"].isin(list(SUBTYPES)), images["slide"])
+
+
+def count_slide_folders(images: pd.DataFrame) -> int:
+    """How many slide folders: 82 in BreakHis, since slide 14-13412 is filed under both DC and LC."""
+    return int(slide_folders(images).nunique())
+
+
+@dataclass
+class Scan:
+    """What stands in a source: `images` (IMAGE_COLUMNS, folds, ``path`` inside the source) and the paths left out.
+
+    ``reasons`` has (path, why it is left out) of ``not_breakhis``, ``duplicates`` and all else: links, folders called like
+    pictures, and images whose folder contradicts their name.
+    """
+
+    images: pd.DataFrame
+    not_breakhis: list[str]
+    duplicates: list[str]
+    reasons: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def partial(self) -> bool:
+        """True if it is a part of BreakHis rather than all of it."""
+        return set(known_images()["filename"]) - set(self.images["filename"]) != set()
+
+
+def scan_breakhis(source) -> Scan:
+    """List the BreakHis images of a `sources.Source`, in any folder depth.
+
+    A name that occurs twice is used once (the first path in sorted order) and reported in ``duplicates``. An image
+    whose folder says something else than its name (class, subtype, slide or magnification) is not used: nobody knows
+    which of them is right.
+
+    Raises
+    ------
+    InputError
+        If not one BreakHis image is found.
+    """
+    paths, not_breakhis, duplicates, reasons = {}, [], [], []
+    for path in source.names():
+        name = path.rsplit("/", 1)[-1]
+        try:
+            contradiction = _contradiction(path, parse_name(name))
+        except InputError as error:
+            not_breakhis.append(path)
+            reasons.append((path, str(error).removeprefix(f"{name!r}").lstrip(" :")))
+            continue
+        if contradiction:
+            reasons.append((path, contradiction))
+        elif name in paths:
+            duplicates.append(path)
+            reasons.append((path, f"{SECOND_COPY}{paths[name]}, the one that is used"))
+        else:
+            paths[name] = path
+    reasons += source.left_out
+    if not paths:
+        first = f", the first {printable(reasons[0][0])}: {reasons[0][1]}" if reasons else ""
+        raise InputError(
+            f"{source.path}: no BreakHis image found ({len(reasons)} other images{first}); "
+            "expected names like SOB_B_A-14-22549AB-40-001.png, or --manifest MY.csv for images of your own"
+        )
+    images = images_table(sorted(paths))
+    images["path"] = images["filename"].map(paths)
+    return Scan(images, not_breakhis, duplicates, reasons)
+
+
+SECOND_COPY = "second copy of "  # how the reason begins where a name occurs twice; its path follows
+_FOLDER_SAYS = (
+    ("class", re.compile("benign|malignant"), str),
+    ("subtype", re.compile("|".join(SUBTYPES.values())), {name: key for key, name in SUBTYPES.items()}.get),
+    ("magnification", re.compile("(?:40|100|200|400)X"), lambda text: int(text[:-1])),
+    ("subtype", re.compile("SOB_[BM]_([A-Z]{1,2})_[0-9]{2}-[0-9]+[A-Z]*"), str),
+    ("slide", re.compile("SOB_[BM]_[A-Z]{1,2}_([0-9]{2}-[0-9]+[A-Z]*)"), str),
+)
+
+
+def _contradiction(path: str, row: dict) -> str:
+    """In what the folders of the official layout contradict the file's own name; empty if in nothing."""
+    for folder in path.split("/")[:-1]:
+        for fact, pattern, understood in _FOLDER_SAYS:
+            match = pattern.fullmatch(folder)
+            if match and understood(match[match.lastindex or 0]) != row[fact]:
+                return f"its folder {folder} contradicts its name, {fact} {row[fact]}"
+    return ""

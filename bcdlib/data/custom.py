@@ -1,0 +1,233 @@
+"""Images that are not BreakHis's, named by a table of their own: path, label, group; see `read`.
+
+The result has the columns of BreakHis's images, so that all that follows works on it unchanged: a group is a case.
+"""
+
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN
+from bcdlib.errors import InputError
+
+REQUIRED = ("path", "label", "group")
+OPTIONAL = ("slide", "magnification", "subtype")
+_LABELS = {"0": CLASSES[0], "1": CLASSES[1]} | {name: name for name in CLASSES}
+# what pandas takes for empty: such a word would be lost on the way through the run's own tables
+_EMPTY = {
+    "",
+    "#n/a",
+    "#n/a n/a",
+    "#na",
+    "<na>",
+    "n/a",
+    "na",
+    "nan",
+    "-nan",
+    "none",
+    "null",
+    "1.#ind",
+    "-1.#ind",
+    "1.#qnan",
+    "-1.#qnan",
+}
+
+
+@dataclass
+class CustomScan:
+    """What stands in a source of one's own.
+
+    Attributes
+    ----------
+    images : DataFrame
+        breakhis.IMAGE_COLUMNS and ``path`` (inside the source), sorted by filename.
+    missing : list of str
+        Paths that the table names and the source does not have.
+    unused : list of str
+        Images of the source that the table does not name.
+    reasons : list of (path, why it is left out)
+        Of ``missing``.
+    """
+
+    images: pd.DataFrame
+    missing: list[str]
+    unused: list[str]
+    reasons: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def partial(self) -> bool:
+        """True if an image that the table names is missing."""
+        return bool(self.missing)
+
+
+def read_manifest(csv) -> pd.DataFrame:
+    """Read and check a table of images; the images themselves are not looked for (see `scan`).
+
+    Parameters
+    ----------
+    csv : path of a CSV file with the columns, in any order and case,
+
+        - ``path``: relative to the data folder, or inside the archive
+        - ``label``: 0 or benign, 1 or malignant, in any case
+        - ``group``: what must not be split, for example the patient or case
+        - ``slide`` (default: the group), ``magnification`` (whole number, with or without X; default: unknown) and
+          ``subtype`` (default: unknown), if wanted; other columns are not used
+
+    Returns
+    -------
+    DataFrame with breakhis.IMAGE_COLUMNS, sorted by filename, which is the path. str, except ``year`` (0),
+    ``magnification`` (0: unknown) and ``sequence`` (from 1 within a case; int64).
+
+    Raises
+    ------
+    InputError
+        If it is not a readable CSV, a column is missing, a path is empty, absolute, leads out of the data (``..``) or
+        comes twice, a label or magnification cannot be understood, a group is empty, or there is one class only.
+    """
+    table = _read_text(csv)
+    images = pd.DataFrame(
+        {"filename": [_clean_path(csv, path, row) for row, path in enumerate(table["path"], 1)]}
+    )
+    twice = images["filename"].duplicated()
+    if twice.any():
+        raise InputError(
+            f"{csv}: path {images.loc[twice, 'filename'].iloc[0]!r} comes twice; name each image once"
+        )
+    images["class"] = table["label"].str.lower().map(_LABELS)
+    _refuse(csv, table, images["class"].isna(), "label", "use 0 or benign, 1 or malignant")
+    _refuse(csv, table, table["group"] == "", "group", "it is empty; name each image's patient or case")
+    images["subtype"] = table["subtype"].where(table["subtype"] != "", UNKNOWN)
+    images["year"] = 0
+    images["slide"] = table["slide"].where(table["slide"] != "", table["group"])
+    images["case"] = table["group"]
+    power = table["magnification"].str.lower().str.removesuffix("x").str.strip().replace("", "0")
+    whole = power.str.fullmatch(r"[0-9]{1,6}(\.0*)?")
+    _refuse(csv, table, ~whole, "magnification", "use a whole number such as 40, or leave it empty")
+    images["magnification"] = power.astype(float).astype("int64")
+    images = images.sort_values("filename", ignore_index=True)
+    images["sequence"] = images.groupby("case").cumcount() + 1
+    _both_classes(csv, images)
+    return images[IMAGE_COLUMNS]
+
+
+def scan_custom(csv, source) -> CustomScan:
+    """The images that a table names (see `read`) and a `sources.Source` has.
+
+    Images that are missing are left out and listed. In an archive (or folder) with one folder at its top, as zip
+    programs make them, paths may also begin below that folder.
+
+    Raises
+    ------
+    InputError
+        As `read`; or if not one of the images is there, or those that are there have one class only.
+    """
+    images = read_manifest(csv)
+    stored = {name.removeprefix("./"): name for name in source.names()}
+    tops = {name.split("/")[0] for name in stored if "/" in name}
+    if not images["filename"].isin(list(stored)).any() and len(tops) == 1:
+        top = tops.pop() + "/"
+        stored = {name.removeprefix(top): path for name, path in stored.items()}
+    images["path"] = images["filename"].map(stored)
+    missing = images.loc[images["path"].isna(), "filename"].tolist()
+    images = images.dropna(subset="path").reset_index(drop=True)
+    if images.empty:
+        raise InputError(
+            f"{csv}: none of its {len(missing)} images is in {source.path}; the first that is missing is "
+            f"{missing[0]!r}; paths must be relative to the data"
+        )
+    _both_classes(f"{csv} with {len(missing)} images missing in {source.path}" if missing else csv, images)
+    why = dict(source.left_out)
+    reasons = [(path, why.get(path, "named in the manifest, but not there")) for path in missing]
+    return CustomScan(images, missing, sorted(set(stored.values()) - set(images["path"])), reasons)
+
+
+def count_custom(images: pd.DataFrame) -> pd.DataFrame:
+    """Numbers of images; int. Rows benign, malignant, total; columns: the magnifications ("40X"; "unknown"), total."""
+    table = pd.crosstab(images["class"], images["magnification"])
+    table = table.reindex(index=list(CLASSES), fill_value=0).rename(columns=magnification_label)
+    table["total"] = table.sum(axis=1)
+    table.loc["total"] = table.sum()
+    table.index.name = table.columns.name = None
+    return table
+
+
+def magnification_label(magnification: int) -> str:
+    """ "40X"; "unknown" for 0."""
+    return f"{magnification}X" if magnification else UNKNOWN
+
+
+def custom_overview(scan: CustomScan) -> dict:
+    """What was found, as the rows of a table."""
+    images = scan.images
+    shared = images.groupby("slide")["case"].nunique() > 1
+    rows = {
+        "images": len(images),
+        "slides": int(images["slide"].nunique()),
+        "cases (groups)": int(images["case"].nunique()),
+        "cases of both classes": int((images.groupby("case")["class"].nunique() > 1).sum()),
+        "named but missing": len(scan.missing),
+        "not named, not used": len(scan.unused),
+    }
+    if scan.missing:
+        rows["first missing"] = scan.missing[0]
+    if shared.any():
+        rows["slides of more than one case"] = int(shared.sum())
+    return rows
+
+
+def _read_text(csv) -> pd.DataFrame:
+    """All wanted columns as stripped text, "" where empty or absent."""
+    if not Path(csv).is_file():
+        raise InputError(
+            f"{csv}: no such file; --manifest names a CSV with the columns {', '.join(REQUIRED)}"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # commas that end every line: no harm
+            # index_col: or such commas would make the first column an index; utf-8-sig: as Excel writes
+            table = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:
+        raise InputError(f"{csv}: not a readable CSV ({' '.join(str(error).split())})") from None
+    table.columns = table.columns.str.strip().str.lower()
+    table = table.loc[:, ~table.columns.duplicated()]
+    for column in REQUIRED:
+        if column not in table:
+            found = ", ".join(table.columns[:10]).replace("\n", " ")[:200]
+            raise InputError(
+                f"{csv}: column {column!r} is missing; a manifest has {', '.join(REQUIRED)}, separated by "
+                f"commas; found {found!r}"
+            )
+    if table.empty:
+        raise InputError(f"{csv}: the table has no rows")
+    table = (
+        table.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
+        .fillna("")
+        .apply(lambda text: text.str.strip())
+    )
+    return table.mask(table.apply(lambda text: text.str.lower().isin(_EMPTY)), "")
+
+
+def _clean_path(csv, path: str, row: int) -> str:
+    clean = path.replace("\\", "/")  # as a spreadsheet on Windows has it
+    while clean.startswith("./"):
+        clean = clean[2:]
+    if not clean:
+        raise InputError(f"{csv}: row {row} has no path")
+    if clean.startswith("/") or re.match("[A-Za-z]:", clean) or ".." in clean.split("/"):
+        raise InputError(f"{csv}: path {path!r} must be relative to the data, and stay inside it")
+    return clean
+
+
+def _refuse(csv, table: pd.DataFrame, bad: pd.Series, column: str, advice: str) -> None:
+    if bad.any():
+        row = table[bad].iloc[0]
+        raise InputError(f"{csv}: {column} {row[column]!r} of {row['path']}: {advice}")
+
+
+def _both_classes(what, images: pd.DataFrame) -> None:
+    found = images["class"].unique()
+    if len(found) < 2:
+        raise InputError(f"{what}: all {len(images)} images are {found[0]}; both classes are needed")

@@ -1,0 +1,462 @@
+"""A data set as it lies on disk: a folder, a .zip, a .tar or a .tar.gz, read without unpacking it."""
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from bcdlib.errors import InputError, printable
+from bcdlib.runs.files import write_json
+
+try:
+    from zlib_ng import gzip_ng as gzip  # unpacks one and a half times as fast
+except ImportError:
+    import gzip
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+LARGEST_IMAGE = 64 * 2**20  # bytes of one file; a BreakHis PNG has under 1 MiB
+MOST_MEMBERS = 500_000  # of an archive; BreakHis has 7909 images, and each name costs memory
+UNREADABLE = "cannot be read"  # how the reason begins where the file system, not the file, is at fault
+_BOMB = (
+    2**30,
+    50,
+)  # bytes that any archive may unpack to, and how many times its own size beyond; pictures hardly shrink
+_IMAGES_ALONE = "point --data at an archive or folder of the images alone"
+_BLOCK = 2**16  # bytes that are skipped at a time in a tar archive
+_LARGEST_HEADER = 2**18  # bytes of a tar archive's long name or extended header
+# what the disk or its driver says when a Drive is unmounted or a stick pulled out: no damage of the file itself
+_LOST = {
+    errno.ENOENT,
+    errno.EIO,
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EACCES,
+}
+
+
+class Source:
+    """Images in a folder or an archive. Use `open_source` to get one.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The folder or archive file.
+    left_out : list of (name, reason)
+        What `names` found that is called like an image but cannot be used, whatever its bytes are.
+    any_order : bool
+        Whether several threads may `read`, each its own names.
+    """
+
+    kind = ""  # of archive
+    any_order = False
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.left_out: list[tuple[str, str]] = []
+
+    def names(self) -> list[str]:
+        """Paths inside the source of all image files, sorted, each once, with ``/`` between folders."""
+        self.left_out = []
+        found = set()
+        for name in self._all_names():
+            if not _is_image(name):
+                if self.kind and name.lower().endswith(ARCHIVE_SUFFIXES):
+                    self.left_out.append(
+                        (printable(name), "an archive inside an archive; unpack it and name it in --data")
+                    )
+                continue
+            reason = _bad_name(name) or (
+                "comes twice in the archive; the first is used" if name in found else ""
+            )
+            if reason:
+                self.left_out.append((printable(name), reason))
+            else:
+                found.add(name)
+        return sorted(found)
+
+    def read(self, names: Collection[str]) -> Iterator[tuple[str, bytes | None, str]]:
+        """Read some members in the order in which they are stored (one sequential pass for an archive).
+
+        Yields
+        ------
+        (name, content, reason) : content is None if the member cannot be read, and reason says why.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the source changes: names, sizes and times, not where it lies."""
+        raise NotImplementedError
+
+    def _all_names(self) -> Iterator[str]:
+        raise NotImplementedError
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        if _is_image(name):
+            self.left_out.append((printable(name), reason))
+
+
+class FolderSource(Source):
+    any_order = True
+
+    def _all_names(self):
+        for folder, subfolders, files in os.walk(self.path, onerror=self._not_listed):
+            subfolders.sort()
+            for name in subfolders:
+                path = Path(folder) / name
+                self._leave_out(self._inside(path), "a folder, not a picture")
+                if path.is_symlink():  # as os.walk does: a link may lead round in circles
+                    self.left_out.append(
+                        (printable(self._inside(path)), "a link to a folder; such links are not followed")
+                    )
+            inside = "" if folder == str(self.path) else self._inside(Path(folder)) + "/"
+            yield from (inside + file for file in files)
+
+    def _inside(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    def _not_listed(self, error: OSError) -> None:
+        if Path(error.filename) == self.path:
+            raise _lost(self.path, error)
+        self.left_out.append(
+            (printable(self._inside(Path(error.filename))), f"folder cannot be listed: {error.strerror}")
+        )
+
+    def read(self, names):
+        for name in names:
+            try:
+                file = os.path.join(self.path, name)
+                status = os.stat(file)
+                if not stat.S_ISREG(status.st_mode):  # a pipe would keep the reader waiting for ever
+                    yield name, None, "not a plain file"
+                elif status.st_size > LARGEST_IMAGE:
+                    yield name, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
+                else:
+                    with open(file, "rb", buffering=0) as opened:
+                        yield name, opened.read(), ""
+            except OSError as error:
+                yield name, None, f"{UNREADABLE}: {error.strerror or error}"
+
+    def fingerprint(self):
+        digest = hashlib.sha256()
+        for name in self.names():
+            try:
+                status = os.lstat(
+                    os.path.join(self.path, name)
+                )  # a link that leads nowhere is one unreadable image
+            except OSError as error:
+                raise _lost(self.path / name, error) from None
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+class _ArchiveSource(Source):
+    def fingerprint(self):
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise _lost(self.path, error) from None
+        return hashlib.sha256(f"{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
+
+    def _unreadable(self, error: Exception) -> InputError:
+        if isinstance(error, InputError):
+            return error
+        if isinstance(error, OSError) and error.errno in _LOST:
+            return _lost(self.path, error)
+        return InputError(
+            f"{self.path}: not a readable {self.kind} archive ({error or type(error).__name__}); "
+            "download it again"
+        )
+
+
+class ZipSource(_ArchiveSource):
+    kind = "zip"
+
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            _check_directory(self.path)
+            return zipfile.ZipFile(self.path)
+        except (
+            Exception
+        ) as error:  # zipfile raises many kinds on damaged input: NotImplementedError, struct.error, ...
+            raise self._unreadable(error) from None
+
+    def _all_names(self):
+        with self._open() as archive:
+            for info in archive.infolist():
+                kind = (
+                    stat.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0
+                )  # 3: packed on Unix
+                if info.filename.endswith("/"):  # is_dir() of older Pythons fails on an empty name
+                    self._leave_out(info.filename.rstrip("/"), "a folder, not a picture")
+                elif kind not in (0, stat.S_IFREG):
+                    self._leave_out(info.filename, "a link or device, not a picture")
+                else:
+                    yield info.filename
+
+    def read(self, names):
+        wanted = set(names)
+        with self._open() as archive:
+            for info in archive.infolist():
+                if info.filename not in wanted:
+                    continue
+                wanted.remove(info.filename)  # a second one of the same name is not read: see `names`
+                if info.file_size > LARGEST_IMAGE:
+                    yield info.filename, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
+                    continue
+                try:
+                    content, reason = _unpacked(archive, info), ""
+                except Exception as error:  # as in `_open`
+                    if isinstance(error, OSError) and error.errno in _LOST:
+                        raise _lost(self.path, error) from None
+                    content, reason = None, printable(error) or type(error).__name__
+                yield info.filename, content, reason
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if info.flag_bits & 1:
+        raise zipfile.BadZipFile("encrypted; unpack it with its password and pack it anew without")
+    if info.compress_type not in (
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+    ):  # zipfile unpacks these without any limit
+        raise zipfile.BadZipFile("packed by another method than deflate; pack it anew")
+    with archive.open(info) as member:
+        # never more than is declared: archive.read() would unpack all of a bomb first and cut it then
+        content = member.read(info.file_size)
+    if len(content) < info.file_size:
+        raise zipfile.BadZipFile("shorter than it says")
+    return content
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a zip archive of too many members before zipfile loads all of their names (APPNOTE 4.3.14 to 4.3.16)."""
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 2**16 - 98))
+        tail = file.read()
+    place = tail.rfind(b"PK\5\6")
+    if place < 0 or len(tail) < place + 22:
+        return  # zipfile says what is wrong with it
+    members, size = struct.unpack("<HL", tail[place + 10 : place + 16])
+    large = tail.rfind(b"PK\6\6", 0, place)
+    if large >= 0 and len(tail) >= large + 48:
+        members, size = (
+            max(pair) for pair in zip((members, size), struct.unpack("<QQ", tail[large + 32 : large + 48]))
+        )
+    if members > MOST_MEMBERS or (size > 1000 * MOST_MEMBERS):
+        raise InputError(f"{path}: has {members} members, more than {MOST_MEMBERS}; {_IMAGES_ALONE}")
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header, refused where tarfile would read gigabytes of a long name into memory, or never end."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        header = super().frombuf(buf, encoding, errors)
+        described = header.type in (
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+        )
+        if header.size < 0 or (described and header.size > _LARGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
+class _Forward:
+    """A file for tarfile that is read strictly forward, as a mounted Drive likes it.
+
+    tarfile's own way for that (mode "r|") copies all that it reads several times, and takes twice as long.
+    """
+
+    def __init__(self, file):
+        self._file, self._place, self._last, self._again = file, 0, b"", b""
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int) -> bytes:
+        again, self._again = self._again, b""
+        content = again + self._file.read(size - len(again)) if again else self._file.read(size)
+        self._place += len(content)
+        self._last = content[-1:] or self._last
+        return content
+
+    def seek(self, place: int) -> None:
+        """Forward; or back by the one byte that tarfile reads again to see whether it is there."""
+        if place == self._place - 1:
+            self._place, self._again = place, self._last
+        while self._place < place and self.read(min(_BLOCK, place - self._place)):
+            pass
+        if place < self._place:
+            raise tarfile.ReadError("a member that begins before the one in front of it ends")
+
+
+class TarSource(_ArchiveSource):
+    kind = "tar"
+    listings: Path | None = (
+        None  # folder that keeps what `names` found: a tar archive has no table of contents
+    )
+
+    def names(self):
+        if self.listings is None:
+            return super().names()
+        file = self.listings / f"{self.fingerprint()}.json"
+        try:
+            known = json.loads(file.read_text())
+            self.left_out = [(name, reason) for name, reason in known["left_out"]]
+            return known["names"]
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+            found = super().names()
+            self.listings.mkdir(parents=True, exist_ok=True)
+            write_json(file, {"names": found, "left_out": self.left_out})
+            return found
+
+    def _members(self):
+        try:
+            limit = _BOMB[0] + _BOMB[1] * self.path.stat().st_size
+            with open(
+                self.path, "rb"
+            ) as file:  # not "*": of other packers than gzip a few bytes may unpack to gigabytes
+                packed = file.read(2) == b"\x1f\x8b"
+            with (
+                gzip.open(self.path) if packed else open(self.path, "rb") as file,
+                tarfile.open(fileobj=_Forward(file), mode="r:", tarinfo=_Header) as archive,
+            ):
+                for number, member in enumerate(archive):
+                    if number >= MOST_MEMBERS:
+                        raise InputError(
+                            f"{self.path}: has more than {MOST_MEMBERS} members; {_IMAGES_ALONE}"
+                        )
+                    if member.size < 0 or archive.offset > limit:  # the offset of the next member
+                        raise InputError(
+                            f"{self.path}: would unpack to more than {limit >> 30} GiB; {_IMAGES_ALONE}"
+                        )
+                    if (
+                        len(archive.pax_headers) > 100
+                    ):  # global ones, which tarfile gathers from all of the archive
+                        raise tarfile.ReadError("too many global headers")
+                    yield archive, member
+                    archive.members = []  # or a million members would pile up in memory
+                # tarfile takes a cut before or inside a header for the end; a whole archive ends with a block of zeros
+                if archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
+                    raise EOFError("it is cut off")
+        except (
+            Exception
+        ) as error:  # tarfile raises many kinds on damaged input: UnicodeDecodeError, zlib.error, ...
+            raise self._unreadable(error) from None
+
+    def _all_names(self):
+        for _, member in self._members():
+            if member.isfile():
+                yield member.name
+            else:
+                what = (
+                    "a folder"
+                    if member.isdir()
+                    else "a link"
+                    if member.issym() or member.islnk()
+                    else "a device"
+                )
+                self._leave_out(member.name, f"{what}, not a picture")
+
+    def read(self, names):
+        wanted = set(names)
+        for archive, member in self._members():
+            if member.name not in wanted or not member.isfile():
+                continue
+            wanted.remove(member.name)
+            if member.size > LARGEST_IMAGE:
+                yield member.name, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
+            else:
+                try:
+                    content = archive.extractfile(member).read()
+                except Exception as error:  # as in `_members`
+                    raise self._unreadable(error) from None
+                yield member.name, content, ""
+            if not wanted:
+                return
+
+
+def is_container(path) -> bool:
+    """Whether a path that a user names is a folder or an archive of pictures rather than a picture."""
+    return Path(path).is_dir() or Path(path).name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def open_source(path, listings=None) -> Source:
+    """Open a folder or an archive of images.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A folder (official layout, flattened, or nested deeper), or a file .zip, .tar, .tar.gz or .tgz.
+    listings : path-like, optional
+        Folder in which the names in a tar archive are kept, so that it is not read through for them again.
+
+    Raises
+    ------
+    InputError
+        If the path does not exist, is empty, or is neither a folder nor such an archive.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        try:
+            if next(os.scandir(path), None) is None:
+                raise InputError(f"{path}: the folder is empty; point --data at a copy of BreakHis")
+        except OSError as error:
+            raise _lost(path, error) from None
+        return FolderSource(path)
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such file or folder; point --data at a copy of BreakHis, or use 'synthetic'"
+        )
+    if path.name.lower().endswith(".zip"):
+        return ZipSource(path)
+    if path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        source = TarSource(path)
+        source.listings = None if listings is None else Path(listings)
+        return source
+    raise InputError(f"{path}: neither a folder nor one of {', '.join(ARCHIVE_SUFFIXES)}")
+
+
+def _lost(path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: {UNREADABLE} ({error.strerror or error}); if it lies on a Drive, see that it is mounted, "
+        "then run the same again"
+    )
+
+
+def _bad_name(name: str) -> str:
+    """Why an image of this path is not used; empty if it can be."""
+    if not name.isascii() and not _is_text(name):
+        return "its name is not UTF-8 text; rename it"
+    if name.startswith("/") or ".." in name.split(
+        "/"
+    ):  # nothing is ever unpacked, but it is no honest archive either
+        return "its path leads out of the archive"
+    return ""
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_image(name: str) -> bool:
+    # macOS puts a shadow "._name.png" beside each file of an archive
+    hidden = name.rsplit("/", 1)[-1].startswith("._") or name.startswith("__MACOSX/")
+    return name.lower().endswith(IMAGE_SUFFIXES) and not hidden

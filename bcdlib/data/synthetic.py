@@ -1,0 +1,522 @@
+"""The embedded data set: breast-tissue pictures drawn by program, in the layout of BreakHis.
+
+The design is fixed. 26 cases (13 benign, 13 malignant; three or four per subtype) give 32 slides: six
+cases have two slides (letters AB and CD), four have one without letters, the others one with AB.
+Each slide has five images at each of 40X, 100X, 200X and 400X: 640 images, half of them malignant.
+
+A picture is drawn in micrometres and stained by the Beer-Lambert law. What a classifier can learn:
+
+- *class*: a grade from 0 (calm) to 1 (wild) steers the size, variety and crowding of nuclei and the loss of
+  lumens; on top of it each subtype has its architecture. The grades of the two classes overlap.
+- *case and slide*: stain, white balance, blur, grain and fibre texture, drawn without regard to the class.
+  A model that has seen a slide knows it again, hence splits by image look better than splits by case.
+
+Nothing here is medical data; year 99 in the names says so.
+"""
+
+import json
+import os
+import string
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+from tqdm import tqdm
+
+from bcdlib.data.breakhis import BENIGN, MAGNIFICATIONS, official_path
+from bcdlib.errors import InputError
+
+VERSION = 1
+IMAGES_EACH = 5  # per slide and magnification
+MARKER = "synthetic.json"
+# Benign and malignant alternate, so that the case number says nothing about the class.
+ORDER = ("A", "DC", "F", "LC", "PT", "MC", "TA", "PC") * 3 + ("F", "DC")
+TWO_SLIDES = (1, 2, 8, 11, 17, 20)  # positions in ORDER, three of each class
+NO_LETTERS = (5, 6, 15, 22)
+WIDTH, HEIGHT = 700, 460
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+
+# Grades: mean by class, spread between cases and between the images of one case.
+GRADE_MEAN = {"B": 0.23, "M": 0.77}
+GRADE_CASE, GRADE_IMAGE = 0.16, 0.08
+ORDINARY = 0.06  # share of images, of either class, that show ordinary tissue beside the lesion
+
+STROMA, EPITHELIUM, LUMEN, MUCIN, FAT = range(5)
+
+
+def plan_images(seed=0):
+    """The list of images to draw: a DataFrame with one row per image, 640 rows, in a fixed order.
+
+    Columns: filename (str), class ("B" or "M"), subtype, slide, case (str), magnification (int: 40, 100, 200,
+    400), sequence (int from 1), grade (float, 0 to 1), relpath (str). Only `grade` depends on the seed.
+    """
+    rng = np.random.default_rng([seed, 1])
+    rows = []
+    ranks = {c: iter(rng.permutation(13)) for c in "BM"}
+    for number, subtype in enumerate(ORDER):
+        group = "B" if subtype in BENIGN else "M"
+        # Quantiles rather than free draws: each seed gets the same mix of easy and hard cases.
+        case_grade = GRADE_MEAN[group] + GRADE_CASE * ndtri((next(ranks[group]) + 0.5) / 13)
+        case = f"99-{10001 + number}"
+        letters = ("AB", "CD") if number in TWO_SLIDES else ("",) if number in NO_LETTERS else ("AB",)
+        for slide in (case + letter for letter in letters):
+            for magnification in MAGNIFICATIONS:
+                for sequence in range(1, IMAGES_EACH + 1):
+                    grade = float(np.clip(case_grade + GRADE_IMAGE * rng.standard_normal(), 0, 1))
+                    name = f"SOB_{group}_{subtype}-{slide}-{magnification}-{sequence:03d}.png"
+                    rows.append(
+                        {
+                            "filename": name,
+                            "class": group,
+                            "subtype": subtype,
+                            "slide": slide,
+                            "case": case,
+                            "magnification": magnification,
+                            "sequence": sequence,
+                            "grade": grade,
+                            "relpath": official_path(name),
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def draw_dataset(folder, seed=0, workers=None, *, progress=True, limit=None):
+    """Draw the data set into `folder` (made if need be) and return the folder as a Path.
+
+    Files that are already there are kept, so that an interrupted run is completed by the next; a folder whose
+    `synthetic.json` says that it is complete is returned at once. `workers`: threads, one per core if None;
+    the pixels do not depend on it. `limit`: draw only the first so many images of the plan and write no
+    marker. With another version of numpy or OpenCV single pixels may come out differently.
+
+    Raises InputError if the folder holds a set of another seed or version (begun or complete).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = plan_images(seed)
+    state = {"seed": int(seed), "version": VERSION, "count": len(table)}
+    if _check_marker(folder / MARKER, state):
+        return folder
+    _check_marker(folder / (MARKER + ".begun"), state)
+    _write(folder / (MARKER + ".begun"), json.dumps(state).encode())
+    todo = [
+        row
+        for row in table.head(len(table) if limit is None else limit).to_dict("records")
+        if not (folder / row["relpath"]).exists()
+    ]
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        jobs = pool.map(lambda row: _draw_one(folder, row, seed), todo)
+        for _ in tqdm(jobs, total=len(todo), desc="drawing tissue", unit="image", disable=not progress):
+            pass
+    if limit is None:
+        _write(folder / MARKER, json.dumps(state).encode())
+        (folder / (MARKER + ".begun")).unlink(missing_ok=True)
+    return folder
+
+
+def draw_image(subtype, magnification, grade=0.5, *, slide="99-10001AB", sequence=1, seed=0):
+    """Draw one picture: uint8 array of shape (460, 700, 3), RGB, 0 to 255. Same arguments, same pixels.
+
+    subtype: one of A, F, PT, TA (benign), DC, LC, MC, PC (malignant). magnification: 40, 100, 200 or 400.
+    grade: 0 (calm, small and even nuclei) to 1 (large, varied, crowded). slide: its name gives the stain and
+    the grain, which slides of one case (the name without trailing letters) nearly share.
+
+    Raises InputError for an unknown subtype or magnification.
+    """
+    if subtype not in LAYOUTS:
+        raise InputError(f"unknown subtype {subtype!r}: expected one of {', '.join(LAYOUTS)}")
+    if magnification not in MAGNIFICATIONS:
+        raise InputError(f"unknown magnification {magnification!r}: expected one of {MAGNIFICATIONS}")
+    rng = np.random.default_rng([seed, 3, zlib.crc32(slide.encode()), magnification, sequence])
+    style = _style(slide, seed)
+    scene = _Scene(rng, magnification, float(np.clip(grade, 0, 1)), style)
+    layout = LAYOUTS[rng.choice(["A", "F"])] if rng.random() < ORDINARY else LAYOUTS[subtype]
+    for _ in range(4):  # a photographer looks for a field that shows something
+        scene.tissue[:] = STROMA
+        cellularity = layout(scene)
+        if np.mean(scene.tissue == EPITHELIUM) > 0.08:
+            break
+    if rng.random() < 0.18:
+        _fat(scene)
+    hematoxylin, eosin = _densities(scene, cellularity)
+    return _stain(rng, hematoxylin, eosin, style)
+
+
+# ---------------------------------------------------------------- files
+
+
+def _check_marker(path, state):
+    if not path.exists():
+        return False
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if found != state:
+        raise InputError(f"{path} belongs to another set ({found}, wanted {state}): choose another folder")
+    return True
+
+
+def _write(path, data):
+    """Write bytes so that the file is there in full or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _draw_one(folder, row, seed):
+    pixels = draw_image(
+        row["subtype"],
+        row["magnification"],
+        row["grade"],
+        slide=row["slide"],
+        sequence=row["sequence"],
+        seed=seed,
+    )
+    path = folder / row["relpath"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, cv2.imencode(".png", pixels[..., ::-1], PNG)[1].tobytes())
+
+
+# ---------------------------------------------------------------- stain and grain of a slide
+
+
+def _style(slide, seed):
+    """Stain and grain of a slide: its case's draw, moved a little. No argument knows the class."""
+    case = slide.rstrip(string.ascii_uppercase)
+    base = np.random.default_rng([seed, 2, zlib.crc32(case.encode())]).uniform(-1, 1, 14)
+    own = np.random.default_rng([seed, 2, zlib.crc32(slide.encode()), 1]).uniform(-1, 1, 14)
+    v = np.clip(base + 0.25 * own, -1, 1)
+    tint = 1 + np.array([0.04, 0.01, -0.05]) * v[7] + np.array([-0.03, 0.03, 0.0]) * v[8]
+    return {
+        "hema": np.array([0.72 + 0.16 * v[0], 0.80, 0.36 + 0.18 * v[1]]) * 1.45 ** v[2],
+        "eosin": np.array([0.17 + 0.14 * v[3], 0.75, 0.34 + 0.24 * v[4]]) * 1.65 ** v[5],
+        "white": (232 + 14 * v[6]) * tint,
+        "grain": float(2.6 + 1.6 * v[9]),
+        "blur": float(0.75 + 0.45 * v[10]),
+        "fibre": float(1.7 ** v[11]),
+        "contrast": float(0.32 + 0.18 * v[12]),
+        "chromatin": float(0.22 + 0.12 * v[13]),
+    }
+
+
+def _stain(rng, hematoxylin, eosin, style):
+    """Densities -> uint8 RGB by Beer-Lambert, then the camera: vignette, blur, grain."""
+    density = hematoxylin[..., None] * style["hema"].astype(np.float32)
+    density += eosin[..., None] * style["eosin"].astype(np.float32)
+    light = cv2.exp(-density) * style["white"].astype(np.float32)
+    light *= (1 + 0.025 * _noise(rng, 600))[..., None]
+    light = cv2.GaussianBlur(light, (0, 0), style["blur"])
+    grain = cv2.GaussianBlur(rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32), (0, 0), 0.7)
+    light += (1.6 * style["grain"] * grain)[..., None]
+    return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+
+
+def _noise(rng, wavelength):
+    """Smooth noise of about unit variance over the image; wavelength in pixels."""
+    shape = (max(3, round(HEIGHT / wavelength) + 2), max(3, round(WIDTH / wavelength) + 2))
+    grid = rng.standard_normal(shape, dtype=np.float32)
+    return 1.4 * cv2.resize(grid, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+
+
+# ---------------------------------------------------------------- where the tissues lie
+
+
+class _Scene:
+    """A field of view: a label map of tissues, drawn to in micrometres."""
+
+    def __init__(self, rng, magnification, grade, style):
+        self.rng, self.grade, self.style = rng, grade, style
+        self.ppm = 0.015 * magnification  # pixels per micrometre: 0.6 at 40X, 6 at 400X
+        self.extent = np.array([WIDTH, HEIGHT]) / self.ppm
+        self.angle = rng.uniform(0, np.pi)  # the way the fibres run
+        self.tissue = np.zeros((HEIGHT, WIDTH), np.uint8)
+
+    def fill(self, outline, label):
+        cv2.fillPoly(self.tissue, [np.rint(outline * self.ppm).astype(np.int32)], label)
+
+    def strip(self, line, width, label):
+        points = np.rint(line * self.ppm).astype(np.int32)
+        cv2.polylines(self.tissue, [points], False, label, max(1, round(width * self.ppm)))
+
+    def at(self, points):
+        x, y = np.clip(points * self.ppm, 0, [WIDTH - 1, HEIGHT - 1]).astype(int).T
+        return y, x
+
+    def scatter(self, spacing, jitter=0.3, margin=1.0):
+        """Points (n, 2) on a jittered, randomly shifted triangular grid that covers the field."""
+        low, high = -margin * spacing, self.extent + margin * spacing
+        shift = self.rng.uniform(0, spacing, 2)
+        y, x = np.mgrid[low : high[1] : spacing * 0.87, low : high[0] : spacing]
+        x = x + 0.5 * spacing * (np.arange(len(x)) % 2)[:, None]
+        points = np.stack([x.ravel(), y.ravel()], 1) + shift
+        return points + self.rng.normal(0, jitter * spacing, points.shape)
+
+    def blob(self, centre, radius, wobble, stretch=1.0):
+        """A closed smooth outline (36, 2) around the centre."""
+        t = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+        k = np.arange(2, 7)[:, None]
+        waves = np.cos(k * t + self.rng.uniform(0, 2 * np.pi, k.shape)) * self.rng.normal(0, 1, k.shape) / k
+        r = radius * np.clip(1 + wobble * 2 * waves.sum(0), 0.3, 2)
+        p = np.stack([r * stretch * np.cos(t), r / stretch * np.sin(t)], 1)
+        c, s = np.cos(self.angle), np.sin(self.angle)
+        return centre + p @ np.array([[c, s], [-s, c]])
+
+    def walk(self, start, length, bend, step=10.0):
+        """A wandering line (n, 2) that leaves `start` roughly along the fibres."""
+        turns = self.rng.normal(0, bend, max(3, int(length / step)))
+        angle = self.angle + self.rng.normal(0, 0.3) + np.cumsum(turns)
+        return start + np.cumsum(step * np.stack([np.cos(angle), np.sin(angle)], 1), 0)
+
+
+def _glands(scene, spacing, radius, coverage, patch, hollow, wobble):
+    """Round structures; `hollow` is the chance of a lumen, which high grades lower further."""
+    rng, g = scene.rng, scene.grade
+    centres = scene.scatter(spacing)
+    level = _noise(rng, patch * scene.ppm)
+    near = centres[level[scene.at(centres)] > np.quantile(level, np.clip(1.15 - coverage - 0.3 * g, 0, 1))]
+    radii = radius * rng.lognormal(0, 0.12 + 0.2 * g, len(near))
+    for centre, r in zip(near, radii):
+        scene.fill(scene.blob(centre, r, wobble + 0.15 * g, rng.uniform(1, 1.35)), EPITHELIUM)
+    for centre, r in zip(near, radii):
+        if rng.random() < hollow * (1.3 - g):
+            inner = max(r - rng.uniform(11, 14) - 4 * g, 0.18 * r)
+            scene.fill(scene.blob(centre, inner, wobble + 0.3 * g), LUMEN)
+
+
+def _adenosis(scene):
+    _glands(scene, 58, 23, 0.6, 350, 0.9, 0.10)
+    return 30
+
+
+def _tubular(scene):
+    _glands(scene, 60, 25, 0.75, 600, 1.0, 0.06)
+    return 34
+
+
+def _ductal(scene):
+    g = scene.grade
+    _glands(scene, 70 + 40 * g, 34 + 22 * g, 0.7, 400, 0.7, 0.2)
+    return 30
+
+
+def _slits(scene, spacing, lumen, bend):
+    rng = scene.rng
+    spacing *= 1.15 - 0.3 * scene.grade
+    lines = [scene.walk(p, rng.uniform(0.8, 2.0) * spacing, bend) for p in scene.scatter(spacing)]
+    widths = rng.uniform(*lumen, len(lines))
+    for line, width in zip(lines, widths):
+        scene.strip(line, width + 24 + 10 * scene.grade, EPITHELIUM)
+    for line, width in zip(lines, widths):
+        scene.strip(line, width, LUMEN)
+
+
+def _fibroadenoma(scene):
+    _slits(scene, 170, (2, 14), 0.22)
+    return 26
+
+
+def _phyllodes(scene):
+    _slits(scene, 300, (10, 90), 0.3)
+    return 15
+
+
+def _lobular(scene):
+    rng = scene.rng
+    for start in scene.scatter(46 - 14 * scene.grade):
+        if rng.random() < 0.75:
+            scene.strip(scene.walk(start, rng.uniform(20, 150), 0.14), rng.uniform(9, 13), EPITHELIUM)
+    if rng.random() < 0.6 * (1 - scene.grade):
+        _glands(scene, 150, 30, 0.4, 300, 0.9, 0.1)
+    return 30
+
+
+def _mucinous(scene):
+    rng = scene.rng
+    for centre in scene.scatter(400):
+        scene.fill(scene.blob(centre, rng.uniform(170, 290), 0.2), MUCIN)
+    for centre in scene.scatter(95):
+        if scene.tissue[scene.at(centre[None])][0] == MUCIN and rng.random() < 0.7:
+            r = rng.uniform(18, 44)
+            scene.fill(scene.blob(centre, r, 0.25, 1.3), EPITHELIUM)
+            if rng.random() < 0.6 * (1 - scene.grade):
+                scene.fill(scene.blob(centre, max(r - 15, 4), 0.2, 1.3), LUMEN)
+    return 30
+
+
+def _papillary(scene):
+    rng = scene.rng
+    for centre in scene.scatter(520):
+        scene.fill(scene.blob(centre, rng.uniform(250, 380), 0.15), LUMEN)
+    lines = [scene.walk(p, rng.uniform(60, 240), 0.35) for p in scene.scatter(82)]
+    widths = rng.uniform(6, 26, len(lines))
+    for line, width in zip(lines, widths):
+        scene.strip(line, width + 20 + 26 * scene.grade, EPITHELIUM)
+    for line, width in zip(lines, widths):
+        scene.strip(line, width, STROMA)
+    return 24
+
+
+LAYOUTS = {
+    "A": _adenosis,
+    "F": _fibroadenoma,
+    "PT": _phyllodes,
+    "TA": _tubular,
+    "DC": _ductal,
+    "LC": _lobular,
+    "MC": _mucinous,
+    "PC": _papillary,
+}
+
+
+def _fat(scene):
+    """Fat cells in patches, in either class."""
+    level = _noise(scene.rng, 500 * scene.ppm)
+    for centre in scene.scatter(52, 0.12):
+        if level[scene.at(centre[None])][0] > 0.9:
+            scene.fill(scene.blob(centre, scene.rng.uniform(22, 28), 0.05), FAT)
+
+
+# ---------------------------------------------------------------- nuclei
+
+
+def _lining(scene):
+    """Nuclei of the epithelium, in rows along its border: arrays (n, 6) of x, y [px], long and short
+    radius [um], angle, darkness."""
+    rng, g, ppm = scene.rng, scene.grade, scene.ppm
+    radius = 3.1 + 1.9 * g
+    pitch = radius * (2.35 - 0.35 * g)
+    inside = np.isin(scene.tissue, (EPITHELIUM, LUMEN)).astype(np.uint8)
+    inside[0, 0] = 0  # a field that is all epithelium has no border: give it one
+    depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
+    deepest = depth[scene.tissue == EPITHELIUM].max(initial=0)
+    found = []
+    for level in np.arange(1.25 * radius * ppm, deepest, 1.1 * pitch * ppm):
+        contours, _ = cv2.findContours((depth > level).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        for contour in contours:
+            line = contour[:, 0]
+            at = np.arange(rng.uniform(0, pitch * ppm), len(line), pitch * ppm / 1.12).astype(int)
+            across = line[(at + 3) % len(line)] - line[(at - 3) % len(line)]
+            found.append(np.column_stack([line[at], np.arctan2(across[:, 1], across[:, 0]) + np.pi / 2]))
+    if not found:
+        return np.zeros((0, 6))
+    x, y, angle = np.concatenate(found).T
+    keep = (x > 1) & (y > 1) & (x < WIDTH - 2) & (y < HEIGHT - 2)  # contours also follow the image's edge
+    keep &= (scene.tissue[y.astype(int), x.astype(int)] == EPITHELIUM) & (rng.random(len(x)) > 0.08)
+    x, y, angle = x[keep], y[keep], angle[keep]
+    n = len(x)
+    x, y = (v + rng.normal(0, (0.10 + 0.16 * g) * pitch * ppm, n) for v in (x, y))
+    size = radius * rng.lognormal(0, 0.07 + 0.20 * g, n)
+    longer = rng.uniform(1.0, 1.35, n)
+    angle = angle + rng.normal(0, 0.2 + g, n)
+    return np.column_stack([x, y, size * longer, size / longer, angle, rng.uniform(0.55, 0.8, n) + 0.2 * g])
+
+
+def _strangers(scene, cellularity, slope):
+    """Spindle nuclei of the stroma, along its fibres, at times lymphocytes; `cellularity`: um apart."""
+    rng = scene.rng
+    points = scene.scatter(cellularity * rng.uniform(0.85, 1.2), 0.35, 0)
+    points = points[scene.tissue[scene.at(points)] == STROMA]
+    n = len(points)
+    spindle = np.column_stack(
+        [
+            points * scene.ppm,
+            rng.uniform(3.5, 7, n),
+            rng.uniform(1.0, 1.9, n),
+            slope[scene.at(points)] + rng.normal(0, 0.25, n),
+            rng.uniform(0.55, 0.95, n),
+        ]
+    )
+    points = scene.scatter(9, 0.3, 0)
+    level = _noise(rng, 180 * scene.ppm)
+    at = scene.at(points)
+    points = points[(scene.tissue[at] == STROMA) & (level[at] > rng.uniform(1.3, 4))]
+    n = len(points)
+    round_ = np.column_stack([points * scene.ppm, np.full((n, 2), 2.7), np.zeros(n), rng.uniform(0.85, 1, n)])
+    return np.concatenate([spindle, round_])
+
+
+def _draw_nuclei(scene, nuclei, irregular):
+    """Nuclei as darkness 0 to 1, float32 (460, 700)."""
+    canvas = np.zeros((HEIGHT, WIDTH), np.uint8)
+    rng, n = scene.rng, len(nuclei)
+    t = np.linspace(0, 2 * np.pi, 14, endpoint=False)
+    x, y, a, b, angle, dark = nuclei.T[:, :, None]
+    waves = [rng.normal(0, 1 / k, (n, 1)) * np.cos(k * t + rng.uniform(0, 6, (n, 1))) for k in (2, 3)]
+    bumps = 1 + irregular * sum(waves)
+    px, py = a * bumps * np.cos(t), b * bumps * np.sin(t)
+    c, s = np.cos(angle), np.sin(angle)
+    outline = np.stack([x + scene.ppm * (c * px - s * py), y + scene.ppm * (s * px + c * py)], 2)
+    outline = np.rint(outline * 16).astype(np.int32)
+    for polygon, value in zip(outline, np.rint(255 * dark[:, 0]).astype(int).tolist()):
+        cv2.fillConvexPoly(canvas, polygon, value, cv2.LINE_AA, 4)
+    return canvas.astype(np.float32) / 255
+
+
+# ---------------------------------------------------------------- densities of the two stains
+
+
+def _fibres(scene):
+    """Fibre texture (about unit variance) and the direction of the fibres at each pixel (radians)."""
+    rng, ppm = scene.rng, scene.ppm
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32) / np.float32(ppm)
+    c, s = np.float32(np.cos(scene.angle)), np.float32(np.sin(scene.angle))
+    around = cv2.distanceTransform((scene.tissue == STROMA).astype(np.uint8), cv2.DIST_L2, 3) / ppm
+    around = cv2.GaussianBlur(np.minimum(around, 50), (0, 0), 3)
+    u = c * x + s * y
+    v = c * y - s * x + 28 * _noise(rng, 260 * ppm) + 5 * _noise(rng, 55 * ppm) + 0.8 * around
+    small = cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5)
+    gy, gx = np.gradient(small)
+    slope = cv2.resize(
+        np.arctan2(gy, gx).astype(np.float32) + np.float32(np.pi / 2),
+        (WIDTH, HEIGHT),
+        interpolation=cv2.INTER_NEAREST,
+    )
+    tile = cv2.GaussianBlur(rng.standard_normal((256, 256), dtype=np.float32), (0, 0), 1)
+    tile /= tile.std()
+    texture = np.zeros((HEIGHT, WIDTH), np.float32)
+    for thick, weight in ((7.0, 0.6), (2.6, 0.5), (0.9, 0.45), (0.35, 0.45)):
+        thick *= scene.style["fibre"]
+        if thick * ppm > 0.9:  # finer than that only gives moire
+            texture += weight * cv2.remap(
+                tile, u / (9 * thick) + 31 * thick, v / thick, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+            )
+    return texture, slope
+
+
+def _densities(scene, cellularity):
+    """Hematoxylin and eosin densities, float32 (460, 700), 0 = clear glass."""
+    rng, g, ppm, style, tissue = scene.rng, scene.grade, scene.ppm, scene.style, scene.tissue
+    texture, slope = _fibres(scene)
+    cells = np.concatenate([_strangers(scene, cellularity, slope), _lining(scene)])
+    nuclei = _draw_nuclei(scene, cells, irregular=0.05 + 0.2 * g)
+    soft = {
+        label: cv2.GaussianBlur((tissue == label).astype(np.float32), (0, 0), max(0.8, 0.8 * ppm))
+        for label in (EPITHELIUM, LUMEN, MUCIN, FAT)
+    }
+    cloud, fine = _noise(rng, 90 * ppm), _noise(rng, max(2.0, 0.9 * ppm))
+
+    # Stroma: pink fibres with clear clefts between them.
+    stroma = 0.42 + style["contrast"] * 0.5 * texture + 0.08 * cloud + 0.06 * fine
+    stroma *= 1 - 0.85 * np.clip((-texture - 1.0 + 0.2 * cloud) * 2.5, 0, 1)
+    # Cytoplasm: densest near the nuclei, so that gaps show between cells.
+    gap = cv2.distanceTransform((nuclei < 0.3).astype(np.uint8), cv2.DIST_L2, 3) / ppm
+    body = cv2.exp(-gap / np.float32(5)) * (1 + 0.18 * fine)
+    wisps = np.clip(texture - 0.7, 0, 1)
+
+    clear = np.clip(1 - sum(soft.values()), 0, 1)
+    eosin = clear * stroma + soft[EPITHELIUM] * (0.10 + 0.32 * body) + soft[MUCIN] * (0.08 + 0.12 * wisps)
+    hema = clear * (0.05 + 0.02 * cloud) + soft[MUCIN] * (0.10 + 0.20 * wisps)
+    hema += soft[EPITHELIUM] * (0.05 + (0.16 + 0.26 * g) * body)
+    if rng.random() < 0.3:
+        eosin += soft[LUMEN] * rng.uniform(0.05, 0.3) * np.clip(1 + 0.4 * cloud, 0, 2)  # secretion
+    eosin += 1.2 * soft[FAT] * (1 - soft[FAT])  # membranes
+    # Nuclei: a dark rim around a paler, grainy inside; the more so in high grades.
+    inner = cv2.GaussianBlur(nuclei, (0, 0), max(0.6, 1.1 * ppm))
+    chromatin = 1.25 - (0.35 + 0.3 * g) * inner + style["chromatin"] * fine * min(0.7, ppm / 6)
+    hema = hema * (1 - nuclei) + (0.95 + 0.35 * g) * nuclei * np.clip(chromatin, 0.2, 2)
+    eosin = eosin * (1 - 0.6 * nuclei)
+    return np.clip(hema, 0, 3), np.clip(eosin, 0, 3)

@@ -1,0 +1,123 @@
+"""Trained methods from their files."""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from bcdlib.data import stain
+from bcdlib.errors import InputError
+from bcdlib.methods._base import TASKS, probability_columns
+from bcdlib.methods._keras import MEMBER, KerasMethod
+
+
+@dataclass(frozen=True)
+class SavedMethod:
+    """A trained network with what its file says about it.
+
+    Attributes
+    ----------
+    network : keras.Model
+    kind : type of the method; KerasMethod itself if the file is not one of ours
+    task : "binary" or "subtype"
+    classes : names of the columns of `predict_proba`
+    size : (width, height) of its images, or None if the network takes any
+    target : stain.StainTarget or None
+    """
+
+    network: keras.Model
+    kind: type[KerasMethod]
+    task: str
+    classes: tuple[str, ...]
+    size: tuple[int, int] | None
+    target: stain.StainTarget | None
+
+    def predict_proba(self, X, images=None) -> np.ndarray:
+        """As `Method.predict_proba`: stain normalisation, if the method had it, then the network."""
+        return probability_columns(self.kind.probabilities(self.network, self.stained(X), images))
+
+    def stained(self, X) -> np.ndarray:
+        """Pixels as the network wants them: stain-normalised if the method had that step."""
+        X = np.asanyarray(X)
+        return X if self.target is None else stain.normalise_stain(X, self.target)
+
+
+# Layers that carry Python code or another library's pickles, or read files of the machine that loads them
+_CODE = {
+    "Lambda",
+    "TorchModuleWrapper",
+    "JaxLayer",
+    "FlaxLayer",
+    "TFSMLayer",
+    "StringLookup",
+    "IntegerLookup",
+    "TextVectorization",
+}
+_LARGEST_CONFIG = 2**26  # bytes; ResNet-152's has under 1 MiB
+
+
+def _check(path) -> None:
+    """Refuse what could run code of strangers before Keras sees it; its safe mode refuses it too, since some version.
+
+    Raises
+    ------
+    InputError
+        If it is not a .keras file, or holds such a layer.
+    """
+    try:
+        with zipfile.ZipFile(
+            path
+        ) as archive:  # older formats, HDF5 and SavedModel, hold code that no safe mode stops
+            if any(
+                archive.getinfo(name).file_size > _LARGEST_CONFIG for name in ("config.json", "metadata.json")
+            ):
+                raise ValueError("its config.json is of a monstrous size")
+            found = set(_classes(json.loads(archive.read("config.json"))))
+    except Exception as error:  # zipfile, json and the wrong structure raise many kinds
+        raise InputError(f"{path}: not a usable Keras model (a .keras file is wanted: {error})") from None
+    for name in sorted(found & _CODE):
+        raise InputError(
+            f"{path}: refused: its layer {name} can run code of whoever made the file; only networks of plain "
+            "layers are loaded. Ask for one without it"
+        )
+
+
+def _classes(config):
+    if isinstance(config, dict):
+        yield from (value for key, value in config.items() if key == "class_name" and isinstance(value, str))
+        config = config.values()
+    if not isinstance(config, str) and hasattr(config, "__iter__"):
+        for value in config:
+            yield from _classes(value)
+
+
+def load_saved(path, kinds: dict[str, type[KerasMethod]]) -> SavedMethod:
+    """See `bcdlib.methods.load_method`; ``kinds`` gives the class for the key that a file names, if known."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such model file")
+    _check(path)
+    try:
+        network = keras.models.load_model(path, compile=False, safe_mode=True)
+        _, height, width, _ = network.input_shape
+        outputs = network.output_shape[-1]
+        with zipfile.ZipFile(path) as archive:
+            facts = (
+                json.loads(archive.open(MEMBER).read(_LARGEST_CONFIG)) if MEMBER in archive.namelist() else {}
+            )
+    except Exception as error:  # Keras raises many kinds on a damaged or foreign file
+        raise InputError(f"{path}: not a usable Keras model ({error})".splitlines()[0]) from None
+    task = facts.get("task", "subtype" if outputs == len(TASKS["subtype"]) else "binary")
+    if outputs not in (1, len(TASKS[task])):
+        raise InputError(f"{path}: the network gives {outputs} numbers an image; 1, 2 or 8 are understood")
+    target = facts.get("stain")
+    return SavedMethod(
+        network,
+        kinds.get(facts.get("key"), KerasMethod),
+        task,
+        TASKS[task],
+        (width, height) if width and height else None,
+        stain.StainTarget(target["kind"], tuple(target["values"])) if target else None,
+    )

@@ -1,0 +1,1 @@
+"""What methods are built of: backbones, augmentation, features, the training loop, hardware."""

@@ -1,0 +1,101 @@
+"""Bases that keras.applications lacks: GoogLeNet (Inception v1) and AlexNet, without their tops.
+
+Same arguments as the constructors of keras.applications. Padding is "same" where the publications pad, so that feature
+maps at 224x224 have the published sizes and smaller images still pass.
+"""
+
+import keras
+from keras import layers
+
+# Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, Table 1:
+# #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj
+INCEPTION = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+
+
+def GoogLeNet(include_top=False, weights=None, input_shape=(224, 224, 3), *, name="googlenet") -> keras.Model:
+    """GoogLeNet (Inception v1) without top and auxiliary heads: (height, width, 3) -> (height/32, width/32, 1024).
+
+    Szegedy et al., CVPR 2015, Table 1. Local response normalisation, which has no weights and which later work found
+    to matter little, is left out.
+
+    Parameters
+    ----------
+    weights : path of a Keras weights file, or None
+    """
+    inputs = keras.Input(input_shape)
+    x = _conv(inputs, 64, 7, 2, "conv1")
+    x = layers.MaxPooling2D(3, 2, padding="same", name="pool1")(x)
+    x = _conv(x, 64, 1, 1, "conv2_reduce")
+    x = _conv(x, 192, 3, 1, "conv2")
+    x = layers.MaxPooling2D(3, 2, padding="same", name="pool2")(x)
+    for block, widths in INCEPTION.items():
+        x = _inception(x, widths, f"inception_{block}")
+        if block in ("3b", "4e"):
+            x = layers.MaxPooling2D(3, 2, padding="same", name=f"pool{block[0]}")(x)
+    return _finished(inputs, x, include_top, weights, name)
+
+
+def AlexNet(include_top=False, weights=None, input_shape=(227, 227, 3), *, name="alexnet") -> keras.Model:
+    """AlexNet's five convolution layers: (height, width, 3) -> (6, 6, 256) at 227x227; needs 67 pixels a side.
+
+    Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012: 96, 256, 384, 384
+    and 256 maps, layers 2, 4 and 5 in two groups, overlapping pooling after layers 1, 2 and 5. (It prints 224x224;
+    with its stride 4 and no padding that must be 227.) Local response normalisation, which has no weights, is left out.
+
+    Parameters
+    ----------
+    weights : path of a Keras weights file, or None
+    """
+    inputs = keras.Input(input_shape)
+    x = layers.Conv2D(96, 11, strides=4, activation="relu", name="conv1")(inputs)
+    x = layers.MaxPooling2D(3, 2, name="pool1")(x)
+    x = _two_groups(x, 256, 5, "conv2")
+    x = layers.MaxPooling2D(3, 2, name="pool2")(x)
+    x = _conv(x, 384, 3, 1, "conv3")
+    x = _two_groups(x, 384, 3, "conv4")
+    x = _two_groups(x, 256, 3, "conv5")
+    x = layers.MaxPooling2D(3, 2, name="pool5")(x)
+    return _finished(inputs, x, include_top, weights, name)
+
+
+def _conv(x, filters: int, size: int, strides: int, name: str):
+    return layers.Conv2D(filters, size, strides=strides, padding="same", activation="relu", name=name)(x)
+
+
+def _inception(x, widths, name: str):
+    one, three_reduce, three, five_reduce, five, pool = widths
+    pooled = layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pool")(x)
+    return layers.Concatenate(name=name)(
+        [
+            _conv(x, one, 1, 1, f"{name}_1x1"),
+            _conv(_conv(x, three_reduce, 1, 1, f"{name}_3x3_reduce"), three, 3, 1, f"{name}_3x3"),
+            _conv(_conv(x, five_reduce, 1, 1, f"{name}_5x5_reduce"), five, 5, 1, f"{name}_5x5"),
+            _conv(pooled, pool, 1, 1, f"{name}_pool_proj"),
+        ]
+    )
+
+
+def _two_groups(x, filters: int, size: int, name: str):
+    # two convolutions rather than groups=2, which TensorFlow does not train on every CPU
+    halves = keras.ops.split(x, 2, axis=-1)
+    halves = [_conv(half, filters // 2, size, 1, f"{name}_group{g}") for g, half in enumerate(halves, 1)]
+    return layers.Concatenate(name=name)(halves)
+
+
+def _finished(inputs, x, include_top, weights, name) -> keras.Model:
+    if include_top:
+        raise ValueError(f"{name}: only the base is here, without its top")
+    model = keras.Model(inputs, x, name=name)
+    if weights is not None:
+        model.load_weights(weights)
+    return model

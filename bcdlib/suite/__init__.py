@@ -1,0 +1,1 @@
+"""The six notebooks in one go, their report, sweeps over their parameters."""

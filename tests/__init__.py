@@ -1,0 +1,1 @@
+"""Tests, in the rooms of the library; see .github/CONTRIBUTING.md."""

@@ -1,0 +1,279 @@
+"""Names and the manifest, against the printed Table I, the facts table and real files."""
+
+import pandas as pd
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bcdlib.data import checks, sources
+from bcdlib.data.breakhis import (
+    COLUMNS,
+    FOLD_COLUMNS,
+    IMAGE_COLUMNS,
+    SUBTYPES,
+    TABLE_I_PRINTED,
+    class_labels,
+    count_slide_folders,
+    count_table_i,
+    format_name,
+    images_table,
+    known_images,
+    official_path,
+    parse_name,
+    scan_breakhis,
+)
+from bcdlib.errors import InputError
+
+GOOD = "SOB_B_A-14-22549AB-40-001.png"
+quiet = settings(max_examples=300, deadline=None, database=None)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return known_images()
+
+
+@pytest.fixture(scope="module")
+def facts(breakhis):
+    return pd.read_csv(breakhis / "breakhis_images.csv", dtype={"slide": str, "case": str})
+
+
+def test_counts_are_those_of_the_data_set(table):
+    assert len(table) == 7909 and table["filename"].is_unique
+    assert list(table.columns) == COLUMNS
+    assert count_slide_folders(table) == 82
+    assert table["relpath"].str.rsplit("/", n=2).str[0].nunique() == 82
+    assert table["slide"].nunique() == 81 and table["case"].nunique() == 70
+    both = table[table["slide"] == "14-13412"]
+    assert set(both["subtype"]) == {"DC", "LC"}
+
+
+def test_table_i(table):
+    counted = count_table_i(table)
+    expected = {40: (625, 1370), 100: (644, 1437), 200: (623, 1390), 400: (588, 1232)}
+    for magnification, (benign, malignant) in expected.items():
+        assert counted[magnification].tolist() == [benign, malignant, benign + malignant]
+        for letter, count in (("B", benign), ("M", malignant)):  # counted from the names alone
+            hits = table["filename"].str.startswith(f"SOB_{letter}_")
+            assert (hits & table["filename"].str.contains(f"-{magnification}-", regex=False)).sum() == count
+    assert counted["total"].tolist() == [2480, 5429, 7909]
+    # The printed table differs in one cell, which contradicts its own column total.
+    differing = (TABLE_I_PRINTED != counted).stack()
+    assert differing[differing].index.tolist() == [("benign", 40)]
+    assert TABLE_I_PRINTED.loc["benign", 40] == 652
+
+
+def test_table_i_of_one_class_has_all_cells(table):
+    counted = count_table_i(table[(table["class"] == "malignant") & (table["magnification"] == 40)])
+    assert counted.to_numpy().tolist() == [[0] * 5, [1370, 0, 0, 0, 1370], [1370, 0, 0, 0, 1370]]
+
+
+def test_labels(table):
+    labels = class_labels(table)
+    assert labels.dtype == "int64" and labels.sum() == 5429
+    assert labels.tolist() == [int(name.startswith("SOB_M")) for name in table["filename"]]
+
+
+def test_load_gives_a_fresh_copy(table):
+    first = known_images()
+    first["class"] = "spoilt"
+    assert set(known_images()["class"]) == {"benign", "malignant"}
+
+
+def test_every_name_round_trips(table):
+    for row in table.to_dict("records"):
+        parsed = parse_name(row["filename"])
+        assert parsed == {column: row[column] for column in IMAGE_COLUMNS}
+        assert format_name(row) == format_name(parsed) == row["filename"]
+        assert official_path(row["filename"]) == row["relpath"]
+
+
+def test_manifest_equals_the_facts_table(table, facts):
+    shared = [column for column in facts.columns if column in table.columns]
+    assert set(shared) == set(COLUMNS) - {"year"}
+    ours = table[shared].sort_values("filename").reset_index(drop=True)
+    theirs = facts[shared].sort_values("filename").reset_index(drop=True)
+    pd.testing.assert_frame_equal(ours, theirs, check_dtype=False)
+
+
+def test_parse_an_example():
+    assert parse_name(GOOD) == {
+        "filename": GOOD, "class": "benign", "subtype": "A", "year": 14,
+        "slide": "14-22549AB", "case": "14-22549", "magnification": 40, "sequence": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SOB_M_A-14-22549AB-40-001.png",
+        "SOB_B_DC-14-22549AB-40-001.png",
+        "SOB_B_XX-14-22549AB-40-001.png",
+        "SOB_B_A-14-22549AB-50-001.png",
+        "SOB_B_A-14-22549AB-040-001.png",
+        GOOD.lower(),
+        GOOD.upper(),
+        "40X/" + GOOD,
+        "./" + GOOD,
+        "SOB_B_A-14-22549AB-40-01.png",
+        "SOB_B_A-14-22549AB-40-0001.png",
+        "SOB_B_A-2014-22549AB-40-001.png",
+        "SOB_B_A_14-22549AB-40-001.png",
+        "SOB_B_A-14-AB-40-001.png",
+        GOOD + "\n",
+        " " + GOOD,
+        GOOD + ".png",
+        GOOD.replace(".png", ".jpg"),
+        GOOD.replace(".png", "xpng"),
+        "",
+        "SOB_B_A-14-22549AB-40-٠٠١.png",
+        "SOB_B_A-١٤-22549AB-40-001.png",
+        "SOB_B_A-14-２２549AB-40-001.png",
+        "SOB_B_A-14-22549ÄB-40-001.png",
+    ],
+)
+def test_refused_names(name):
+    for function in (parse_name, official_path):
+        with pytest.raises(InputError) as caught:
+            function(name)
+        assert repr(name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def parses_to_itself_or_is_refused(name):
+    try:
+        row = parse_name(name)
+    except InputError:
+        return False
+    assert format_name(row) == name and official_path(name).endswith("/" + name)
+    return True
+
+
+@quiet
+@given(st.text())
+def test_random_text(text):
+    assert not parses_to_itself_or_is_refused(text) or text.startswith("SOB_")
+
+
+@quiet
+@given(st.integers(0, len(GOOD)), st.integers(0, 3), st.text(max_size=3))
+@example(len(GOOD), 0, "\n")
+@example(12, 1, "٣")
+def test_damaged_name(start, length, inserted):
+    name = GOOD[:start] + inserted + GOOD[start + length :]
+    if parses_to_itself_or_is_refused(name):
+        assert name.isascii() and name.startswith("SOB_B_") and name.endswith(".png")
+
+
+@quiet
+@given(
+    letter=st.sampled_from("BM"),
+    subtype=st.sampled_from([*SUBTYPES, "X", "", "AD"]),
+    slide=st.from_regex(r"[0-9]{1,3}-[0-9]{0,6}[A-Z]{0,3}", fullmatch=True),
+    magnification=st.sampled_from(["40", "100", "200", "400", "50", "4000"]),
+    sequence=st.from_regex(r"[0-9]{2,4}", fullmatch=True),
+)
+def test_names_near_the_rule(letter, subtype, slide, magnification, sequence):
+    year, number = slide.split("-")
+    valid = (
+        subtype in (("A", "F", "PT", "TA") if letter == "B" else ("DC", "LC", "MC", "PC"))
+        and len(year) == 2
+        and number[:1].isdigit()
+        and magnification in ("40", "100", "200", "400")
+        and len(sequence) == 3
+    )
+    name = f"SOB_{letter}_{subtype}-{slide}-{magnification}-{sequence}.png"
+    assert parses_to_itself_or_is_refused(name) == valid
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"subtype": "XX"}, {"slide": "14"}, {"magnification": 50}, {"sequence": 1000}, {"sequence": -1}],
+)
+def test_format_name_refuses(change):
+    with pytest.raises(InputError):
+        format_name(parse_name(GOOD) | change)
+
+
+def test_images_table_has_folds_only_for_known_names(table):
+    known, unknown = table["filename"][7], "SOB_B_A-99-10001-40-001.png"
+    rows = images_table([unknown, known])
+    assert rows["filename"].tolist() == [unknown, known]
+    assert rows.loc[0, FOLD_COLUMNS].isna().all()
+    assert rows.loc[1, FOLD_COLUMNS].tolist() == table.loc[7, FOLD_COLUMNS].tolist()
+    with pytest.raises(InputError, match="nonsense"):
+        images_table([known, "nonsense.png"])
+
+
+def test_verify_original_images(breakhis):
+    found = checks.verify_copy(sources.open_source(breakhis / "original"), progress=False)
+    assert found.summary() == {
+        "present": 29, "missing": 7880, "extra": 0, "unreadable": 0, "wrong_size": 4, "not_breakhis": 0,
+        "duplicates": 0,
+    }  # fmt: skip
+    assert len(found.images) == 7909 and found.partial
+    on_disk = {file.name for file in (breakhis / "original").rglob("*.png")}
+    assert set(found.names("present")) == on_disk
+    small = set()
+    for name in on_disk:
+        with Image.open(breakhis / "original" / official_path(name)) as picture:
+            small |= {name} if picture.height == 456 else set()
+    assert set(found.wrong_size["filename"]) == small
+    assert found.wrong_size[["width", "height"]].to_numpy().tolist() == [[700, 456]] * 4
+    assert found.counts().sum().to_dict() == {"present": 29, "missing": 7880, "extra": 0, "unreadable": 0}
+
+
+@pytest.fixture
+def mixed(tmp_path, table):
+    """Two sound images of the manifest, one cut off, one extra, one of another name, and one name twice."""
+    sound, cut, twice = table["filename"][:3]
+    extra = "SOB_M_DC-99-10001-40-001.png"
+    for place in (sound, extra, f"a/{twice}", f"b/{twice}", cut):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.effect_noise((700, 460), 50).convert("RGB").save(tmp_path / place)
+    content = (tmp_path / cut).read_bytes()
+    (tmp_path / cut).write_bytes(content[: len(content) // 2])
+    (tmp_path / "notes.png").write_text("this is text\n")
+    (tmp_path / "readme.txt").write_text("no image, not even by name\n")
+    return tmp_path, sound, cut, twice, extra
+
+
+def test_scan_of_a_mixed_folder(mixed):
+    folder, sound, cut, twice, extra = mixed
+    found = scan_breakhis(sources.open_source(folder))
+    assert found.images["filename"].tolist() == sorted([sound, cut, twice, extra])
+    paths = dict(zip(found.images["filename"], found.images["path"], strict=True))
+    assert paths == {sound: sound, cut: cut, twice: f"a/{twice}", extra: extra}
+    assert found.not_breakhis == ["notes.png"] and found.duplicates == [f"b/{twice}"]
+    assert found.partial
+
+
+def test_verify_of_a_mixed_folder(mixed):
+    folder, sound, cut, twice, extra = mixed
+    found = checks.verify_copy(sources.open_source(folder), progress=False)
+    assert found.summary() == {
+        "present": 2, "missing": 7906, "extra": 1, "unreadable": 1, "wrong_size": 0, "not_breakhis": 1,
+        "duplicates": 1,
+    }  # fmt: skip
+    assert set(found.names("present")) == {sound, twice}
+    assert found.names("extra") == [extra] and found.names("unreadable") == [cut]
+    reasons = found.images.set_index("filename")["reason"]
+    assert reasons[cut] and not reasons.drop(cut).any()
+    assert found.not_breakhis == ["notes.png"] and found.duplicates == [f"b/{twice}"]
+
+
+def test_no_breakhis_image_at_all(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "holiday.png")
+    source = sources.open_source(tmp_path)
+    for function in (scan_breakhis, checks.verify_copy):
+        with pytest.raises(InputError, match="no BreakHis image") as caught:
+            function(source)
+        assert str(tmp_path) in str(caught.value)
+
+
+def test_complete_set_is_not_partial(tmp_path, table):
+    for name in table["filename"]:
+        (tmp_path / name).touch()
+    assert not scan_breakhis(sources.open_source(tmp_path)).partial
+    (tmp_path / table["filename"][0]).unlink()
+    assert scan_breakhis(sources.open_source(tmp_path)).partial

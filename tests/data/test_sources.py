@@ -1,0 +1,254 @@
+"""Folders and archives: the same images from each, damage named, and the fingerprint."""
+
+import os
+import re
+import shutil
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from bcdlib.data import breakhis, sources
+from bcdlib.errors import InputError
+
+KINDS = ["folder", "flattened", "nested", "zip", "deflated.zip", "tar", "tar.gz", "tgz"]
+
+
+def pack(folder, archive, compression=zipfile.ZIP_STORED):
+    """Pack a folder's files with the standard library, in reversed order."""
+    files = sorted((file for file in folder.rglob("*") if file.is_file()), reverse=True)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", compression) as out:
+            for file in files:
+                out.write(file, file.relative_to(folder).as_posix())
+    else:
+        with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as out:
+            for file in files:
+                out.add(file, file.relative_to(folder).as_posix())
+    return archive
+
+
+@pytest.fixture(scope="module")
+def places(tiny, tmp_path_factory):
+    """The tiny data set in all shapes that a copy of BreakHis is found in."""
+    root = tmp_path_factory.mktemp("places")
+    found = {"folder": tiny}
+    for kind in ("flattened", "nested"):
+        found[kind] = root / kind
+        for number, file in enumerate(sorted(tiny.rglob("*.png"))):
+            deeper = () if kind == "flattened" else ("more", file.parent.name)[: number % 3]
+            place = found[kind].joinpath(*deeper)
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, place)
+    found["deflated.zip"] = pack(tiny, root / "deflated.zip", zipfile.ZIP_DEFLATED)
+    for suffix in ("zip", "tar", "tar.gz", "tgz"):
+        found[suffix] = pack(tiny, root / f"tiny.{suffix}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def truth(tiny):
+    return {file.name: file.read_bytes() for file in tiny.rglob("*.png")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_names_and_bytes(kind, places, truth):
+    source = sources.open_source(str(places[kind]))
+    names = source.names()
+    assert names == sorted(names) and len(names) == len(truth) == 96
+    assert {name.rsplit("/", 1)[-1] for name in names} == set(truth)
+    read = list(source.read(names))
+    assert sorted(name for name, _, _ in read) == names
+    assert all(reason == "" for _, _, reason in read)
+    assert {name.rsplit("/", 1)[-1]: content for name, content, _ in read} == truth
+    assert set(breakhis.scan_breakhis(source).images["filename"]) == set(truth)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_gives_only_what_was_asked_for(kind, places, truth):
+    source = sources.open_source(places[kind])
+    wanted = source.names()[10:60:7]
+    read = {name: content for name, content, _ in source.read(wanted)}
+    assert set(read) == set(wanted)
+    assert all(content == truth[name.rsplit("/", 1)[-1]] for name, content in read.items())
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+def test_macos_shadow_files_and_other_files_are_left_out(kind, tiny, tmp_path):
+    folder = tmp_path / "in"
+    for file in sorted(tiny.rglob("*.png"))[:3]:
+        for place in (f"x/{file.name}", f"x/._{file.name}", f"__MACOSX/{file.name}"):
+            place = folder / place
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
+    (folder / "x" / "readme.txt").write_text("text")
+    (folder / "x" / "UPPER.PNG").write_bytes(b"")
+    path = folder if kind == "folder" else pack(folder, tmp_path / f"in.{kind}")
+    expected = [f"x/{file.name}" for file in sorted(tiny.rglob("*.png"))[:3]]
+    assert sources.open_source(path).names() == sorted([*expected, "x/UPPER.PNG"])
+
+
+def test_paths_that_cannot_be_a_source(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "data.rar").write_bytes(b"Rar!")
+    cases = {"nowhere": "no such", "nowhere.zip": "no such", "empty": "empty", "data.rar": ".zip"}
+    for name, words in cases.items():
+        with pytest.raises(InputError) as caught:
+            sources.open_source(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value) and words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Archives of 4 members of 300 kB that do not compress: nearly every place is inside a member."""
+    root = tmp_path_factory.mktemp("large")
+    (root / "in").mkdir()
+    for number in range(4):
+        content = np.random.default_rng(number).bytes(300_000)
+        (root / "in" / f"SOB_B_A-99-10001-40-{number:03d}.png").write_bytes(content)
+    return {kind: pack(root / "in", root / f"large.{kind}") for kind in ("zip", "tar", "tar.gz")}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.45, 0.6, 0.95])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_archive_cut_off_inside_a_picture(kind, share, large, tmp_path):
+    content = large[kind].read_bytes()
+    path = tmp_path / f"cut.{kind}"
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError) as caught:
+        breakhis.scan_breakhis(sources.open_source(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("extra", [0, 100])
+def test_tar_cut_off_before_or_in_the_header_of_a_member(extra, places, tmp_path):
+    with tarfile.open(places["tar"]) as archive:
+        offset = archive.getmembers()[40].offset
+    path = tmp_path / "cut.tar"
+    path.write_bytes(places["tar"].read_bytes()[: offset + extra])
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        sources.open_source(path).names()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_text_in_place_of_an_archive(kind, tmp_path):
+    path = tmp_path / f"page.{kind}"
+    path.write_text("<html>Sign in to download</html>\n" * 40)
+    with pytest.raises(InputError) as caught:
+        sources.open_source(path).names()
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "deflated.zip"])
+def test_damaged_member_of_a_zip_is_told_and_the_others_are_read(kind, places, truth, tmp_path):
+    with zipfile.ZipFile(places[kind]) as archive:
+        victim = archive.infolist()[50]
+    content = bytearray(places[kind].read_bytes())
+    start = victim.header_offset + 30 + len(victim.filename) + 10
+    content[start : start + 500] = b"\xff" * 500
+    path = tmp_path / "damaged.zip"
+    path.write_bytes(content)
+    check_one_unreadable(path, victim.filename, truth)
+
+
+def test_encoded_member_that_is_no_deflate_stream(places, truth, tmp_path):
+    path = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(places["deflated.zip"]) as archive:
+        victim = archive.infolist()[50]
+    content = bytearray(places["deflated.zip"].read_bytes())
+    start = victim.header_offset + 30 + len(victim.filename)
+    content[start] = 0x07  # block type 3 does not exist (RFC 1951, 3.2.3)
+    path.write_bytes(content)
+    check_one_unreadable(path, victim.filename, truth)
+
+
+def check_one_unreadable(path, victim, truth):
+    source = sources.open_source(path)
+    read = {name: (content, reason) for name, content, reason in source.read(source.names())}
+    assert len(read) == 96
+    assert read[victim][0] is None and read[victim][1]
+    del read[victim]
+    assert all(content == truth[name.rsplit("/", 1)[-1]] for name, (content, _) in read.items())
+
+
+def test_file_that_vanished_is_told(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "copy")
+    source = sources.open_source(tmp_path / "copy")
+    names = source.names()
+    (tmp_path / "copy" / names[5]).unlink()
+    read = {name: (content, reason) for name, content, reason in source.read(names)}
+    assert read[names[5]][0] is None and "No such file" in read[names[5]][1]
+    assert sum(content is None for content, _ in read.values()) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_too_large_a_file_is_not_read(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LARGEST_IMAGE", 1000)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "fits.png").write_bytes(b"x" * 1000)
+    (tmp_path / "in" / "large.png").write_bytes(b"x" * 1001)
+    path = tmp_path / "in" if kind == "folder" else pack(tmp_path / "in", tmp_path / f"in.{kind}")
+    source = sources.open_source(path)
+    read = {name: (content, reason) for name, content, reason in source.read(["fits.png", "large.png"])}
+    assert read["fits.png"] == (b"x" * 1000, "")
+    assert read["large.png"][0] is None and "larger" in read["large.png"][1]
+
+
+def test_fingerprint_of_a_folder(tiny, tmp_path):
+    first, second = tmp_path / "one", tmp_path / "deep" / "two"
+    shutil.copytree(tiny, first)
+    shutil.copytree(first, second)
+    before = sources.open_source(first).fingerprint()
+    assert before == sources.open_source(first).fingerprint() == sources.open_source(second).fingerprint()
+
+    seen = {before}
+    file = second / sources.open_source(second).names()[17]
+    status = file.stat()
+
+    def now():
+        return sources.open_source(second).fingerprint()
+
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
+    seen.add(now())
+    file.write_bytes(file.read_bytes() + b"x")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    seen.add(now())
+    file.rename(file.with_name("renamed.png"))
+    seen.add(now())
+    file.with_name("renamed.png").unlink()
+    seen.add(now())
+    assert len(seen) == 5
+    assert sources.open_source(first).fingerprint() == before
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_fingerprint_of_an_archive(kind, places, tmp_path):
+    copy = tmp_path / f"elsewhere.{kind}"
+    shutil.copy2(places[kind], copy)
+    before = sources.open_source(places[kind]).fingerprint()
+    assert sources.open_source(copy).fingerprint() == before
+    status = copy.stat()
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
+    touched = sources.open_source(copy).fingerprint()
+    copy.write_bytes(copy.read_bytes() + b"x")
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert len({before, touched, sources.open_source(copy).fingerprint()}) == 3
+
+
+def test_the_names_in_a_tar_archive_are_read_once(tiny, tmp_path, monkeypatch):
+    archive = shutil.make_archive(str(tmp_path / "tiny"), "gztar", tiny)
+    first = sources.open_source(archive, tmp_path / "root" / "listings")
+    names = first.names()
+    assert names == sources.open_source(archive).names() and len(names) == 96
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", None)
+        again = sources.open_source(archive, tmp_path / "root" / "listings")
+        assert again.names() == names and again.left_out == first.left_out
+    for file in (tmp_path / "root" / "listings").iterdir():
+        file.write_text("{")  # cut off by something: read again
+    assert sources.open_source(archive, tmp_path / "root" / "listings").names() == names
+    with tarfile.open(archive, "w:gz") as other:
+        other.add(next(tiny.rglob("*.png")), "other.png")
+    assert sources.open_source(archive, tmp_path / "root" / "listings").names() == ["other.png"]

@@ -1,0 +1,193 @@
+"""Figures from predictions tables, against scikit-learn and cases computed by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from bcdlib import evaluate
+from bcdlib.errors import InputError
+from bcdlib.evaluation import metrics
+
+
+def table(label, probability, **columns):
+    n = len(label)
+    rows = {
+        "filename": [f"{i}.png" for i in range(n)],
+        "slide": "14-1A",
+        "case": "14-1",
+        "magnification": 40,
+        "subtype": ["DC" if y else "A" for y in label],
+        "label": label,
+        "probability": probability,
+        "fold": 0,
+        "method": "m",
+        "split": "case",
+        "seed": 0,
+    }
+    return pd.DataFrame(rows | columns)
+
+
+def test_by_hand():
+    found = metrics.compute_metrics([1, 1, 1, 0, 0], [0.9, 0.5, 0.2, 0.6, 0.1])
+    assert found["accuracy"] == 3 / 5 and found["sensitivity"] == 2 / 3 and found["specificity"] == 1 / 2
+    assert found["precision"] == 2 / 3 and found["f1"] == pytest.approx(2 / 3)
+    assert found["brier"] == pytest.approx((0.01 + 0.25 + 0.64 + 0.36 + 0.01) / 5)
+    assert found["auc"] == 4 / 6  # of 6 pairs, 0.9 beats both, 0.5 and 0.2 beat 0.1 only
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("at", [0.5, 0.31])
+def test_agrees_with_sklearn(seed, at):
+    rng = np.random.default_rng(seed)
+    y, p = rng.integers(0, 2, 200), rng.random(200).round(2)
+    row = metrics.metrics_table(table(y, p), threshold=at).iloc[0]
+    called = p >= at
+    assert row["images"] == 200 and row["cases"] == 1
+    tn, fp, fn, tp = sk.confusion_matrix(y, called).ravel()
+    expected = {
+        "accuracy": sk.accuracy_score(y, called),
+        "balanced_accuracy": sk.balanced_accuracy_score(y, called),
+        "sensitivity": tp / (tp + fn),
+        "specificity": tn / (tn + fp),
+        "precision": tp / (tp + fp),
+        "f1": sk.f1_score(y, called),
+        "mcc": sk.matthews_corrcoef(y, called),
+        "kappa": sk.cohen_kappa_score(y, called),
+        "auc": sk.roc_auc_score(y, p),
+        "average_precision": sk.average_precision_score(y, p),
+        "brier": sk.brier_score_loss(y, p),
+    }
+    assert set(expected) | {"ece"} == set(metrics.METRICS)
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_calibration_error_by_hand():
+    # bin 0.1..0.2: mean 0.15, none malignant; bin 0.9..1.0: mean 0.95, one of two malignant
+    assert metrics.calibration_error([0, 0, 1, 0], [0.1, 0.2 - 1e-9, 0.9, 1.0]) == pytest.approx(
+        0.5 * 0.15 + 0.5 * 0.45
+    )
+    assert metrics.calibration_error([0, 1], [0.5, 0.5]) == 0  # constant and right on average
+
+
+def test_slide_recognition_rate_by_hand():
+    # slide 1: 2 of 3 right, slide 2: 1 of 1, slide 3: 0 of 2: (2/3 + 1 + 0) / 3; by image it would be 3 of 6
+    y, p = [1, 1, 1, 0, 0, 0], [0.9, 0.8, 0.1, 0.2, 0.7, 0.9]
+    t = table(
+        y,
+        p,
+        slide=["14-1A", "14-1A", "14-1A", "14-2", "14-3", "14-3"],
+        case=["14-1"] * 3 + ["14-2", "14-3", "14-3"],
+    )
+    row = metrics.metrics_table(t).iloc[0]
+    assert row["slide_recognition"] == pytest.approx((2 / 3 + 1) / 3) and row["accuracy"] == 0.5
+    # mean probabilities: malignant 0.6; benign 0.2 and 0.8: one of two pairs is in order
+    assert row["slide_auc"] == 0.5 and row["case_auc"] == 0.5
+
+
+def test_a_slide_with_two_labels_counts_as_malignant():
+    t = table(
+        [1, 0, 0], [0.9, 0.1, 0.3], slide=["14-1", "14-1", "14-2"], case=["14-1", "14-1", "14-2"], subtype=""
+    )
+    unit = metrics.group_units(metrics.with_correct(t), "slide")
+    assert unit["label"].tolist() == [1, 0] and unit["probability"].tolist() == [0.5, 0.3]
+    assert metrics.metrics_table(t)["slide_auc"][0] == 1
+
+
+def test_constant_probability_is_defined():
+    row = metrics.metrics_table(table([0, 1, 1, 0], [0.5] * 4)).iloc[0]
+    assert row["auc"] == 0.5 and row["mcc"] == 0 and row["kappa"] == 0 and row["balanced_accuracy"] == 0.5
+    assert row["average_precision"] == 0.5 and row["ece"] == 0
+
+
+def test_seeds_are_averaged_and_folds_pooled():
+    one = table(
+        [0, 1, 0, 1], [0.1, 0.9, 0.6, 0.4], fold=[0, 0, 1, 1]
+    )  # accuracies 1 and 0, pooled AUC 3 of 4
+    two = one.assign(seed=1, probability=[0.1, 0.9, 0.2, 0.8])
+    row = metrics.metrics_table(pd.concat([one, two])).iloc[0]
+    assert row["accuracy"] == 0.75 and row["auc"] == (0.75 + 1) / 2 and (row["folds"], row["seeds"]) == (2, 2)
+    spread = metrics.cross_validation_table(pd.concat([one, two])).set_index("figure")
+    assert spread.loc["accuracy", ["trials", "mean", "lowest", "highest", "pooled"]].tolist() == [
+        4,
+        0.75,
+        0,
+        1,
+        0.75,
+    ]
+    assert spread.loc["accuracy", "sd"] == pytest.approx(0.5)
+
+
+def test_one_class_only_is_nan_where_not_defined():
+    found = metrics.compute_metrics([0, 0, 0], [0.1, 0.2, 0.3])
+    assert np.isnan(found["auc"]) and np.isnan(found["sensitivity"]) and np.isnan(found["precision"])
+    assert all(
+        np.isnan(found[name]) for name in ("balanced_accuracy", "mcc", "kappa", "average_precision", "f1")
+    )
+    assert found["specificity"] == 1 and found["accuracy"] == 1
+
+
+def test_groups():
+    y = [0, 1, 0, 1]
+    t = table(
+        y, [0.1, 0.9, 0.9, 0.1], split=["case", "case", "image", "image"], magnification=[40, 400, 40, 40]
+    )
+    assert metrics.metrics_table(t).set_index("split")["accuracy"].to_dict() == {"case": 1.0, "image": 0.0}
+    by = evaluate.metrics_by(t, "magnification")
+    assert by[["split", "magnification", "images"]].values.tolist() == [
+        ["case", 40, 1],
+        ["case", 400, 1],
+        ["image", 40, 2],
+    ]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.drop(columns="case"), "'case' is missing"),
+        (lambda t: t.assign(probability=[0.1, float("nan")]), "probability of 1.png"),
+        (lambda t: t.assign(probability=[0.1, 1.5]), "probability of 1.png"),
+        (lambda t: t.assign(probability=["0.1", "high"]), "probability of 1.png"),
+        (lambda t: t.assign(label=[0, 2]), "label of 1.png"),
+        (lambda t: pd.concat([t, t]), "comes twice"),
+        (lambda t: t.iloc[:0], "no rows"),
+        (lambda t: t.assign(case=["14-1", None]), "line 3 has no case"),
+        (lambda t: pd.concat([t, t.assign(seed=1, label=[0, 0])]), "1.png has two different values of label"),
+    ],
+)
+def test_bad_tables(tmp_path, change, message):
+    change(table([0, 1], [0.2, 0.8])).to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(InputError, match=message):
+        metrics.read_predictions(tmp_path / "p.csv")
+
+
+def test_missing_and_empty_file(tmp_path):
+    with pytest.raises(InputError, match="no such"):
+        metrics.read_predictions(tmp_path / "none.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(InputError, match="not a readable CSV"):
+        metrics.read_predictions(tmp_path / "empty.csv")
+
+
+def test_subtypes_against_sklearn():
+    rng = np.random.default_rng(3)
+    truth = rng.choice(["A", "F", "DC", "PC"], 80)
+    p = rng.dirichlet(np.ones(8), 80)
+    t = table(
+        (truth > "C").astype(int) * (truth != "F"),
+        p[:, 4:].sum(axis=1),
+        subtype=truth,
+        **dict(zip(metrics.SUBTYPE_COLUMNS, p.T, strict=True)),
+    )
+    called = np.array(["A", "F", "PT", "TA", "DC", "LC", "MC", "PC"])[p.argmax(axis=1)]
+    row = metrics.subtype_table(
+        pd.concat([t, t.assign(method="binary", **dict.fromkeys(metrics.SUBTYPE_COLUMNS))])
+    ).iloc[0]
+    assert row["accuracy"] == pytest.approx((called == truth).mean()) and row["subtypes"] == 4
+    recalls = [(called[truth == name] == name).mean() for name in ("A", "F", "DC", "PC")]
+    assert row["macro_sensitivity"] == pytest.approx(np.mean(recalls))
+    assert row["macro_f1"] == pytest.approx(
+        sk.f1_score(truth, called, labels=["A", "F", "DC", "PC"], average="macro")
+    )
+    assert metrics.subtype_table(table([0, 1], [0.2, 0.8])).empty

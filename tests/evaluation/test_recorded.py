@@ -1,0 +1,208 @@
+"""Recorded results, choosing inside training parts, and the commands for both."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from bcdlib import compare, mount, preprocess
+from bcdlib.data import breakhis, splits
+from bcdlib.errors import InputError
+from bcdlib.evaluation import bootstrap, metrics, recorded
+from bcdlib.runs.profiles import get_profile
+from bcdlib.trials import comparison, nested_cv, trial
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROFILE = get_profile("demo", size=(20, 15), folds=3)
+METHOD = '''
+import numpy as np
+from bcdlib.methods import Method
+
+
+class Known(Method):
+    """Knows the label of this share of the images: by name, which no real method could."""
+
+    key, title = "known", "test"
+
+    def __init__(self, share=1.0):
+        self.share = share
+
+    def fit(self, X, y, validation_data=None, folder=None, images=None):
+        return self
+
+    def predict_proba(self, X, images=None):
+        right = (images["class"] == "malignant").to_numpy(float)
+        random = np.random.default_rng(len(images))
+        p = np.where(random.random(len(images)) < self.share, right, random.random(len(images)))
+        return np.column_stack([1 - p, p])
+
+    def save(self, path):
+        raise NotImplementedError
+'''
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    folder = mount.open_run(tmp_path / "run")
+    mount.start_run(folder, str(tiny))
+    cache = preprocess.resize_images(
+        folder, PROFILE, mount.open_data(folder), cache_root=tmp_path / "cache", progress=False
+    )
+    preprocess.write_splits(folder, PROFILE, cache)
+    return folder
+
+
+@pytest.fixture
+def known(tmp_path):
+    (tmp_path / "known.py").write_text(METHOD)
+    return str(tmp_path / "known.py")
+
+
+def predictions(split="case", better=0.0, method="a", seeds=(0,)):
+    cases = ["14-22549", "14-21998", "14-29315", "14-10147", "14-11031", "14-12204"]
+    names = breakhis.known_images()
+    names = names[(names["magnification"] == 40) & names["case"].isin(cases)]
+    rows = []
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        label = breakhis.class_labels(names)
+        noise = random.random(len(names))
+        rows.append(
+            names[["filename", "slide", "case", "magnification", "subtype"]].assign(
+                label=label,
+                probability=(noise + better * label) / (1 + better),
+                fold=0,
+                method=method,
+                split=split,
+                seed=seed,
+                weights="ImageNet weights (file x/y.h5)",
+            )
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_a_recording_gives_back_what_was_put_in(tmp_path):
+    table = pd.concat(
+        [predictions(seeds=(0, 1)), predictions(better=1.0, method="b", seeds=(0, 1))], ignore_index=True
+    )
+    recorded.write_recording(
+        "one",
+        table,
+        "pruned 8-bit ImageNet ResNet-50",
+        commands=["python -m bcdlib compare"],
+        against="a",
+        place=tmp_path,
+    )
+    found = recorded.read_recording("one", tmp_path)
+    same = found.predictions[metrics.COLUMNS]
+    pd.testing.assert_frame_equal(
+        same, table[metrics.COLUMNS], check_exact=False, atol=1e-5, check_dtype=False
+    )
+    assert set(found.predictions["weights"]) == {"pruned 8-bit ImageNet ResNet-50"}
+    again = bootstrap.interval_table(found.predictions, recorded.RECORDED_METRICS)
+    np.testing.assert_allclose(
+        found.figures[["value", "low", "high"]], again[["value", "low", "high"]], atol=1e-9
+    )
+    difference = found.differences.query("figure == 'auc'").iloc[0]
+    assert (difference["first"], difference["second"]) == ("b", "a") and difference["low"] > 0
+    with pytest.raises(InputError, match="no recording 'two'"):
+        recorded.read_recording("two", tmp_path)
+
+
+def test_what_is_not_recorded(tmp_path):
+    with pytest.raises(InputError, match="choose from a"):
+        recorded.write_recording("one", predictions(), "w", commands=[], against="b", place=tmp_path)
+    foreign = predictions().assign(filename=lambda t: "mine-" + t["filename"])
+    with pytest.raises(InputError, match="BreakHis"):
+        recorded.write_recording("one", foreign, "w", commands=[], against="a", place=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", recorded.recorded_names())
+def test_the_stored_figures_follow_from_the_stored_predictions(name):
+    found = recorded.read_recording(name)
+    values = metrics.metrics_table(found.predictions).set_index(["method", "split"])
+    for row in found.figures.itertuples():
+        assert row.value == pytest.approx(values.loc[(row.method, row.split), row.figure], abs=1e-9)
+        assert row.low <= row.value + 1e-9 and row.high >= row.value - 1e-9 or np.isnan(row.low)
+    assert "pruned 8-bit ImageNet ResNet-50" in found.facts["weights"]
+    assert set(found.predictions["filename"]) <= set(breakhis.known_images()["filename"])
+    case = found.differences.query("split == 'case' and figure == 'case_auc'").iloc[-1]
+    by_method = dict(list(found.predictions.query("split == 'case'").groupby("method")))
+    again = bootstrap.paired_difference(by_method[case["first"]], by_method[case["second"]], "case_auc")
+    assert again["value"] == pytest.approx(case["value"]) and again["low"] == pytest.approx(case["low"])
+
+
+def test_recordings_are_drawn_with_images_slides_cases_seeds_and_weights():
+    assert {"protocols", "variants"} <= set(compare.recordings())
+    for figure in (
+        compare.recorded_protocol_figure("protocols"),
+        compare.recorded_difference_figure("variants"),
+    ):
+        texts = [t.get_text() for t in figure.findobj(matplotlib.text.Text)]
+        joined = " ".join(texts)
+        for word in ("557 images", "35 slides", "26 cases", "seed", "pruned 8-bit ImageNet ResNet-50"):
+            assert word in joined, word
+    assert "python -m bcdlib compare" in compare.recorded_note("protocols")
+    assert (
+        len(compare.recorded_protocol_table("variants"))
+        == compare.recorded_differences("variants")["first"].nunique() + 1
+    )
+
+
+def test_inner_splits_leave_the_test_images_out(run):
+    images, outer = run.images(), splits.read_split(run, "case")
+    for fold in range(3):
+        inner = nested_cv.inner_split(images, outer, fold, protocol="case", folds=3, seed=0)
+        test = splits.fold_of(outer, fold).query("role == 'test'")["filename"]
+        assert not set(inner["filename"]) & set(test)
+        assert set(inner["filename"]) | set(test) == set(images["filename"])
+        assert (splits.split_overlap(inner, images)["cases_shared"] == 0).all()
+
+
+def test_the_better_method_is_chosen_and_pays(run, known):
+    names = [f"{known}:share=0.2", known, f"{known}:share=0.5"]
+    whole = comparison.run_comparison(run, PROFILE, method_names=names, split_names=["case"], progress=False)
+    chosen = comparison.choose_methods(run, PROFILE, method_names=names, split_names=["case"], progress=False)
+    best = whole[whole["method"] == "known"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(chosen.drop(columns="method"), best.drop(columns="method"))
+    choices = pd.read_csv(run.folder / "choices.csv")
+    assert choices.groupby("fold")["chosen"].sum().tolist() == [1, 1, 1]
+    assert set(choices.loc[choices["chosen"], "method"]) == {"known"}
+    everything = comparison.all_predictions(run)
+    assert set(everything["method"]) == {"known-share=0.2", "known", "known-share=0.5", "chosen"}
+    assert set(pd.read_csv(run.folder / "comparison.csv")["method"]) == set(everything["method"])
+    with pytest.raises(InputError, match="image, slide, case"):
+        comparison.choose_methods(
+            run, PROFILE, method_names=names, split_names=["magnification"], progress=False
+        )
+
+
+def test_settings_in_a_name_change_the_trial(run, known):
+    split = splits.read_split(run, "case")
+    estimator = trial.Trial(f"{known}:share=0.25", "case", split).estimator(PROFILE)
+    assert estimator.share == 0.25 and trial.Trial(known, "case", split).estimator(PROFILE).share == 1.0
+
+
+def test_bad_settings_on_the_command_line(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "bcdlib",
+            "compare",
+            "--methods",
+            "robust:stage=4",
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "no parameter 'stage'" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,156 @@
+"""Threshold, calibration and referral: fitted on validation, by hand and on probabilities whose truth is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit
+
+from bcdlib import evaluate
+from bcdlib.errors import InputError
+from bcdlib.evaluation import metrics, thresholds
+
+
+def table(label, probability, **columns):
+    rows = {
+        "filename": [f"{i}.png" for i in range(len(label))],
+        "slide": "14-1",
+        "case": "14-1",
+        "magnification": 40,
+        "subtype": "A",
+        "label": label,
+        "probability": probability,
+        "fold": 0,
+        "method": "m",
+        "split": "case",
+        "seed": 0,
+    }
+    return pd.DataFrame(rows | columns)
+
+
+def test_thresholds_by_hand():
+    y, p = [0, 0, 1, 0, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.9]
+    # at 0.6: 2 of 3 found, no false alarm (0.67); at 0.3: all found, one false alarm (0.67): the higher one comes first
+    assert thresholds.choose_threshold(y, p) == 0.6
+    assert thresholds.choose_threshold(y, p, "sensitivity", sensitivity=0.6) == 0.6
+    assert thresholds.choose_threshold(y, p, "sensitivity", sensitivity=0.7) == 0.3
+    assert thresholds.choose_threshold([1, 1], [0.2, 0.3]) == 0.5
+    assert 0 <= thresholds.choose_threshold([1, 0], [0.2, 0.9]) <= 1  # upside down: no threshold is any good
+
+
+@pytest.mark.parametrize("kind", ["temperature", "platt"])
+def test_calibration_finds_what_was_done_to_the_logits(kind):
+    rng = np.random.default_rng(0)
+    honest = expit(rng.normal(0, 2, 40_000))
+    y = (rng.random(40_000) < honest).astype(int)
+    shift = 0.0 if kind == "temperature" else 0.7
+    overconfident = expit(3 * logit(honest) + shift)
+    slope, intercept = thresholds.fit_calibration(y, overconfident, kind)
+    assert slope == pytest.approx(1 / 3, rel=0.05) and intercept == pytest.approx(-shift / 3, abs=0.05)
+    after = thresholds.calibrate(overconfident, slope, intercept)
+    assert metrics.calibration_error(y, overconfident) > 0.1 and metrics.calibration_error(y, after) < 0.01
+
+
+def test_calibration_survives_extremes():
+    assert (
+        thresholds.fit_calibration([1, 1], [0.2, 0.9])
+        == (1, 0)
+        == thresholds.fit_calibration([0, 1], [0.5, 0.5])
+    )
+    assert thresholds.fit_calibration([0, 1], [0.1, 0.9], "none") == (1, 0)
+    for kind in ("temperature", "platt"):  # separable, with probabilities of exactly 0 and 1
+        slope, intercept = thresholds.fit_calibration([0, 0, 1, 1], [0.0, 0.1, 0.9, 1.0], kind)
+        assert slope > 0 and np.isfinite([slope, intercept]).all()
+
+
+def test_locked_thresholds_are_those_of_validation_and_of_the_trial():
+    y = [0, 0, 1, 1]
+    validation = pd.concat([table(y, [0.1, 0.2, 0.3, 0.9]), table(y, [0.1, 0.6, 0.7, 0.9], fold=1)])
+    test = pd.concat(
+        [table(y, [0.25, 0.35, 0.3, 0.9]), table(y, [0.65, 0.6, 0.7, 0.9], fold=1), table(y, y, fold=2)]
+    )
+    locked = thresholds.lock_thresholds(validation)
+    assert locked["threshold"].tolist() == [0.3, 0.7] and locked["validation_images"].tolist() == [4, 4]
+    applied = thresholds.apply_lock(test, locked)
+    assert applied.groupby("fold")["threshold"].first().tolist() == [
+        0.3,
+        0.7,
+        0.5,
+    ]  # fold 2 had no validation
+    assert applied.query("fold == 2")["calibrated"].tolist() == [0, 0, 1, 1]
+    by_hand = metrics.metrics_table(applied, ("method", "fold"), "threshold").set_index("fold")
+    assert by_hand["accuracy"].tolist() == [0.75, 1, 1]
+    # what is locked does not depend on the test part, nor the order of its rows on what is locked
+    assert applied["filename"].tolist() == test["filename"].tolist()
+    # temperature keeps the order within a trial
+    assert (
+        applied.query("fold == 0")["calibrated"].rank() == test.query("fold == 0")["probability"].rank()
+    ).all()
+
+
+def test_no_validation_locks_nothing():
+    empty = thresholds.lock_thresholds(table([], []))
+    assert empty.empty
+    applied = thresholds.apply_lock(table([0, 1], [0.2, 0.9]), empty)
+    assert applied["threshold"].tolist() == [0.5, 0.5] and applied["calibrated"].tolist() == [0.2, 0.9]
+    one_class = thresholds.lock_thresholds(table([1, 1], [0.2, 0.3]))
+    assert one_class["threshold"].tolist() == [0.5] and one_class["refer_below"].isna().all()
+
+
+def test_selective_accuracy_by_hand():
+    # certainty orders: 0.99 right, 0.03 right, 0.8 wrong, 0.45 right
+    found = thresholds.selective_accuracy(
+        table([1, 0, 0, 0], [0.99, 0.03, 0.8, 0.45]), shares=(1.0, 0.75, 0.5)
+    )
+    assert found["accuracy"].tolist() == [0.75, pytest.approx(2 / 3), 1] and found["images"].tolist() == [
+        4,
+        3,
+        2,
+    ]
+
+
+def test_referral_by_hand():
+    y, p = [1, 1, 1, 0, 0, 0], [0.9, 0.6, 0.3, 0.4, 0.2, 0.1]
+    locked = thresholds.lock_thresholds(table(y, p))  # validation: Youden at 0.6; nothing malignant below 0.3
+    assert locked["threshold"][0] == 0.6 and locked["refer_below"][0] == 0.3
+    test = table(y, [0.9, 0.5, 0.25, 0.4, 0.2, 0.1])
+    found = thresholds.referral_table(thresholds.apply_lock(test, locked)).iloc[0]
+    assert found["referred"] == 2 / 6 and found["sensitivity"] == pytest.approx(2 / 3)  # 0.25 is lost
+    assert found["referred_hindsight"] == 3 / 6  # 0.25, 0.4 and 0.5 would have had to be looked at
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rule": "best"}, "unknown threshold rule 'best'"),
+        ({"calibration": "isotonic"}, "unknown calibration"),
+        ({"sensitivity": 1.2}, "above 0, up to 1"),
+        ({"sensitivity": 0}, "above 0"),
+    ],
+)
+def test_bad_settings(change, message):
+    with pytest.raises(InputError, match=message):
+        thresholds.lock_thresholds(table([0, 1], [0.2, 0.8]), **change)
+
+
+def test_both_thresholds_stand_one_under_the_other():
+    y = [0, 0, 1, 1]
+    rows = pd.concat([table(y, [0.1, 0.4, 0.35, 0.9]), table(y, [0.2, 0.6, 0.7, 0.8], split="image")])
+    locked = thresholds.lock_thresholds(table(y, [0.1, 0.2, 0.3, 0.9]))  # 0.3, for the split by case only
+    found = evaluate.threshold_table(thresholds.apply_lock(rows, locked))
+    assert found[["split", "at"]].values.tolist() == [
+        ["case", "0.5"],
+        ["case", "locked"],
+        ["image", "0.5"],
+        ["image", "locked"],
+    ]
+    assert found["accuracy"].tolist() == [0.75, 0.75, 0.75, 0.75] and found["sensitivity"].tolist() == [
+        0.5,
+        1,
+        1,
+        1,
+    ]
+    every = evaluate.metrics_by_group(rows).set_index("figure")
+    assert every.loc["auc"].tolist() == [0.75, 1] and list(every.index) == [
+        *metrics.METRICS,
+        *metrics.UNIT_METRICS,
+    ]

@@ -1,0 +1,105 @@
+"""Training on several devices: the same as on one. The devices are made up: two parts of this machine's CPU."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from bcdlib.errors import InputError
+from bcdlib.methods.parts import hardware
+from bcdlib.trials import worker
+
+HERE = Path(__file__).resolve().parent.parent
+BACKENDS = pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+
+
+def shared(backend, where, what):
+    """What tests/shared.py finds, and what it printed before."""
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    done = subprocess.run(
+        [sys.executable, HERE / "shared.py", str(where), what],
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        env={**os.environ, "KERAS_BACKEND": backend},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said, _, found = done.stdout.rstrip().rpartition("\n")
+    return json.loads(found), said
+
+
+def difference(one, two, name):
+    assert len(one[name]) == len(two[name])
+    return np.abs(np.subtract(one[name], two[name])).max()
+
+
+@BACKENDS
+def test_the_same_loss_as_on_one_device(backend, tmp_path):
+    """20 steps with batch norm, on JAX also with augmentation and dropout; a held-out part of 37; a batch of 9 on one."""
+    found, said = shared(backend, tmp_path, "same_loss")
+    assert len(found["1"]["loss"]) == 4 and found["1"]["loss"][0] > 2 * found["1"]["loss"][-1], (
+        "nothing was learned"
+    )
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "probability"):
+        assert difference(found["1"], found["2"], name) < 1e-5, name
+    assert said.count("Training on 1 of 2 devices, 9 pictures of a batch of 9 on each: ") == 1
+
+
+@BACKENDS
+def test_cut_off_and_resumed_and_saved_on_two_devices(backend, tmp_path):
+    found, said = shared(backend, tmp_path, "resumed")
+    assert found["whole"] == found["resumed"], "bit for bit"
+    assert "Training on 2 of 2 devices, 4 pictures of a batch of 8 on each: " in said
+    assert "Epoch 3/4" in said and "Epoch 2/4" not in said, "did not go on where it was"
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        assert b'"synchronized": true' not in archive.read("config.json")
+    X = np.random.default_rng(0).integers(0, 256, (64, 24, 36, 3), dtype="uint8")
+    X[1::2] //= 2
+    here = keras.models.load_model(tmp_path / "model.keras").predict(X[:37], verbose=0)[:, 0]  # one device
+    np.testing.assert_allclose(here, found["resumed"]["probability"], atol=1e-5)
+
+
+@pytest.mark.thorough
+@BACKENDS
+def test_the_whole_resnet50_in_float64(backend, weights_dir):
+    found, _ = shared(backend, weights_dir, "resnet50")
+    assert (
+        difference(found["1"], found["2"], "loss") < 1e-9
+        and difference(found["1"], found["2"], "probability") < 1e-9
+    )
+
+
+def test_which_devices(monkeypatch):
+    monkeypatch.setattr(hardware, "available_devices", lambda: [f"gpu:{number}" for number in range(6)])
+    monkeypatch.delenv(hardware.LIMIT, raising=False)
+    assert [len(hardware.used_devices(size)) for size in (32, 30, 9, 7, 1)] == [4, 6, 3, 1, 1]
+    monkeypatch.setenv(hardware.LIMIT, "2")
+    assert hardware.used_devices(32) == ["gpu:0", "gpu:1"] and hardware.used_devices(9) == ["gpu:0"]
+    monkeypatch.setenv(hardware.LIMIT, "100")
+    assert len(hardware.used_devices(12)) == 6
+    for nonsense in ("two", "-1", "1.5"):
+        monkeypatch.setenv(hardware.LIMIT, nonsense)
+        with pytest.raises(InputError, match="BCD_DEVICES=.*number of devices"):
+            hardware.used_devices(32)
+
+
+def test_a_worker_takes_one_device(monkeypatch):
+    """Workers of one machine share its GPUs: each gets the one that its own list begins with (dask-cuda turns it)."""
+    monkeypatch.delenv(hardware.LIMIT, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,0,1")
+    assert {key: worker.worker_environment()[key] for key in ("BCD_DEVICES", "CUDA_VISIBLE_DEVICES")} == {
+        "BCD_DEVICES": "1",
+        "CUDA_VISIBLE_DEVICES": "2",
+    }
+    monkeypatch.setenv(hardware.LIMIT, "2")
+    assert worker.worker_environment()["CUDA_VISIBLE_DEVICES"] == "2,3"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert "CUDA_VISIBLE_DEVICES" not in worker.worker_environment()

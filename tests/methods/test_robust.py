@@ -1,0 +1,229 @@
+"""Our own method: its features, its weights, and how it reads pictures at a size of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.color import hed2rgb, rgb2hed
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from bcdlib import methods
+from bcdlib.data import breakhis, sources, splits, stain
+from bcdlib.data.cache import build_cache, resized_cache
+from bcdlib.data.decode import resize_image
+from bcdlib.errors import InputError
+from bcdlib.explain import gradcam
+from bcdlib.methods.parts import backbones
+from bcdlib.runs.profiles import get_profile
+from bcdlib.trials import trial
+
+SIZE = (48, 32)
+TINY = get_profile("demo", size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    return shutil.copytree(tiny, tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def cache(folder, tmp_path_factory):
+    source = sources.open_source(folder)
+    return build_cache(
+        source,
+        breakhis.scan_breakhis(source).images,
+        SIZE,
+        root=tmp_path_factory.mktemp("cache"),
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def split(cache):
+    return splits.make_split(cache.images, "case", folds=3)
+
+
+@pytest.fixture(scope="module")
+def method(cache):
+    kind = methods.get_method("robust")
+    y = breakhis.class_labels(cache.images)
+    fitted = kind(weights="none", stages="34", verbose=0)
+    return fitted.fit(cache.pixels[:60], y[:60], images=cache.images[:60])
+
+
+def independent_features(X, stages=("conv3_block4_out", "conv4_block6_out")):
+    keras.utils.set_random_seed(0)
+    base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=X.shape[1:])
+    base = keras.Model(base.input, [base.get_layer(name).output for name in stages])
+    feature_maps = base.predict(keras.applications.resnet50.preprocess_input(X.astype("float32")), verbose=0)
+    return np.hstack(
+        [m.mean((1, 2)) for m in feature_maps] + [np.sqrt(m.var((1, 2)) + 1e-6) for m in feature_maps]
+    )
+
+
+def test_features_and_head_against_keras_and_scikit_learn(cache, method):
+    y, case = breakhis.class_labels(cache.images)[:60], cache.images["case"][:60]
+    X = independent_features(cache.pixels)
+    np.testing.assert_allclose(method.transform(cache.pixels), X, rtol=1e-3, atol=1e-3 * X.std())
+    per_case = case.map(case.value_counts()).to_numpy()
+    weights = 1 / per_case
+    for kind in (0, 1):
+        weights[y == kind] *= 30 / weights[y == kind].sum()  # both classes half of 60
+    scale = StandardScaler().fit(X[:60])
+    head = LogisticRegression(C=0.01, max_iter=2000).fit(scale.transform(X[:60]), y, sample_weight=weights)
+    expected = head.predict_proba(scale.transform(X[60:]))
+    np.testing.assert_allclose(method.predict_proba(cache.pixels[60:]), expected, atol=2e-3)
+
+
+def test_saved_alone_in_a_new_process_and_its_maps(cache, method, tmp_path):
+    method.save(tmp_path / "model.keras")
+    np.save(tmp_path / "X.npy", cache.pixels[:5])
+    code = (
+        "import keras, numpy as np; network = keras.models.load_model('model.keras', safe_mode=True);"
+        "np.save('p.npy', network.predict(np.load('X.npy'), verbose=0))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}
+    )
+    expected = method.predict_proba(cache.pixels[:5])[:, 1]
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy")[:, 0], expected, atol=1e-5)
+    saved = methods.load_method(tmp_path / "model.keras")
+    np.testing.assert_allclose(saved.predict_proba(cache.pixels[:5])[:, 1], expected, atol=1e-5)
+    found = gradcam.compute_gradcam(saved.network, cache.pixels[:2])
+    assert found.shape == (2, 32, 48) and np.isfinite(found).all() and found.max() == 1
+
+
+def test_a_trial_reads_its_own_size_once(cache, split, tmp_path):
+    def run(method, seed=0):
+        return trial.run_trial(
+            trial.Trial(method, "case", split, seed=seed, trainable="head"),
+            cache,
+            TINY,
+            root=tmp_path,
+            weights="none",
+            verbose=0,
+        )
+
+    result = run("robust:size=64x40:stages=2")
+    assert result.trial.label == "robust-size=64x40-stages=2" == result.predictions["method"].unique().item()
+    assert methods.load_method(result.folder / "model.keras").size == (64, 40)
+    larger = resized_cache(cache, (64, 40))
+    assert larger.size == (64, 40) and larger.images["filename"].tolist() == cache.images["filename"].tolist()
+    name = cache.images["filename"][7]
+    with Image.open(os.path.join(_place(cache), breakhis.official_path(name))) as picture:
+        expected = resize_image(np.asarray(picture.convert("RGB")), (64, 40))
+    np.testing.assert_allclose(larger.pixels[7].astype(int), np.asarray(expected, dtype=int), atol=1)
+    rows = cache.rows(result.predictions["filename"])
+    again = methods.load_method(result.folder / "model.keras").predict_proba(larger.pixels[rows])[:, 1]
+    np.testing.assert_allclose(again, result.predictions["probability"], atol=1e-5)
+    same = run("robust:size=cache:stages=2")
+    assert methods.load_method(same.folder / "model.keras").size == SIZE
+    assert not same.predictions["probability"].equals(result.predictions["probability"])
+
+
+def _place(cache):
+    import json
+
+    return json.loads((cache.folder / "cache.json").read_text())["made_from"]
+
+
+def test_a_source_that_is_gone_is_told(cache, folder):
+    moved = folder.rename(folder.parent / "elsewhere")
+    try:
+        with pytest.raises(InputError, match=str(folder)):
+            resized_cache(cache, (20, 10))
+    finally:
+        moved.rename(folder)
+
+
+def test_stain_copies_and_eight_subtypes(cache, split, tmp_path):
+    settings = "robust:size=cache:stages=2"
+    plain, jittered = (
+        trial.run_trial(
+            trial.Trial(f"{settings}{more}", "case", split, task="subtype"),
+            cache,
+            TINY,
+            root=tmp_path,
+            weights="none",
+            verbose=0,
+        )
+        for more in ("", ":stain_copies=1")
+    )
+    for result in (plain, jittered):
+        eight = result.predictions[[f"p_{subtype}" for subtype in breakhis.SUBTYPES]]
+        np.testing.assert_allclose(eight.sum(axis=1), 1, atol=1e-6)
+    assert np.abs(plain.predictions["probability"] - jittered.predictions["probability"]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("robust:stage=2", "no parameter 'stage'"),
+        ("robust:C=strong", "C='strong'; give float"),
+        ("robust:deviations=no", "give bool"),
+        ("robot:C=1", "unknown method 'robot'"),
+    ],
+)
+def test_settings_that_do_not_exist(change, message):
+    with pytest.raises(InputError, match=message):
+        methods.method_settings(change)
+
+
+@pytest.mark.parametrize("change, message", [("stages", "16"), ("balance", "fair"), ("size", "large")])
+def test_values_that_do_not_exist(change, message, cache):
+    with pytest.raises(InputError, match=message):
+        methods.get_method("robust")(weights="none", **{change: message}).inputs(cache)
+
+
+def test_settings_get_the_types_of_the_defaults():
+    assert methods.method_settings("robust") == {}
+    found = methods.method_settings("robust:stages=4:C=1:deviations=false:stain=macenko:stain_copies=2")
+    assert found == {"stages": "4", "C": 1.0, "deviations": False, "stain": "macenko", "stain_copies": 2}
+
+
+def test_jitter_against_scikit_image():
+    # scikit-image cuts negative amounts off, so pictures that have none
+    X = (hed2rgb(np.random.default_rng(0).uniform(0.03, 0.08, (2, 6, 5, 3))) * 255).round().astype("uint8")
+    found = stain.jitter_stain(X, [3, 1])
+    assert found.dtype == np.uint8 and np.array_equal(found, stain.jitter_stain(X, [3, 1]))
+    assert not np.array_equal(found, stain.jitter_stain(X, [3, 2]))
+    assert np.abs(stain.jitter_stain(X, 0, strength=0, shift=0).astype(int) - X).max() <= 1
+    random = np.random.default_rng([3, 1, 0])
+    factor, shift = random.uniform(0.7, 1.3, 3), random.uniform(-0.03, 0.03, 3)
+    # scikit-image scales its densities by log(1e-6): the same change in its units
+    amounts = rgb2hed(X[0]) * factor
+    norms = np.linalg.norm([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], axis=1)
+    expected = hed2rgb(amounts + shift / 6 / norms) * 255
+    assert np.abs(found[0] - expected).mean() < 2
+
+
+def test_pooling_of_unknown_stages(cache):
+    with pytest.raises(InputError, match="digits from 2 to 5"):
+        methods.get_method("robust")(weights="none", stages="").fit(cache.pixels[:4], [0, 1, 0, 1])
+    x = keras.Input((32, 48, 3))
+    pooled = backbones.append_features(
+        x, "resnet50", backbones.Weights(None, "random"), seed=0, pooling="means-5"
+    )
+    assert pooled.shape == (None, 2048)
+
+
+def test_every_case_counts_the_same_whatever_its_number_of_images(cache):
+    y, images = breakhis.class_labels(cache.images), cache.images
+    twice = np.concatenate([np.arange(96), np.flatnonzero(images["case"] == images["case"][0])])
+    kind = methods.get_method("robust")
+    one, two = (
+        kind(weights="none", stages="2", verbose=0).fit(cache.pixels[rows], y[rows], images=images.iloc[rows])
+        for rows in (np.arange(96), twice)
+    )
+    # the head's weights are the same; only the standardisation sees the doubled images
+    np.testing.assert_allclose(two.predict_proba(cache.pixels), one.predict_proba(cache.pixels), atol=0.02)
+    unbalanced = kind(weights="none", stages="2", balance="none", verbose=0).fit(
+        cache.pixels[twice], y[twice]
+    )
+    assert np.abs(unbalanced.predict_proba(cache.pixels) - one.predict_proba(cache.pixels)).max() > 0.02

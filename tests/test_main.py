@@ -1,0 +1,238 @@
+"""The command line as a user meets it: figures, and one clear line with exit status 2 for bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from bcdlib.data.breakhis import class_labels, known_images
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def bcdlib(*arguments, **env):
+    command = [sys.executable, "-m", "bcdlib", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=600
+    )
+
+
+def refused(done, *words):
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and lines[-1].startswith("Error: ")
+    assert all(word in lines[-1] for word in words), lines[-1]
+
+
+def test_help_lists_commands_that_exist():
+    done = bcdlib("--help")
+    assert done.returncode == 0
+    for name in ("run", "verify", "audit", "compare", "evaluate", "predict", "stamp", "bench"):
+        assert f"\n  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("command", [("run", "--data"), ("verify",)])
+def test_bad_data(tmp_path, command):
+    out = ["--out", tmp_path / "out"] if command[0] == "run" else []
+    refused(bcdlib(*command, tmp_path / "nowhere", *out), "nowhere", "no such")
+    (tmp_path / "empty").mkdir()
+    refused(bcdlib(*command, tmp_path / "empty", *out), "empty")
+    (tmp_path / "cats").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "cats" / "cat.png")
+    refused(bcdlib(*command, tmp_path / "cats", *out), "cats", "no BreakHis image")
+    (tmp_path / "broken.zip").write_bytes(b"PK not a zip")
+    refused(bcdlib(*command, tmp_path / "broken.zip", *out), "broken.zip", "not a readable zip")
+
+
+def test_bad_words(tiny, tmp_path):
+    out = ["--data", tiny, "--out", tmp_path / "out"]
+    refused(bcdlib("run", *out, "--profile", "huge"), "huge", "demo")
+    refused(bcdlib("run", *out, "--only", "07_dance"), "07_dance")
+    refused(bcdlib("run", *out, "--weights", tmp_path / "none"), "none", "no such folder")
+    refused(bcdlib("compare", *out, "--methods", "resnet5000"), "resnet5000")
+    refused(
+        bcdlib("compare", *out, "--splits", "astrology", "--weights", "none", BCD_CACHE=str(tmp_path)),
+        "astrology",
+    )
+    refused(bcdlib("audit", "--split", "astrology"), "astrology")
+    (tmp_path / "file").touch()
+    refused(bcdlib("run", "--data", tiny, "--out", tmp_path / "file" / "run"), "cannot write")
+
+
+def test_quick_needs_weights(tiny, tmp_path):
+    (tmp_path / "weights").mkdir()
+    done = bcdlib(
+        "run",
+        "--data",
+        tiny,
+        "--profile",
+        "quick",
+        "--out",
+        tmp_path / "out",
+        "--weights",
+        tmp_path / "weights",
+    )
+    refused(done, "resnet50_notop.weights.h5", "--weights")
+
+
+def test_verify_on_real_images(breakhis):
+    done = bcdlib("verify", breakhis / "original")
+    assert done.returncode == 0
+    assert "29 present, 7880 missing, 0 extra, 0 unreadable, 4 wrong size" in done.stdout
+    assert done.stdout.count("is 700x456") == 4 and "partial" in done.stdout
+
+
+def test_audit_of_the_paper_and_the_author():
+    paper = json.loads(bcdlib("audit", "--split", "magnification", "--json").stdout)
+    assert [(row["slides_shared"], row["test_slides"], row["cases_shared"]) for row in paper] == [
+        (82, 82, 70)
+    ]
+    official = json.loads(bcdlib("audit", "--split", "official", "--json").stdout)
+    assert [row["test_images_of_shared_cases"] for row in official] == [1145, 674, 697, 836, 999]
+    case = json.loads(bcdlib("audit", "--split", "case", "--json").stdout)
+    assert {row["cases_shared"] for row in case} == {0}
+
+
+def test_evaluate(tmp_path):
+    images = known_images().sample(200, random_state=0)
+    label = class_labels(images)
+    table = images[["filename", "slide", "case", "magnification", "subtype"]].assign(
+        label=label,
+        probability=np.where(np.arange(200) < 150, label, 1 - label),
+        fold=0,
+        method="mine <b>",
+        split="case",
+        seed=0,
+    )
+    table.to_csv(tmp_path / "p.csv", index=False)
+    label[:60] = 1 - label[:60]  # a validation table with thresholds elsewhere than at 0.5
+    table.assign(probability=0.3 + 0.1 * label, label=label).to_csv(tmp_path / "v.csv", index=False)
+    done = bcdlib(
+        "evaluate", tmp_path / "p.csv", "--validation", tmp_path / "v.csv", "--out", tmp_path / "out"
+    )
+    assert done.returncode == 0 and "0.75" in done.stdout and "mine" in done.stdout, done.stderr
+    assert pd.read_csv(tmp_path / "out" / "locked.csv")["threshold"].tolist() == [0.4]
+    results = pd.read_csv(tmp_path / "out" / "tables" / "results.csv").set_index("figure")
+    assert (
+        results.loc["accuracy", "value"] == 0.75
+        and results.loc["accuracy", "cases"] == table["case"].nunique()
+    )
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "made elsewhere" in html and "mine &lt;b&gt;" in html and "mine <b>" not in html
+    table.drop(columns="probability").to_csv(tmp_path / "p.csv", index=False)
+    refused(bcdlib("evaluate", tmp_path / "p.csv"), "p.csv", "'probability' is missing")
+    refused(bcdlib("evaluate", tmp_path / "q.csv"), "q.csv")
+    refused(bcdlib("evaluate", tmp_path / "v.csv", "--rule", "best"), "unknown threshold rule 'best'")
+    refused(bcdlib("evaluate", tmp_path / "v.csv", "--validation", tmp_path / "w.csv"), "w.csv")
+
+
+def test_audit_of_a_split_made_elsewhere(tmp_path):
+    images = known_images()
+    split = images[["filename"]].assign(role=np.where(images["magnification"] == 400, "test", "train"))
+    split.to_csv(tmp_path / "mine.csv", index=False)
+    (row,) = json.loads(bcdlib("audit", "--split", tmp_path / "mine.csv", "--json").stdout)
+    assert (row["test_images"], row["slides_shared"], row["test_slides"]) == (1820, 82, 82)
+    refused(bcdlib("audit", "--split", tmp_path / "none.csv"), "none.csv")
+
+
+def test_audit_compares_pictures_too(breakhis, tmp_path):
+    done = bcdlib("audit", "--data", breakhis / "half", "--split", "official", BCD_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert (
+        "near-identical (1.000): test SOB_M_LC-14-13412-100-003.png" in lines[1] and "DC-14-13412" in lines[1]
+    )
+
+
+def test_predict(tiny, tmp_path):
+    mean = keras.Sequential(
+        [
+            keras.Input((30, 40, 3), dtype="uint8"),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(1, kernel_initializer="ones"),
+        ]
+    )
+    mean.layers[-1].set_weights([np.full((3, 1), 1 / 3), np.zeros(1)])
+    mean.save(tmp_path / "mean.keras")
+    picture = next(Path(tiny).rglob("*.png"))
+    (tmp_path / "text.png").write_text("not a picture")
+    done = bcdlib("predict", tmp_path / "mean.keras", picture, tmp_path / "text.png", "--json")
+    assert done.returncode == 0, done.stderr
+    good, bad = json.loads(done.stdout)
+    assert good["probability"] == pytest.approx(np.asarray(Image.open(picture)).mean() / 255, abs=1e-4)
+    assert good["class"] == ("malignant" if good["probability"] >= 0.5 else "benign")
+    assert bad["probability"] is None and "decoded" in bad["reason"]
+    archive = shutil.make_archive(str(tmp_path / "all"), "zip", tiny)
+    many = json.loads(bcdlib("predict", tmp_path / "mean.keras", tiny, picture, archive, "--json").stdout)
+    assert (
+        len(many) == 96 + 1 + 96 and many[96]["file"] == str(picture) and many[97]["file"].startswith(archive)
+    )
+    assert many[96]["probability"] == pytest.approx(good["probability"], abs=1e-6)
+    folder, packed = (
+        {Path(row["file"]).name: row["probability"] for row in part} for part in (many[:96], many[97:])
+    )
+    assert packed == pytest.approx(folder, abs=1e-6)
+    refused(bcdlib("predict", tmp_path / "no.keras", picture), "no.keras")
+    refused(bcdlib("predict", tmp_path / "text.png", picture), "text.png", "not a usable Keras model")
+    refused(bcdlib("predict", tmp_path / "mean.keras", tmp_path / "text.png"), "text.png")
+
+
+def test_corrupt_image_is_reported_and_left_out(tiny, tmp_path):
+    from bcdlib import mount, preprocess
+    from bcdlib.runs import folder, profiles
+
+    names = sorted(Path(tiny).rglob("*.png"))
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, path in enumerate(names):
+        content = path.read_bytes()
+        (data / path.name).write_bytes(content[:50] if number == 3 else content)
+    run = folder.open_run_folder(tmp_path / "run")
+    mount.start_run(run, data)
+    cache = preprocess.resize_images(
+        run, profiles.get_profile("demo"), mount.open_data(run), cache_root=tmp_path / "cache", progress=False
+    )
+    assert len(cache.images) == len(names) - 1
+    assert cache.skipped["filename"].tolist() == [names[3].name] and cache.skipped["reason"].iloc[0]
+    table = preprocess.cache_summary(cache).set_index("what")["value"]
+    assert table["images left out (unreadable)"] == 1
+
+
+def test_table_ii_and_gap():
+    from bcdlib import compare
+    from bcdlib.evaluation import published
+
+    assert (
+        dict(zip(published.TABLE_II["key"], published.TABLE_II["accuracy"]))["resnet50"] == 99.10
+        and len(published.TABLE_II) == 11
+    )
+    images = known_images().groupby("class").head(50)
+    label = class_labels(images)
+    base = images[["filename", "slide", "case", "magnification", "subtype"]].assign(
+        label=label, fold=0, method="m", seed=0, weights="w"
+    )
+    right = base.assign(probability=label.astype(float), split="image")
+    half = base.assign(probability=np.where(np.arange(100) % 2, label, 1 - label).astype(float), split="case")
+    table = compare.table_ii(pd.concat([right, half]))
+    # methods by their published accuracy, what is not in Table II first; measured rows under the published one
+    assert table["key"].tolist()[:3] == ["m", "m", "resnet50"] and table["accuracy"].tolist()[:3] == [
+        100,
+        50,
+        99.10,
+    ]
+    assert len(table) == 13 and table["low"].notna().sum() == 2
+    mine = compare.table_ii(right.assign(method="alexnet-head")).query("key == 'alexnet'")
+    assert mine[["kind", "accuracy"]].values.tolist() == [["published", 84.60], ["measured", 100]]
+    assert "accuracy 1.000 with a split by image, 0.500 with a split by case" in compare.gap_text(
+        pd.concat([right, half])
+    )
+    assert compare.gap_text(right) == ""

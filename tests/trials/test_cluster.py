@@ -1,0 +1,445 @@
+"""Comparisons on Dask's workers: the same table, whatever dies on the way."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from bcdlib import mount, preprocess
+from bcdlib.errors import InputError
+from bcdlib.runs.folder import open_run_folder
+from bcdlib.runs.profiles import get_profile
+from bcdlib.trials import cluster, comparison, jobs
+from bcdlib.trials.store import check_store, fetch_trial
+from bcdlib.trials.worker import WorkError, call_worker
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROFILE = get_profile("demo", size=(36, 24), folds=2, head_epochs=2)
+TABLES = ("comparison.csv", "comparison_predictions.csv", "comparison_validation.csv")
+SLOW = '''
+import os, time
+import numpy as np
+from bcdlib.methods import Method
+
+class Slow(Method):
+    """Takes its time, and notes each start of a piece of work beside this file."""
+    key, title = "slow", "test"
+    def __init__(self, seconds=0.3, seed=0, spin=False):
+        self.seconds, self.seed, self.spin = seconds, seed, spin
+    def fit(self, X, y, validation_data=None, folder=None):
+        with open(os.path.join(os.path.dirname(__file__), "started"), "a") as log:
+            log.write(f"{folder.name} {os.getpid()}\\n")
+        end = time.monotonic() + self.seconds
+        if self.spin:
+            for _ in range(int(self.seconds * 25)):
+                np.sort(np.random.default_rng(0).random(450_000))
+        while not self.spin and time.monotonic() < end:
+            time.sleep(0.01)
+        self.share_ = float(np.mean(y)); return self
+    def predict_proba(self, X):
+        p = np.clip(self.share_ + np.linspace(-0.2, 0.2, len(X)), 0, 1); return np.column_stack([1 - p, p])
+    def save(self, path):
+        path.write_text(str(self.share_))
+'''
+
+
+@pytest.fixture
+def slow(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    return tmp_path / "slow.py"
+
+
+def starts(slow) -> pd.Series:
+    log = slow.with_name("started")
+    return pd.Series(
+        [line.split()[0] for line in log.read_text().splitlines()] if log.is_file() else [], dtype=object
+    )
+
+
+def command(data, out, cache, *words):
+    words = [sys.executable, "-m", "bcdlib", "compare", "--data", data, "--out", out, *words]
+    return subprocess.Popen(
+        list(map(str, words)),
+        cwd=ROOT,
+        env={**os.environ, "BCD_CACHE": str(cache)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def prepared(data, tmp_path, name, profile=PROFILE):
+    run = mount.open_run(tmp_path / name)
+    mount.start_run(run, data, progress=False)
+    cache = preprocess.resize_images(
+        run, profile, mount.open_data(run), cache_root=tmp_path / "cache", progress=False
+    )
+    preprocess.write_splits(run, profile, cache)
+    return run
+
+
+class Processes:
+    """`dask scheduler` and `dask worker` as a user starts them."""
+
+    def __init__(self, folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.address, self.all = folder, f"tcp://127.0.0.1:{self.port}", []
+
+    def _start(self, *words):
+        log = open(self.folder / f"dask-{len(self.all)}.log", "w")
+        self.all.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "dask", *map(str, words)], cwd=ROOT, stdout=log, stderr=log
+            )
+        )
+        return self.all[-1]
+
+    def scheduler(self):
+        # a worker that dies is no fault of its trial: as `local:N` sets it
+        os.environ["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "10"
+        return self._start("scheduler", "--host", "127.0.0.1", "--port", self.port, "--no-dashboard")
+
+    def worker(self):
+        return self._start(
+            "worker",
+            self.address,
+            "--nthreads",
+            1,
+            "--memory-limit",
+            0,
+            "--no-dashboard",
+            "--local-directory",
+            self.folder / "dask",
+        )
+
+    def end(self):
+        for process in self.all:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+            process.wait(20)
+
+
+@pytest.fixture
+def dask(tmp_path):
+    processes = Processes(tmp_path)
+    yield processes
+    processes.end()
+
+
+def wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come"
+        time.sleep(0.02)
+
+
+def kill_worker_of(process) -> bool:
+    """Kill the worker that a `dask worker` keeps; False if it has none at the moment."""
+    found = [one for one in psutil.Process(process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+    for one in found:
+        os.kill(one.pid, signal.SIGKILL)
+    return bool(found)
+
+
+def test_the_same_table_as_in_one_process(tiny, tmp_path):
+    """Features, a head in Keras, scikit-learn: bit for bit."""
+    done = {}
+    for name, scheduler in (("one", "none"), ("two", "local:2")):
+        run = prepared(tiny, tmp_path, name)
+        done[name] = comparison.run_comparison(
+            run,
+            PROFILE,
+            method_names=["resnet50", "hybrid_cnn"],
+            split_names=["case"],
+            weights="none",
+            progress=False,
+            scheduler=scheduler,
+        )
+        for part in (tmp_path / "cache").glob("*/features/*"):
+            part.unlink()  # or the second would find the first's
+    pd.testing.assert_frame_equal(done["one"], done["two"], check_exact=True)
+    for name in TABLES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_killed_workers_and_a_killed_scheduler(dask, slow, tiny, tmp_path):
+    """Two real processes on loopback; 24 trials; workers killed three times, then the scheduler, once."""
+    scheduler = dask.scheduler()
+    workers = [dask.worker(), dask.worker()]
+    words = [
+        "--methods",
+        slow,
+        "--splits",
+        "image,case",
+        "--folds",
+        3,
+        "--seeds",
+        4,
+        "--scheduler",
+        dask.address,
+    ]
+    process = command(tiny, tmp_path / "run", tmp_path / "cache", *words)
+    for number in range(3):
+        wait_for(lambda least=4 * (number + 1): len(starts(slow)) >= least)
+        wait_for(lambda worker=workers[number % 2]: kill_worker_of(worker))
+    wait_for(lambda: len(starts(slow)) >= 17)
+    finished = {path.parent.name for path in (tmp_path / "run" / "trials").glob("*/trial.json")}
+    scheduler.kill()
+    scheduler.wait()
+    dask.scheduler()
+    dask.worker()
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    table = pd.read_csv(tmp_path / "run" / "comparison_predictions.csv")
+    assert len(table.groupby(["method", "split", "fold", "seed"])) == 24
+    assert not table.duplicated(["method", "split", "fold", "seed", "filename"]).any()
+    often = starts(slow).value_counts()
+    assert len(often) == 24 and often.sum() > 24, "no trial was cut off: nothing was tried"
+    assert (often[sorted(finished)] <= 4).all()
+    alone = command(tiny, tmp_path / "alone", tmp_path / "cache", *words[:-2])
+    assert alone.wait(120) == 0
+    for name in TABLES:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    before = len(starts(slow))
+    again = command(tiny, tmp_path / "run", tmp_path / "cache", *words[:-2])  # what was done stays done
+    assert again.wait(120) == 0 and len(starts(slow)) == before
+
+
+def test_a_scheduler_that_goes_for_good(dask, slow, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", 2)
+    run = prepared(tiny, tmp_path, "run")
+    dask.scheduler(), dask.worker()
+    wait_for(lambda: "Registered" in (tmp_path / "dask-1.log").read_text())
+    planned = [f"{slow}:seconds={number / 100}" for number in range(30, 36)]
+
+    def kill():
+        wait_for(lambda: len(list((tmp_path / "run").glob("trials/*/trial.json"))) >= 2)
+        dask.end()
+
+    import threading
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(InputError, match=r"does not answer; [1-9] of 12 are done"):
+        comparison.run_comparison(
+            run, PROFILE, method_names=planned, split_names=["image"], progress=False, scheduler=dask.address
+        )
+    killer.join()
+
+
+def test_what_is_no_scheduler(tmp_path):
+    for name in ("local", "local:0", "local:x", "host:8786", str(tmp_path / "none.json")):
+        with pytest.raises(InputError, match="--scheduler"):
+            cluster.check_scheduler(name)
+    (tmp_path / "scheduler.json").write_text(json.dumps({"address": "tcp://127.0.0.1:1"}))
+    with pytest.raises(InputError, match="does not answer; 0 of 1"):
+        list(
+            cluster.map_on_cluster(
+                str(tmp_path / "scheduler.json"), "os:getpid", [{}], keys=["a"], progress=False
+            )
+        )
+
+
+def test_errors_of_workers_are_those_of_one_process(slow, tiny, tmp_path):
+    slow.write_text(SLOW.replace("self.share_ = float", "self.share_ = 1 / (1 - self.seed) * float"))
+    for name, scheduler in (("one", "none"), ("two", "local:1")):
+        run = prepared(tiny, tmp_path, name)
+        comparison.run_comparison(
+            run,
+            PROFILE,
+            method_names=[str(slow)],
+            split_names=["image"],
+            seeds=range(2),
+            progress=False,
+            scheduler=scheduler,
+        )
+    expected = [
+        f"slow, split image, fold {fold}, seed 1: ZeroDivisionError: division by zero" for fold in range(2)
+    ]
+    assert comparison.failed_trials(run) == expected
+    for name in TABLES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_child_that_dies_is_told_and_replaced():
+    with pytest.raises(WorkError, match="its process ended") as error:
+        call_worker("os:abort", {})
+    assert error.value.kind == "Died"
+    assert call_worker("os:getpid", {}) == call_worker("os:getpid", {}) != os.getpid()
+
+
+@pytest.mark.parametrize("store", ["memory://trials", "{tmp_path}/store"])
+def test_a_store_gives_trials_back(store, slow, tiny, tmp_path):
+    store = store.format(tmp_path=tmp_path)
+    tables = []
+    for name in ("here", "there"):  # two run folders, as on two machines
+        run = prepared(tiny, tmp_path, name)
+        tables.append(
+            comparison.run_comparison(
+                run,
+                PROFILE,
+                method_names=[f"{slow}:seconds=0"],
+                split_names=["image"],
+                progress=False,
+                store=store,
+                keep_models=True,
+            )
+        )
+    pd.testing.assert_frame_equal(*tables)
+    assert len(starts(slow)) == 2, "the second run trained again"
+    assert len(list((tmp_path / "there").glob("trials/*/model.keras"))) == 2
+
+
+def test_a_store_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    for store in (f"{tmp_path}/file/store", "nonsense://x"):
+        with pytest.raises(InputError, match="--store .*cannot be written"):
+            check_store(store)
+
+
+def test_a_machine_without_the_cache_builds_its_own_once(slow, tiny, tmp_path, monkeypatch):
+    import shutil
+
+    run = prepared(tiny, tmp_path, "run")
+    monkeypatch.setenv("BCD_CACHE", str(tmp_path / "elsewhere"))
+    first = next((tmp_path / "cache").iterdir())
+    shutil.move(first, tmp_path / "away")
+    job_cache = open_run_folder(run.folder)  # what the parent had mapped is gone for the workers
+    assert job_cache.settings["cache"] == str(first)
+    from bcdlib.data import cache, splits
+    from bcdlib.trials import trial
+
+    cache = cache.open_cache(tmp_path / "away")
+    object.__setattr__(cache, "folder", first)
+    planned = [
+        trial.Trial(f"{slow}:seconds=0", "image", splits.read_split(run, "image"), fold) for fold in range(2)
+    ]
+    job = jobs.write_job(
+        str(run.folder / "trials"),
+        cache,
+        PROFILE,
+        planned=planned,
+        root=str(run.folder / "trials"),
+        weights=None,
+        keep_models=False,
+        store="",
+        source=run.settings["source"],
+    )
+    found = dict(
+        cluster.map_on_cluster(
+            "local:2", "bcdlib.trials.jobs:run_job", *jobs.job_items(job, planned), progress=False
+        )
+    )
+    assert sorted(found) == [0, 1] and all(isinstance(name, str) for name in found.values()), found
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [first.name]
+
+
+def test_a_machine_without_the_run_folder_works_from_the_store(slow, tiny, tmp_path, monkeypatch):
+    run = prepared(tiny, tmp_path, "run")
+    from bcdlib.data import cache, splits
+    from bcdlib.trials import trial
+
+    monkeypatch.setenv("BCD_CACHE", str(tmp_path / "elsewhere"))
+    store, root = str(tmp_path / "store"), str(tmp_path / "of another machine" / "run" / "trials")
+    planned = [
+        trial.Trial(f"{slow}:seconds=0", "image", splits.read_split(run, "image"), fold) for fold in range(2)
+    ]
+    job = jobs.write_job(
+        store,
+        cache.run_cache(run),
+        PROFILE,
+        planned=planned,
+        root=root,
+        weights=None,
+        keep_models=False,
+        store=store,
+        notebooks=False,
+        source=run.settings["source"],
+    )
+    names = [jobs.run_job(**item) for item in jobs.job_items(job, planned)[0]]
+    assert all(fetch_trial(store, run.folder / "trials" / name) for name in names) and not Path(root).exists()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["trials"]
+
+
+@pytest.mark.thorough
+def test_two_workers_are_nearly_twice_as_fast(slow, tiny, tmp_path, monkeypatch, capsys):
+    """24 trials of about two seconds on one thread each, from the first start of a trial to the last end."""
+    monkeypatch.setenv("BCD_THREADS", "1")
+    seconds = {}
+    for number in (1, 2):
+        run = prepared(tiny, tmp_path, f"run{number}")
+        comparison.run_comparison(
+            run,
+            PROFILE,
+            method_names=[f"{slow}:seconds=2:spin=true"],
+            split_names=["image", "case"],
+            seeds=range(6),
+            progress=False,
+            scheduler=f"local:{number}",
+        )
+        ends = [path.stat().st_mtime for path in (tmp_path / f"run{number}").glob("trials/*/trial.json")]
+        begins = [path.stat().st_mtime for path in (tmp_path / f"run{number}").glob("trials/job-*")]
+        assert len(ends) == 24
+        first = min(
+            ends
+        )  # start-up of processes and imports apart: from the first end on there are 23 trials
+        seconds[number] = (max(ends) - first, max(ends) - min(begins))
+    between, whole = (seconds[1][part] / seconds[2][part] for part in (0, 1))
+    with capsys.disabled():
+        print(f"\nspeed-up of two workers: {between:.2f}; with start-up of processes: {whole:.2f}; {seconds}")
+    assert between >= 1.7
+
+
+@pytest.mark.thorough
+def test_825_trials_cost_little_and_the_scheduler_stays_small(dask, slow, tiny, tmp_path, capsys):
+    scheduler = dask.scheduler()
+    dask.worker()
+    wait_for(lambda: "Registered" in (tmp_path / "dask-1.log").read_text())
+    run = prepared(tiny, tmp_path, "run", get_profile("demo", size=(36, 24), folds=5))
+    names = [f"{slow}:seconds={number / 1e6}" for number in range(11)]
+    protocols = ["image", "slide", "case"]
+    memory, started = [psutil.Process(scheduler.pid).memory_info().rss], time.monotonic()
+    profile = get_profile("demo", size=(36, 24), folds=5)
+    comparison.run_comparison(
+        run, profile, method_names=names[:1], split_names=["image"], progress=False, scheduler=dask.address
+    )  # imports, once
+    memory.append(psutil.Process(scheduler.pid).memory_info().rss)
+    started = time.monotonic()
+    comparison.run_comparison(
+        run,
+        profile,
+        method_names=names,
+        split_names=protocols,
+        seeds=range(1, 6),
+        progress=False,
+        scheduler=dask.address,
+    )
+    on_workers = time.monotonic() - started
+    memory.append(psutil.Process(scheduler.pid).memory_info().rss)
+    run = prepared(tiny, tmp_path, "alone", profile)
+    comparison.run_comparison(run, profile, method_names=names[:1], split_names=["image"], progress=False)
+    started = time.monotonic()
+    comparison.run_comparison(
+        run, profile, method_names=names, split_names=protocols, seeds=range(1, 6), progress=False
+    )
+    here = time.monotonic() - started
+    each = 1000 * (on_workers - here) / 825
+    with capsys.disabled():
+        print(
+            f"\n825 trials: {on_workers:.1f} s on one worker, {here:.1f} s here: {each:.1f} ms more a trial; "
+            f"scheduler's memory {[round(one / 2**20) for one in memory]} MiB"
+        )
+    assert each <= 50 and memory[-1] - memory[0] < 200 * 2**20
