@@ -29,8 +29,7 @@ MOST_MEMBERS = 500_000  # of an archive; BreakHis has 7909 images, and each name
 UNREADABLE = "cannot be read"  # how the reason begins where the file system, not the file, is at fault
 _BOMB = (2**30, 50)  # bytes that any archive may unpack to, and times its size beyond; images hardly shrink
 _IMAGES_ALONE = "point --data at an archive or folder of the images alone"
-_NOT_A_FILE = "a folder, link or device, not an image"
-_BLOCK = 2**16  # bytes that are skipped at a time in a tar archive
+_NOT_A_FILE = "a folder, link, device or sparse file, not an image"
 _LARGEST_HEADER = 2**18  # bytes of a tar archive's long name or extended header
 # what the disk or its driver says when a Drive is unmounted or a stick pulled out: no damage of the file itself
 _LOST = {getattr(errno, name) for name in "ENOENT EIO ENOTCONN ESTALE ETIMEDOUT ENODEV ENXIO EACCES".split()}
@@ -258,35 +257,6 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-class _Forward:
-    """A file for tarfile that is read strictly forward, as a mounted Drive likes it.
-
-    tarfile's own way for that (mode "r|") copies all that it reads several times, and takes twice as long.
-    """
-
-    def __init__(self, file):
-        self._file, self._place, self._last, self._again = file, 0, b"", b""
-
-    def tell(self) -> int:
-        return self._place
-
-    def read(self, size: int) -> bytes:
-        again, self._again = self._again, b""
-        content = again + self._file.read(size - len(again)) if again else self._file.read(size)
-        self._place += len(content)
-        self._last = content[-1:] or self._last
-        return content
-
-    def seek(self, place: int) -> None:
-        """Forward; or back by the one byte that tarfile reads again to see whether it is there."""
-        if place == self._place - 1:
-            self._place, self._again = place, self._last
-        while self._place < place and self.read(min(_BLOCK, place - self._place)):
-            pass
-        if place < self._place:
-            raise tarfile.ReadError("a member that begins before the one in front of it ends")
-
-
 class TarSource(_ArchiveSource):
     """Image files in a tar archive, perhaps packed by gzip.
 
@@ -320,7 +290,7 @@ class TarSource(_ArchiveSource):
             # not tarfile's "r:*": of other packers than gzip a few bytes may unpack to gigabytes
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            stream = _Forward(gzip.open(file) if packed else file)
+            stream = gzip.open(file) if packed else file
             with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
                 for number, member in enumerate(archive):
                     if number >= MOST_MEMBERS:
@@ -333,8 +303,10 @@ class TarSource(_ArchiveSource):
                         )
                     if len(archive.pax_headers) > 100:  # global ones, gathered from all of the archive
                         raise tarfile.ReadError("too many global headers")
+                    # of a sparse file the pieces may lie anywhere: back and forth in a packed archive never ends
+                    plain = member.isfile() and not member.issparse()
                     unpack = functools.partial(self._unpack, archive, member)
-                    yield member.name, "" if member.isfile() else _NOT_A_FILE, member.size, unpack
+                    yield member.name, "" if plain else _NOT_A_FILE, member.size, unpack
                     archive.members = []  # or a million members would pile up in memory
                 # tarfile takes a cut before or inside a header for the end; a whole archive ends with zeros
                 if stream.tell() < archive.offset + tarfile.BLOCKSIZE:
