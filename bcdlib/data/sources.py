@@ -155,6 +155,8 @@ class _ArchiveSource(Source):
         """Read some members, each the first of its name, in one pass; see `Source.read`."""
         wanted = set(names)
         for name, no_file, size, unpack in self._members():
+            if not wanted:
+                return
             if no_file or name not in wanted:
                 continue
             wanted.remove(name)
@@ -162,8 +164,6 @@ class _ArchiveSource(Source):
                 yield name, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
             else:
                 yield name, *unpack()
-            if not wanted:
-                return
 
     def fingerprint(self):
         """Hash the archive's size and time."""
