@@ -1,7 +1,7 @@
 """BreakHis names and the 7909 rows of data_manifest.csv: parse, format, scan and verify.
 
-Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopathological Image Classification",
-IEEE TBME 63(7), 2016, and the data set's own readme.
+Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopathological Image
+Classification", IEEE TBME 63(7), 2016, and the data set's own readme.
 """
 
 import re
@@ -34,7 +34,7 @@ FOLD_COLUMNS = [f"fold_{k}" for k in range(1, 6)]
 IMAGE_COLUMNS = ["filename", "class", "subtype", "year", "slide", "case", "magnification", "sequence"]
 COLUMNS = [*IMAGE_COLUMNS, *FOLD_COLUMNS, "relpath"]
 
-# Table I of Abu Al-Haija & Adebanjo, as printed. 652 is a slip: the column's own total, 1995, and the data say 625.
+# Table I of Abu Al-Haija & Adebanjo, as printed. 652 is a slip: the column's total, 1995, and the data say 625.
 TABLE_I_PRINTED = pd.DataFrame(
     {
         40: [652, 1370, 1995],
@@ -62,7 +62,8 @@ def parse_name(filename: str) -> dict:
 
     Returns
     -------
-    dict with the keys of `IMAGE_COLUMNS`: str, except ``year`` (two digits), ``magnification`` and ``sequence`` (int).
+    dict with the keys of `IMAGE_COLUMNS`: str, except ``year`` (two digits), ``magnification`` and
+    ``sequence`` (int).
 
     Raises
     ------
@@ -90,7 +91,7 @@ def parse_name(filename: str) -> dict:
 
 
 def format_name(row) -> str:
-    """Format a row (mapping with subtype, slide, magnification, sequence) as the file name that `parse_name` takes.
+    """Format a mapping with subtype, slide, magnification and sequence as a file name; undoes `parse_name`.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def format_name(row) -> str:
 
 
 def official_path(filename: str) -> str:
-    """Give the file's path in the official archive, whose folders join subtype and slide by ``_`` (files: ``-``).
+    """Give the file's path in the official archive, whose folders join subtype and slide by ``_``.
 
     Examples
     --------
@@ -130,7 +131,7 @@ def official_path(filename: str) -> str:
 
 
 def known_images() -> pd.DataFrame:
-    """Read the table of all 7909 images of BreakHis, one row each, with the columns `COLUMNS` (a fresh copy)."""
+    """Read the table of all 7909 images of BreakHis, one row each; its columns are `COLUMNS`."""
     return pd.read_csv(shipped("data_manifest.csv"), dtype={"slide": str, "case": str})
 
 
@@ -180,7 +181,7 @@ def count_table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFIC
 
 
 def slide_folders(images: pd.DataFrame) -> pd.Series:
-    """Name what counts as one slide: in BreakHis its folder (subtype and slide), elsewhere the slide by its name."""
+    """Name what counts as one slide: in BreakHis its folder (subtype and slide), elsewhere its name alone."""
     folder = images["subtype"].astype(str) + "_" + images["slide"]
     return folder.where(images["subtype"].isin(list(SUBTYPES)), images["slide"])
 
@@ -201,8 +202,8 @@ class Scan:
     not_breakhis, duplicates : lists of str
         Paths of images with another name, and of second copies of a name.
     reasons : list of (path, why it is left out)
-        Of ``not_breakhis``, ``duplicates`` and all else: links, folders called like images, and images whose folder
-        contradicts their name.
+        Of ``not_breakhis``, ``duplicates`` and all else: links, folders called like images, and images whose
+        folder contradicts their name.
     """
 
     images: pd.DataFrame
@@ -219,9 +220,9 @@ class Scan:
 def scan_breakhis(source) -> Scan:
     """List the BreakHis images of a `sources.Source`, in any folder depth.
 
-    A name that occurs twice is used once (the first path in sorted order) and reported in ``duplicates``. An image
-    whose folder says something else than its name (class, subtype, slide or magnification) is not used: nobody knows
-    which of them is right.
+    A name that occurs twice is used once (the first path in sorted order) and reported in ``duplicates``. An
+    image whose folder says something else than its name (class, subtype, slide or magnification) is not used:
+    nobody knows which of them is right.
 
     Raises
     ------

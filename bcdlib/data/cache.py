@@ -1,4 +1,4 @@
-"""The uint8 cache of a data set: each image decoded and resized once, then mapped into memory for training."""
+"""The uint8 cache of a data set: each image decoded and resized once, then mapped into memory."""
 
 import contextlib
 import hashlib
@@ -128,8 +128,8 @@ def build_cache(
 ) -> PixelCache:
     """Decode and resize every image once, or open this very cache if it is there already.
 
-    The cache is written beside its final name and renamed when it is whole, so that a run that was cut off leaves
-    nothing that looks finished; the next run begins anew.
+    The cache is written beside its final name and renamed when it is whole, so that a run that was cut off
+    leaves nothing that looks finished; the next run begins anew.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def build_cache(
     images = images.reset_index(drop=True)
     fingerprint = source.fingerprint()
     folder = Path(root) / cache_key(fingerprint, images, size)
-    # one unfinished folder a machine: the lock makes its processes take turns, and other machines have their own
+    # unfinished; each machine has one of its own, and the lock makes the machine's processes take turns
     part = folder.with_name(f"{folder.name}.{platform.node()}.part")
     with lock_path(folder), explain_disk_errors(folder):
         for left in folder.parent.glob("pixels-*.part"):  # by machines that never came back
@@ -171,7 +171,8 @@ def build_cache(
                 and source.fingerprint() != fingerprint
             ):
                 raise InputError(
-                    f"{source.path}: changed or vanished while it was read; run the same again when it is whole"
+                    f"{source.path}: changed or vanished while it was read; run the same again when it "
+                    "is whole"
                 )
             write_json(
                 part / "cache.json",
@@ -215,7 +216,8 @@ def _decode_into(part: Path, source, images: pd.DataFrame, size, progress: bool)
     if not good.any():
         first = min(reasons)
         raise InputError(
-            f"{source.path}: none of the {len(images)} images can be decoded; first: {first}: {reasons[first]}"
+            f"{source.path}: none of the {len(images)} images can be decoded; first: {first}: "
+            f"{reasons[first]}"
         )
     if good.all():
         (part / "all.npy").rename(part / "pixels.npy")

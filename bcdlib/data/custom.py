@@ -1,6 +1,7 @@
-"""Images that are not BreakHis's, named by a manifest of the user's own (path, label, group); see `read_manifest`.
+"""Images that are not BreakHis's, named by the user's manifest (path, label, group); see `read_manifest`.
 
-The result has the columns of BreakHis's images, so that all that follows works on it unchanged: a group is a case.
+The result has the columns of BreakHis's images, so that all that follows works on it unchanged: a group is a
+case.
 """
 
 import warnings
@@ -57,20 +58,21 @@ def read_manifest(csv) -> pd.DataFrame:
         - ``path``: relative to the data folder, or inside the archive
         - ``label``: 0 or benign, 1 or malignant, in any case
         - ``group``: what must not be split, for example the patient or case
-        - ``slide`` (default: the group), ``magnification`` (whole number, with or without X; default: unknown) and
+        - ``slide`` (default: the group), ``magnification`` (whole number, perhaps with X; default: unknown) and
           ``subtype`` (default: unknown), if wanted; other columns are not used
 
     Returns
     -------
     DataFrame
-        breakhis.IMAGE_COLUMNS, sorted by filename, which is the path. str, except ``year`` (0), ``magnification``
-        (0: unknown) and ``sequence`` (from 1 within a case; int64).
+        breakhis.IMAGE_COLUMNS, sorted by filename, which is the path. str, except ``year`` (0),
+        ``magnification`` (0: unknown) and ``sequence`` (from 1 within a case; int64).
 
     Raises
     ------
     InputError
-        If it is not a readable CSV, a column is missing, a path is empty, absolute, leads out of the data (``..``) or
-        comes twice, a label or magnification cannot be understood, a group is empty, or there is one class only.
+        If it is not a readable CSV, a column is missing, a path is empty, absolute, leads out of the data
+        (``..``) or comes twice, a label or magnification cannot be understood, a group is empty, or there is
+        one class only.
     """
     table = _read_text(csv)
     # backslashes as a spreadsheet on Windows has them
@@ -111,8 +113,8 @@ def read_manifest(csv) -> pd.DataFrame:
 def scan_custom(csv, source) -> CustomScan:
     """List the images that a manifest names (see `read_manifest`) and a `sources.Source` has.
 
-    Images that are missing are left out and listed. In an archive (or folder) with one folder at its top, as zip
-    programs make them, paths may also begin below that folder.
+    Images that are missing are left out and listed. In an archive (or folder) with one folder at its top, as
+    zip programs make them, paths may also begin below that folder.
 
     Raises
     ------
@@ -140,7 +142,7 @@ def scan_custom(csv, source) -> CustomScan:
 
 
 def count_custom(images: pd.DataFrame) -> pd.DataFrame:
-    """Count images: int; rows benign, malignant, total; columns: the magnifications ("40X"; "unknown"), total."""
+    """Count images: rows benign, malignant, total; columns: the magnifications ("40X"; "unknown"), total."""
     powers = sorted(images["magnification"].unique())
     return count_table_i(images, powers).rename(
         columns={power: magnification_label(power) for power in powers}

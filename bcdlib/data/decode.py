@@ -1,16 +1,14 @@
-"""From the bytes of image files to 8-bit RGB: decoded, refused if damaged, resized; one, or many on all cores."""
+"""Decode image files to 8-bit RGB, refuse damaged ones, resize; one by one, or many on all cores."""
 
-import collections
 import contextlib
 import functools
 import io
 import itertools
 import os
-import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,17 +33,17 @@ PNG = b"\x89PNG\r\n\x1a\n"
 _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: for Pillow
 _TAKEN_FOR = dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), " but a web page; download it again")
 _TAKEN_FOR |= {b"gif8": " but a GIF", b"%pdf": " but a PDF"}
-_BAND = 8  # rows or columns that one matrix product makes: the fewer, the fewer zeros in it, and the more products
+_BAND = 8  # rows or columns that one matrix product makes: the fewer, the fewer zeros, and the more products
 
 
 def decode_image(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decode one image, and resize it if a size is given; see `resize_image`.
 
-    A plain 8-bit RGB PNG, as all of BreakHis's are, by libspng (imagecodecs): of what was measured on 29 original
-    images (566 kB each) on one core, the fastest that lets other threads run: libspng 200 images/s, PyAV 198, OpenCV
-    and TensorFlow 150, Pillow 136. (GDAL reaches 276, but is a system for maps; kornia-rs 372 and pyspng 218 hold the
-    interpreter's lock.) All else, and what libspng does not take, by Pillow, which says why. Both refuse a file that
-    is cut off or damaged, where OpenCV may return half an image.
+    A plain 8-bit RGB PNG, as all of BreakHis's are, by libspng (imagecodecs): of what was measured on 29
+    original images (566 kB each) on one core, the fastest that lets other threads run: libspng 200 images/s,
+    PyAV 198, OpenCV and TensorFlow 150, Pillow 136. (GDAL reaches 276, but is a system for maps; kornia-rs
+    372 and pyspng 218 hold the interpreter's lock.) All else, and what libspng does not take, by Pillow,
+    which says why. Both refuse a file that is cut off or damaged, where OpenCV may return half an image.
 
     Parameters
     ----------
@@ -74,11 +72,12 @@ def decode_image(content: bytes, size: tuple[int, int] | None = None) -> np.ndar
 
 
 def decode_once(content: bytes) -> np.ndarray:
-    """Decode as `decode_image` without a size, but perhaps into memory that this thread's next call uses again."""
+    """Decode one image, perhaps into memory that this thread's next call uses again."""
     array = _decode_plain_png(content)
     return _decode_any(content) if array is None else array
 
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused below, with a reason
 _own = threading.local()
 
 
@@ -95,7 +94,7 @@ def _scratch(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 def _decode_plain_png(content: bytes) -> np.ndarray | None:
     if imagecodecs is None or content[:16] != PNG + b"\0\0\0\rIHDR" or content[24:29] != b"\x08\x02\0\0\0":
         return None  # of another kind: 8 bits, RGB, not interlaced
-    width, height = struct.unpack(">LL", content[16:24])
+    width, height = int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
     chunks = list(_chunks(content))
     if not 0 < width * height <= LARGEST_PIXELS or any(kind in _MATTERS for kind, _, _ in chunks):
         return None
@@ -109,21 +108,19 @@ def _decode_plain_png(content: bytes) -> np.ndarray | None:
 
 def _decode_any(content: bytes) -> np.ndarray:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if image.width * image.height > LARGEST_PIXELS:
-                raise ValueError(f"declares {image.width}x{image.height} pixels")
-            if image.mode.startswith(("I", "F")) or _is_deep(content, image):
-                raise ValueError(f"not an 8-bit image (mode {image.mode})")
-            _check_sums(content, _chunks(content))
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # a phone's MPO: a JPEG with its own preview behind it
-                raise ValueError(f"holds {frames} images, an animation or a stack")
-            image.load()
-            if content[:8] == PNG and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
-                _check_length(content, image.size)
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > LARGEST_PIXELS:
+            raise ValueError(f"declares {image.width}x{image.height} pixels")
+        if image.mode.startswith(("I", "F")) or _is_deep(content, image):
+            raise ValueError(f"not an 8-bit image (mode {image.mode})")
+        _check_sums(content, _chunks(content))
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a phone's MPO: a JPEG with its own preview behind it
+            raise ValueError(f"holds {frames} images, an animation or a stack")
+        image.load()
+        if content[:8] == PNG and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
+            _check_length(content, image.size)
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except UnidentifiedImageError:
         start = content[:512].lstrip().lower()
         what = next((words for mark, words in _TAKEN_FOR.items() if start.startswith(mark)), "")
@@ -141,10 +138,11 @@ def _decode_any(content: bytes) -> np.ndarray:
 def resize_image(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize with antialiasing: halve (means of 2x2) while four times the wanted size is there, then Lanczos.
 
-    As Pillow's ``resize(size, LANCZOS, reducing_gap=2.0)``, whose documentation calls the difference from Lanczos
-    alone hardly visible. OpenCV halves; Lanczos is a product with a banded matrix each way, in float32 and rounded
-    once (Pillow rounds and clips between the ways). From 700x460 to 144x96 that takes 0.4 ms on one core where
-    Pillow's Lanczos takes 3.1 (with the gap 1.4) and OpenCV's area mean 1.0; decoding takes 5.
+    As Pillow's ``resize(size, LANCZOS, reducing_gap=2.0)``, whose documentation calls the difference from
+    Lanczos alone hardly visible. OpenCV halves; Lanczos is a product with a banded matrix each way, in
+    float32 and rounded once (Pillow rounds and clips between the ways). From 700x460 to 144x96 that takes 0.4
+    ms on one core where Pillow's Lanczos takes 3.1 (with the gap 1.4) and OpenCV's area mean 1.0; decoding
+    takes 5.
 
     Parameters
     ----------
@@ -179,7 +177,7 @@ def resize_image(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _bands(old: int, new: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """The matrix of a Lanczos-3 resize from `old` to `new` pixels, cut into bands: which it makes, from which, weights."""
+    """Cut the matrix of a Lanczos-3 resize into bands: which rows each makes, from which, by what weights."""
     stretch = max(old / new, 1)
     distance = (np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * old / new) / stretch
     matrix = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
@@ -197,7 +195,7 @@ def _bands(old: int, new: int) -> list[tuple[slice, slice, np.ndarray]]:
 
 
 def _chunks(content: bytes):
-    """(kind, first byte of the kind, end of the data) of each chunk, as far as they are whole; none if it is no PNG."""
+    """Yield kind, first byte of the kind and end of the data of each chunk of a PNG, as far as they are whole."""
     place = len(PNG) if content[: len(PNG)] == PNG else len(content)
     while place + 8 <= len(content):
         end = place + 8 + int.from_bytes(content[place : place + 4])
@@ -206,13 +204,13 @@ def _chunks(content: bytes):
 
 
 def _is_deep(content: bytes, image: Image.Image) -> bool:
-    # Pillow opens 16-bit colour as 8-bit without a word; the bit depth is byte 24 of a PNG, and tag 258 of a TIFF
+    # Pillow opens 16-bit colour as 8-bit without a word; the depth is byte 24 of a PNG, and tag 258 of a TIFF
     depths = getattr(image, "tag_v2", {}).get(258, ())
     return (content[:8] == PNG and content[24:25] == b"\x10") or any(depth > 8 for depth in depths)
 
 
 def _check_sums(content: bytes, chunks) -> None:
-    """Refuse a PNG whose pixel data are not what was written: decoders do not look at the checksum of the last part.
+    """Refuse a PNG whose pixel data are not what was written: decoders skip the checksum of the last part.
 
     The other formats have no checksums: what is wrong in them can pass for an image.
     """
@@ -265,16 +263,13 @@ def decode_all(
     (filename, array, reason) : array as from `decode_image`, or None with the reason why not
     """
     filenames = dict(zip(images["path"], images["filename"], strict=True))
-    paths = list(filenames)
-    groups: Iterable[list]
-    if source.any_order:  # a few at a time: one by one they would cost a worker a tenth of its time
-        groups = (paths[start : start + 4] for start in range(0, len(paths), 4))
-    else:
-        groups = _groups(source.read(paths))
+    members = [(path, None, "") for path in filenames] if source.any_order else source.read(list(filenames))
 
     def work(group):
+        if source.any_order:
+            group = source.read([path for path, _, _ in group])
         found = []
-        for path, content, reason in source.read(group) if source.any_order else group:
+        for path, content, reason in group:
             array = None
             if content is not None:
                 try:
@@ -285,15 +280,15 @@ def decode_all(
         return found
 
     workers = workers or count_cores()
-    pending: collections.deque[Future] = (
-        collections.deque()
-    )  # bounded: memory does not grow with the data set
+    pending: list[Future] = []  # bounded: memory does not grow with the data set
     bar = tqdm(total=len(images), desc=label, unit="image", disable=not progress)
     with _one_core_each(), ThreadPoolExecutor(workers) as pool, bar:
-        for group in itertools.chain(groups, [[]] * 2 * workers):  # the empty ones push the last out
+        for group in itertools.chain(
+            _groups(members), [[]] * 2 * workers
+        ):  # the empty ones push the last out
             pending.append(pool.submit(work, group))
             if len(pending) > 2 * workers:
-                for found in pending.popleft().result():
+                for found in pending.pop(0).result():
                     bar.update()
                     yield found
 
@@ -310,13 +305,13 @@ def _one_core_each() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _groups(members, most: int = 8, size: int = 2**22) -> Iterator[list]:
-    """Group a few members of a source, of a few MiB."""
+def _groups(members) -> Iterator[list]:
+    """Yield a few members at a time, of a few MiB: one by one they would cost a worker a tenth of its time."""
     group, total = [], 0
     for member in members:
         group.append(member)
         total += len(member[1] or b"")
-        if len(group) == most or total >= size:
+        if len(group) == 8 or total >= 2**22:
             yield group
             group, total = [], 0
     yield group
@@ -334,7 +329,8 @@ def decode_files(files, size=None, progress: bool = True) -> Iterator[tuple[str,
 
     Yields
     ------
-    (path, array, reason) : as from `decode_all`; of an image inside a folder or archive the path goes through it
+    (path, array, reason) : as from `decode_all`; of an image inside a folder or archive the path goes through
+    it
     """
     for container, group in itertools.groupby(dict.fromkeys(map(Path, files)), sources.is_container):
         paths = list(group)

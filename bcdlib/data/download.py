@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import time
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -78,7 +77,7 @@ def download_archive(
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
             _receive(part, url, expected_size, timeout, progress)
-            os.replace(part, target)
+            part.replace(target)
             _note_file(part).unlink(missing_ok=True)
             return target
         except (InvalidURL, InvalidSchema, MissingSchema) as error:
@@ -145,13 +144,11 @@ def _receive(part: Path, url: str, expected: int | None, timeout: float, progres
                 bar.update(file.write(chunk))
     have = part.stat().st_size
     if note["total"] not in (None, have):
-        if have > note["total"]:
-            part.unlink()
         raise requests.RequestException(f"the connection ended at {have} of {note['total']} bytes")
 
 
 def _validator(response: requests.Response) -> str | None:
-    """What If-Range can compare: a strong ETag, else the date."""
+    """Something that If-Range can compare: a strong ETag, else the date."""
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
 

@@ -1,8 +1,8 @@
 """Near-duplicates on both sides of a split: what the names of files cannot show.
 
-First filter: thumbnails of 24 x 16 pixels, every pair of the two sides. Confirmation: the correlation of the cached
-images themselves. Shifted fields of view of one slide are not near-duplicates in this sense; the split by slide or
-case is what keeps these apart.
+First filter: thumbnails of 24 x 16 pixels, every pair of the two sides. Confirmation: the correlation of the
+cached images themselves. Shifted fields of view of one slide are not near-duplicates in this sense; the split
+by slide or case is what keeps these apart.
 """
 
 import numpy as np
@@ -48,8 +48,8 @@ def near_duplicates(cache, least: float = SAME_CORRELATION) -> pd.DataFrame:
     ----------
     cache : cache.PixelCache
     least : float
-        Correlation of the cached pixels (all channels, mean taken off), from which on a pair counts; 1 is equal up
-        to brightness and contrast.
+        Correlation of the cached pixels (all channels, mean taken off), from which on a pair counts; 1 is
+        equal up to brightness and contrast.
 
     Returns
     -------

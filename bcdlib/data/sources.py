@@ -31,7 +31,7 @@ _BOMB = (2**30, 50)  # bytes that any archive may unpack to, and times its size 
 _IMAGES_ALONE = "point --data at an archive or folder of the images alone"
 _NOT_A_FILE = "a folder, link, device or sparse file, not an image"
 _LARGEST_HEADER = 2**18  # bytes of a tar archive's long name or extended header
-# what the disk or its driver says when a Drive is unmounted or a stick pulled out: no damage of the file itself
+# what the disk or its driver says when a Drive is unmounted or a stick pulled out: the file itself is sound
 _LOST = {getattr(errno, name) for name in "ENOENT EIO ENOTCONN ESTALE ETIMEDOUT ENODEV ENXIO EACCES".split()}
 
 
@@ -46,17 +46,19 @@ class Source(abc.ABC):
         What `names` found that is called like an image but cannot be used, whatever its bytes are.
     any_order : bool
         Whether several threads may `read`, each its own names.
+    listings : pathlib.Path, optional
+        Folder that keeps what `names` found in a tar archive, which has no table of contents.
     """
 
     kind = ""  # of archive
     any_order = False
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, listings: Path | None = None):
+        self.path, self.listings = path, listings
         self.left_out: list[tuple[str, str]] = []
 
     def names(self) -> list[str]:
-        """List the paths inside the source of all image files, sorted, each once, with ``/`` between folders."""
+        """List the image files: sorted paths inside the source, each once, with ``/`` between folders."""
         self.left_out = []
         found: set[str] = set()
         for name, reason in self._all_names():
@@ -146,7 +148,7 @@ class FolderSource(Source):
 class _ArchiveSource(Source):
     @abc.abstractmethod
     def _members(self) -> Iterator[tuple[str, str, int, Callable[[], tuple[bytes | None, str]]]]:
-        """Yield name, why it is no file, size, and what gives (content, reason), in the order of the archive."""
+        """Yield name, why it is no file, size, and what unpacks it to (content, reason), in stored order."""
 
     def _all_names(self):
         return ((name, reason) for name, reason, _, _ in self._members())
@@ -221,7 +223,7 @@ class ZipSource(_ArchiveSource):
 
 
 def _check_directory(path: Path) -> None:
-    """Refuse a zip archive of too many members before zipfile loads all of their names (APPNOTE 4.3.14 to 4.3.16)."""
+    """Refuse a zip of too many members before zipfile loads all of their names (APPNOTE 4.3.14 to 4.3.16)."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 2**16 - 98))
@@ -258,16 +260,9 @@ class _Header(tarfile.TarInfo):
 
 
 class TarSource(_ArchiveSource):
-    """Image files in a tar archive, perhaps packed by gzip.
-
-    Attributes
-    ----------
-    listings : pathlib.Path, optional
-        Folder that keeps what `names` found: a tar archive has no table of contents.
-    """
+    """Image files in a tar archive, perhaps packed by gzip."""
 
     kind = "tar"
-    listings: Path | None = None
 
     def names(self) -> list[str]:
         """List the image files as `Source.names` does, from `listings` if they were listed before."""
@@ -288,9 +283,7 @@ class TarSource(_ArchiveSource):
         with self._explain_errors(), open(self.path, "rb") as file:
             limit = _BOMB[0] + _BOMB[1] * os.fstat(file.fileno()).st_size
             # not tarfile's "r:*": of other packers than gzip a few bytes may unpack to gigabytes
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            stream = gzip.open(file) if packed else file
+            stream = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
             with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
                 for number, member in enumerate(archive):
                     if number >= MOST_MEMBERS:
@@ -303,7 +296,7 @@ class TarSource(_ArchiveSource):
                         )
                     if len(archive.pax_headers) > 100:  # global ones, gathered from all of the archive
                         raise tarfile.ReadError("too many global headers")
-                    # of a sparse file the pieces may lie anywhere: back and forth in a packed archive never ends
+                    # a sparse file's pieces may lie anywhere: to seek back unpacks all from the start
                     plain = member.isfile() and not member.issparse()
                     unpack = functools.partial(self._unpack, archive, member)
                     yield member.name, "" if plain else _NOT_A_FILE, member.size, unpack
@@ -352,9 +345,7 @@ def open_source(path, listings=None) -> Source:
     if path.name.lower().endswith(".zip"):
         return ZipSource(path)
     if path.name.lower().endswith(ARCHIVE_SUFFIXES):
-        source = TarSource(path)
-        source.listings = None if listings is None else Path(listings)
-        return source
+        return TarSource(path, None if listings is None else Path(listings))
     raise InputError(f"{path}: neither a folder nor one of {', '.join(ARCHIVE_SUFFIXES)}")
 
 

@@ -1,8 +1,9 @@
-"""The five protocols: which images train, validate and test. A split is a table with columns filename, fold, role.
+"""The five protocols: which images train, validate and test. A split has columns filename, fold, role.
 
-`magnification` is the paper's; `image`, `slide` and `case` are k folds, stratified by class and grouped as they are
-called; `official` are the data set author's five folds, over all magnifications, and `official-40` (100, 200, 400) the
-same for the images of one magnification, as their author used them. See `PROTOCOLS` for what leaks in each.
+`magnification` is the paper's; `image`, `slide` and `case` are k folds, stratified by class and grouped as
+they are called; `official` are the data set author's five folds, over all magnifications, and `official-40`
+(100, 200, 400) the same for the images of one magnification, as their author used them. See `PROTOCOLS` for
+what leaks in each.
 """
 
 from collections.abc import Iterable
@@ -96,7 +97,8 @@ def make_split(
             if len(found) < (2 if part == "train" else 1):
                 what = f"only {found[0]} images" if len(found) else "no image"
                 raise InputError(
-                    f"split {protocol!r}, fold {fold}: {part} part has {what}; use more images or another split"
+                    f"split {protocol!r}, fold {fold}: {part} part has {what}; use more images or "
+                    "another split"
                 )
     return pd.concat(tables, ignore_index=True)
 
@@ -168,8 +170,9 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If it cannot be read or is empty, a column or a fold is missing, a role is not train, validation or test, a name
-        comes twice in a fold or is not among the images, or a fold has no test or no training image.
+        If it cannot be read or is empty, a column or a fold is missing, a role is not train, validation or
+        test, a name comes twice in a fold or is not among the images, or a fold has no test or no training
+        image.
     """
     table = read_user_csv(path, "split table", {"filename": str, "role": str})
     for column in ("filename", "role"):
@@ -212,8 +215,8 @@ def split_overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns fold, test_images, images_shared, and for slide and case: ``<unit>s_shared`` (how many of the test
-        part's units are also in training) of ``test_<unit>s``, ``test_images_of_shared_<unit>s`` and
+        Columns fold, test_images, images_shared, and for slide and case: ``<unit>s_shared`` (how many of the
+        test part's units are also in training) of ``test_<unit>s``, ``test_images_of_shared_<unit>s`` and
         ``shared_<unit>_names``, a sorted list. Slides are counted as slide folders (subtype and slide: 82 in
         BreakHis), but shared as soon as their name is.
     """
@@ -261,7 +264,8 @@ def make_feasible_split(
     Raises
     ------
     InputError
-        As `make_split`; if a class has one slide or case only, the fold that tests it could not learn that class.
+        As `make_split`; if a class has one slide or case only, the fold that tests it could not learn that
+        class.
     """
     try:
         return make_split(images, protocol, folds, seed=seed), ""
@@ -272,8 +276,8 @@ def make_feasible_split(
     fewest, name = units.min(), units.idxmin()
     if fewest < 2:
         raise InputError(
-            f"split {protocol!r}: only one {protocol} has {name} images; in the fold that tests it there would "
-            "be none to train on"
+            f"split {protocol!r}: only one {protocol} has {name} images; in the fold that tests it there "
+            "would be none to train on"
         )
     for fewer in range(min(folds, fewest), 1, -1):
         try:

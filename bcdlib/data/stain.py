@@ -1,7 +1,7 @@
-"""Stain normalisation: bring the colours of H&E images to those of a target that is fitted on training images only.
+"""Stain normalisation: bring the colours of H&E images to those of a target, fitted on training images.
 
-Wraps torchstain's NumPy normalizers. Macenko et al., "A method for normalizing histology slides for quantitative
-analysis", ISBI 2009; Reinhard et al., "Color transfer between images", IEEE CG&A 21(5), 2001.
+Wraps torchstain's NumPy normalizers. Macenko et al., "A method for normalizing histology slides for
+quantitative analysis", ISBI 2009; Reinhard et al., "Color transfer between images", IEEE CG&A 21(5), 2001.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ class StainTarget:
     ----------
     kind : "macenko" or "reinhard"
     values : nested lists of float
-        Macenko: stain matrix (3, 2), columns haematoxylin and eosin, and their 99th percentiles of concentration
-        (2,). Reinhard: means (3,) and standard deviations (3,) in CIELAB.
+        Macenko: stain matrix (3, 2), columns haematoxylin and eosin, and their 99th percentiles of
+        concentration (2,). Reinhard: means (3,) and standard deviations (3,) in CIELAB.
     """
 
     kind: str
@@ -103,8 +103,9 @@ def normalise_stain(X, target: StainTarget) -> np.ndarray:
 def jitter_stain(X, seed, strength: float = 0.3, *, shift: float = 0.03) -> np.ndarray:
     """Augment the stain: each image's haematoxylin, eosin and rest times 1 +- strength, plus or minus shift.
 
-    Tellez et al., "Whole-slide mitosis detection in H&E breast histology using PHH3 as a reference to train distilled
-    stain-invariant convolutional networks", IEEE TMI 37(9), 2018; stain vectors of Ruifrok & Johnston 2001.
+    Tellez et al., "Whole-slide mitosis detection in H&E breast histology using PHH3 as a reference to train
+    distilled stain-invariant convolutional networks", IEEE TMI 37(9), 2018; stain vectors of Ruifrok &
+    Johnston 2001.
 
     Parameters
     ----------
@@ -147,6 +148,6 @@ def _failures_ignored():
 
 
 def _is_stained(image) -> bool:
-    """At least 5 % of the pixels are as dark as Macenko's own threshold asks, and they are not all one colour."""
+    """Whether 5 % of the pixels are as dark as Macenko's threshold asks, and not all are one colour."""
     dark = (np.asarray(image) < 240 * np.exp(-0.15)).all(axis=-1)
     return dark.mean() >= 0.05 and np.std(image, axis=(0, 1)).max() >= 1

@@ -1,10 +1,10 @@
-"""The embedded data set: breast-tissue pictures drawn by program, in the layout of BreakHis.
+"""The embedded data set: breast-tissue images drawn by program, in the layout of BreakHis.
 
 The design is fixed. 26 cases (13 benign, 13 malignant; three or four per subtype) give 32 slides: six
 cases have two slides (letters AB and CD), four have one without letters, the others one with AB.
 Each slide has five images at each of 40X, 100X, 200X and 400X: 640 images, half of them malignant.
 
-A picture is drawn in micrometres and stained by the Beer-Lambert law. What a classifier can learn:
+An image is drawn in micrometres and stained by the Beer-Lambert law. What a classifier can learn:
 
 - *class*: a grade from 0 (calm) to 1 (wild) steers the size, variety and crowding of nuclei and the loss of
   lumens; on top of it each subtype has its architecture. The grades of the two classes overlap.
@@ -19,6 +19,7 @@ import json
 import os
 import string
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,6 @@ from bcdlib.errors import InputError
 
 VERSION = 1
 IMAGES_EACH = 5  # per slide and magnification
-SEQUENCES = range(1, IMAGES_EACH + 1)
 MARKER = "synthetic.json"
 # Benign and malignant alternate, so that the case number says nothing about the class.
 ORDER = ("A", "DC", "F", "LC", "PT", "MC", "TA", "PC") * 3 + ("F", "DC")
@@ -62,8 +62,9 @@ def plan_images(seed: int = 0) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        640 rows in a fixed order, with the columns filename (str), class ("B" or "M"), subtype, slide, case (str),
-        magnification (int: 40, 100, 200, 400), sequence (int from 1), grade (float, 0 to 1), relpath (str).
+        640 rows in a fixed order, with the columns filename (str), class ("B" or "M"), subtype, slide, case
+        (str), magnification (int: 40, 100, 200, 400), sequence (int from 1), grade (float, 0 to 1), relpath
+        (str).
 
     Examples
     --------
@@ -78,7 +79,9 @@ def plan_images(seed: int = 0) -> pd.DataFrame:
         # Quantiles rather than free draws: each seed gets the same mix of easy and hard cases.
         case_grade = GRADE_MEAN[group] + GRADE_CASE * ndtri((next(ranks[group]) + 0.5) / 13)
         letters = ["AB", "CD"] if number in TWO_SLIDES else ["" if number in NO_LETTERS else "AB"]
-        for letter, magnification, sequence in itertools.product(letters, MAGNIFICATIONS, SEQUENCES):
+        for letter, magnification, sequence in itertools.product(
+            letters, MAGNIFICATIONS, range(1, IMAGES_EACH + 1)
+        ):
             name = f"SOB_{group}_{subtype}-99-{10001 + number}{letter}-{magnification}-{sequence:03d}.png"
             grade = float(np.clip(case_grade + GRADE_IMAGE * rng.standard_normal(), 0, 1))
             rows.append(parse_name(name) | {"class": group, "grade": grade, "relpath": official_path(name)})
@@ -91,8 +94,8 @@ def draw_dataset(
     """Draw the data set into a folder.
 
     Files that are already there are kept, so that an interrupted run is completed by the next; a folder whose
-    ``synthetic.json`` says that it is complete is returned at once. With another version of numpy or OpenCV single
-    pixels may come out differently.
+    ``synthetic.json`` says that it is complete is returned at once. With another version of numpy or OpenCV
+    single pixels may come out differently.
 
     Parameters
     ----------
@@ -153,8 +156,8 @@ def draw_image(
     grade : float
         0 (calm, small and even nuclei) to 1 (large, varied, crowded).
     slide : str
-        Its name gives the stain and the grain, which slides of one case (the name without trailing letters) nearly
-        share.
+        Its name gives the stain and the grain, which slides of one case (the name without trailing letters)
+        nearly share.
 
     Returns
     -------
@@ -185,7 +188,7 @@ def draw_image(
             break
     if rng.random() < 0.18:
         _fat(scene)
-    return _stain(rng, *_densities(scene, apart), style)
+    return _stain(rng, style, *_densities(scene, apart))
 
 
 # ---------------------------------------------------------------- files
@@ -239,7 +242,7 @@ def _style(slide, seed):
     }
 
 
-def _stain(rng, hematoxylin, eosin, style):
+def _stain(rng, style, hematoxylin, eosin):
     """Densities -> uint8 RGB by Beer-Lambert, then the camera: vignette, blur, grain."""
     density = hematoxylin[..., None] * style["hema"].astype(np.float32)
     density += eosin[..., None] * style["eosin"].astype(np.float32)
@@ -292,7 +295,7 @@ class _Scene:
         return points + self.rng.normal(0, jitter * spacing, points.shape)
 
     def blob(self, centre, radius, wobble, stretch=1.0):
-        """A closed smooth outline (36, 2) around the centre."""
+        """Draw a closed smooth outline (36, 2) around the centre."""
         t = np.linspace(0, 2 * np.pi, 36, endpoint=False)
         k = np.arange(2, 7)[:, None]
         waves = np.cos(k * t + self.rng.uniform(0, 2 * np.pi, k.shape)) * self.rng.normal(0, 1, k.shape) / k
@@ -302,7 +305,7 @@ class _Scene:
         return centre + p @ np.array([[c, s], [-s, c]])
 
     def walk(self, start, length, bend, step=10.0):
-        """A wandering line (n, 2) that leaves `start` roughly along the fibres."""
+        """Draw a wandering line (n, 2) that leaves `start` roughly along the fibres."""
         turns = self.rng.normal(0, bend, max(3, int(length / step)))
         angle = self.angle + self.rng.normal(0, 0.3) + np.cumsum(turns)
         return start + np.cumsum(step * np.stack([np.cos(angle), np.sin(angle)], 1), 0)
@@ -373,7 +376,7 @@ def _papillary(scene):
 
 
 # how each subtype is laid out, and how far apart the cells of its stroma are, in micrometres
-LAYOUTS = {
+LAYOUTS: dict[str, tuple[Callable, int]] = {
     "A": (partial(_glands, spacing=58, radius=23, coverage=0.6, patch=350, hollow=0.9, wobble=0.10), 30),
     "F": (partial(_slits, spacing=170, width=(2, 14), bend=0.22), 26),
     "PT": (partial(_slits, spacing=300, width=(10, 90), bend=0.3), 15),
@@ -397,8 +400,10 @@ def _fat(scene):
 
 
 def _lining(scene):
-    """Nuclei of the epithelium, in rows along its border: arrays (n, 6) of x, y [px], long and short
-    radius [um], angle, darkness."""
+    """Place the nuclei of the epithelium, in rows along its border.
+
+    Returns an array (n, 6): x, y [px], long and short radius [um], angle, darkness.
+    """
     rng, g, ppm = scene.rng, scene.grade, scene.ppm
     radius = 3.1 + 1.9 * g
     pitch = radius * (2.35 - 0.35 * g)
@@ -408,8 +413,8 @@ def _lining(scene):
     deepest = depth[scene.tissue == EPITHELIUM].max(initial=0)
     found = []
     for level in np.arange(1.25 * radius * ppm, deepest, 1.1 * pitch * ppm):
-        contours, _ = cv2.findContours((depth > level).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        for contour in contours:
+        deeper = (depth > level).astype(np.uint8)
+        for contour in cv2.findContours(deeper, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]:
             line = contour[:, 0]
             at = np.arange(rng.uniform(0, pitch * ppm), len(line), pitch * ppm / 1.12).astype(int)
             across = line[(at + 3) % len(line)] - line[(at - 3) % len(line)]
@@ -499,8 +504,8 @@ def _densities(scene, apart):
     """Compute the hematoxylin and eosin densities, float32 (460, 700), 0 = clear glass."""
     rng, g, ppm, style, tissue = scene.rng, scene.grade, scene.ppm, scene.style, scene.tissue
     texture, slope = _fibres(scene)
-    cells = np.concatenate([_strangers(scene, apart, slope), _lining(scene)])
-    nuclei = _draw_nuclei(scene, cells, irregular=0.05 + 0.2 * g)
+    nuclei = np.concatenate([_strangers(scene, apart, slope), _lining(scene)])
+    nuclei = _draw_nuclei(scene, nuclei, irregular=0.05 + 0.2 * g)
     soft = {
         label: cv2.GaussianBlur((tissue == label).astype(np.float32), (0, 0), max(0.8, 0.8 * ppm))
         for label in (EPITHELIUM, LUMEN, MUCIN, FAT)

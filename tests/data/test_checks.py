@@ -87,7 +87,7 @@ def test_audit_of_all_protocols(table):
         and lines[1].startswith("image, fold 1: ")
         and lines[0]
         == (
-            "magnification, fold 1: 81 of 81 test slides and 70 of 70 test cases were also in training "
+            "magnification, fold 1: 82 of 82 test slides and 70 of 70 test cases were also in training "
             "(1995 of 1995 test images)."
         )
     )
