@@ -1,4 +1,4 @@
-"""Damaged pictures, made from good ones: each kind with what is to become of it. The same seed makes the same bytes."""
+"""Damaged images, made from good ones: each kind with its end. The same seed makes the same bytes."""
 
 import io
 import struct
@@ -302,7 +302,8 @@ CONTENTS = (
 def _name(number: int) -> str:
     subtype = list(SUBTYPES)[number % 8]
     letter = "B" if subtype in BENIGN else "M"
-    return f"SOB_{letter}_{subtype}-98-{20000 + number // 8}-{(40, 100, 200, 400)[number % 4]}-{number % 1000:03d}.png"
+    magnification = (40, 100, 200, 400)[number % 4]
+    return f"SOB_{letter}_{subtype}-98-{20000 + number // 8}-{magnification}-{number % 1000:03d}.png"
 
 
 def contents(originals: list[np.ndarray], number: int, seed: int = 0):

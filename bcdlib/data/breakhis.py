@@ -34,7 +34,7 @@ FOLD_COLUMNS = [f"fold_{k}" for k in range(1, 6)]
 IMAGE_COLUMNS = ["filename", "class", "subtype", "year", "slide", "case", "magnification", "sequence"]
 COLUMNS = [*IMAGE_COLUMNS, *FOLD_COLUMNS, "relpath"]
 
-# Table I of Abu Al-Haija & Adebanjo, as printed. 652 is a slip: the column's total, 1995, and the data say 625.
+# Table I of Abu Al-Haija & Adebanjo, as printed. 652 is a slip: its column's total, and the data, say 625.
 TABLE_I_PRINTED = pd.DataFrame(
     {
         40: [652, 1370, 1995],

@@ -58,8 +58,8 @@ def read_manifest(csv) -> pd.DataFrame:
         - ``path``: relative to the data folder, or inside the archive
         - ``label``: 0 or benign, 1 or malignant, in any case
         - ``group``: what must not be split, for example the patient or case
-        - ``slide`` (default: the group), ``magnification`` (whole number, perhaps with X; default: unknown) and
-          ``subtype`` (default: unknown), if wanted; other columns are not used
+        - if wanted, ``slide`` (default: the group), ``magnification`` (whole number, perhaps with X; default:
+          unknown) and ``subtype`` (default: unknown); other columns are not used
 
     Returns
     -------

@@ -195,7 +195,7 @@ def _bands(old: int, new: int) -> list[tuple[slice, slice, np.ndarray]]:
 
 
 def _chunks(content: bytes):
-    """Yield kind, first byte of the kind and end of the data of each chunk of a PNG, as far as they are whole."""
+    """Yield kind, first byte of the kind and end of the data of each chunk of a PNG, as far as present."""
     place = len(PNG) if content[: len(PNG)] == PNG else len(content)
     while place + 8 <= len(content):
         end = place + 8 + int.from_bytes(content[place : place + 4])
@@ -283,9 +283,8 @@ def decode_all(
     pending: list[Future] = []  # bounded: memory does not grow with the data set
     bar = tqdm(total=len(images), desc=label, unit="image", disable=not progress)
     with _one_core_each(), ThreadPoolExecutor(workers) as pool, bar:
-        for group in itertools.chain(
-            _groups(members), [[]] * 2 * workers
-        ):  # the empty ones push the last out
+        # the empty groups push the last ones out
+        for group in itertools.chain(_groups(members), [[]] * 2 * workers):
             pending.append(pool.submit(work, group))
             if len(pending) > 2 * workers:
                 for found in pending.pop(0).result():
@@ -306,7 +305,7 @@ def _one_core_each() -> Iterator[None]:
 
 
 def _groups(members) -> Iterator[list]:
-    """Yield a few members at a time, of a few MiB: one by one they would cost a worker a tenth of its time."""
+    """Yield a few members at a time, of a few MiB: one by one they cost a worker a tenth of its time."""
     group, total = [], 0
     for member in members:
         group.append(member)

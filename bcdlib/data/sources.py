@@ -179,9 +179,7 @@ class _ArchiveSource(Source):
             yield
         except InputError:
             raise
-        except (
-            Exception
-        ) as error:  # many kinds on damaged input: struct.error, zlib.error, UnicodeDecodeError
+        except Exception as error:  # many kinds on damaged input: struct.error, zlib.error, ...
             if isinstance(error, OSError) and error.errno in _LOST:
                 raise _lost(self.path, error) from None
             raise InputError(

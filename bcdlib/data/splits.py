@@ -45,7 +45,7 @@ def describe_protocol(protocol: str) -> str:
 
 
 def make_split(
-    images: pd.DataFrame, protocol: str, folds: int = 5, *, seed: int = 0, validation: float = 0.15
+    images: pd.DataFrame, protocol: str, folds: int = 5, *, validation: float = 0.15, seed: int = 0
 ) -> pd.DataFrame:
     """Make a split table.
 
@@ -57,11 +57,11 @@ def make_split(
         One of `PROTOCOLS` or `OFFICIAL_AT`.
     folds : int
         Number of folds of ``image``, ``slide``, ``case``; ``official`` has five, ``magnification`` one.
-    seed : int
-        Shuffles ``image``, ``slide`` and ``case``, and the choice of validation images.
     validation : float
         Share of the training part that is set aside with the protocol's own grouping (``official``: by case).
         ``magnification`` has none: the paper does not, and nothing is chosen there.
+    seed : int
+        Shuffles ``image``, ``slide`` and ``case``, and the choice of validation images.
 
     Returns
     -------

@@ -1,7 +1,9 @@
-"""Decoding against Pillow, damaged and odd pictures, the cache, and the order of batches."""
+"""The cache: its pixels, what is skipped, and that it is whole or not there."""
 
-import io
+import os
+import platform
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -10,195 +12,10 @@ from PIL import Image
 from bcdlib.data import cache, decode, sources
 from bcdlib.data.breakhis import official_path, scan_breakhis
 from bcdlib.data.cache import build_cache, open_cache
-from bcdlib.data.decode import decode_all
 from bcdlib.errors import InputError
-from bcdlib.methods.parts import fitting
+from tests.data.test_decode import lanczos, noise
 
 SIZE = (24, 20)
-
-
-def noise(height=30, width=40, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def smooth():
-    y, x = np.mgrid[0:46, 0:70]
-    return np.stack([x * 3, y * 5, (x + y) * 2], -1).astype(np.uint8)
-
-
-def encode(picture, kind="PNG", **options):
-    out = io.BytesIO()
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    picture.save(out, kind, **options)
-    return out.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "JPEG"])
-def test_decode_gives_the_pixels(kind):
-    for array in (noise(), smooth()):
-        content = encode(array, kind)
-        decoded = decode.decode_image(content)
-        assert decoded.dtype == np.uint8 and decoded.shape == array.shape
-        assert np.array_equal(decoded, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
-        if kind != "JPEG":  # lossless: what was put in comes out
-            assert np.array_equal(decoded, array)
-        assert np.array_equal(decode.decode_image(content, (array.shape[1], array.shape[0])), decoded)
-
-
-def test_decode_real_images(breakhis):
-    files = sorted((breakhis / "original").rglob("*.png"))
-    assert len(files) == 29
-    for file in files:
-        with Image.open(file) as picture:
-            assert np.array_equal(decode.decode_image(file.read_bytes()), np.asarray(picture))
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
-@pytest.mark.parametrize("make", [noise, smooth])
-def test_truncated_is_refused_or_identical(kind, make):
-    content = encode(make(), kind)
-    whole = decode.decode_image(content)
-    refused = 0
-    for end in np.linspace(0, len(content) - 1, 20).astype(int):
-        try:
-            decoded = decode.decode_image(content[:end])
-        except ValueError as error:
-            assert "\n" not in str(error)
-            refused += 1
-        else:
-            assert np.array_equal(decoded, whole)
-    assert refused >= 15  # all but cuts behind the last pixel
-
-
-def test_flipped_bytes_of_a_png_are_refused_or_harmless():
-    content = encode(noise())
-    whole = decode.decode_image(content)
-    for place in np.linspace(0, len(content) - 1, 60).astype(int):
-        damaged = bytearray(content)
-        damaged[place] ^= 0x55
-        try:
-            decoded = decode.decode_image(bytes(damaged))
-        except ValueError:
-            continue
-        assert np.array_equal(decoded, whole)
-
-
-def test_other_8_bit_modes_become_rgb():
-    array = noise()
-    grey = array[..., 0]
-    assert np.array_equal(decode.decode_image(encode(grey)), np.dstack([grey] * 3))
-    palette = Image.fromarray(array // 64 * 64).quantize(64)
-    assert palette.mode == "P"
-    colours = np.array(palette.getpalette()).reshape(-1, 3)
-    assert np.array_equal(decode.decode_image(encode(palette)), colours[np.asarray(palette)])
-    rgba = np.dstack([array, np.full(grey.shape, 255, np.uint8)])
-    assert np.array_equal(decode.decode_image(encode(rgba)), array)
-    bilevel = Image.fromarray(grey).convert("1")
-    black_white = np.where(np.asarray(bilevel), 255, 0)
-    assert np.array_equal(decode.decode_image(encode(bilevel)), np.dstack([black_white] * 3))
-    for content in (encode(grey), encode(palette), encode(rgba), encode(bilevel)):
-        decoded = decode.decode_image(content, SIZE)
-        assert decoded.shape == (20, 24, 3) and decoded.dtype == np.uint8
-
-
-@pytest.mark.parametrize("orientation, turn", [(1, 0), (3, 2), (6, -1), (8, 1)])
-def test_exif_rotation_is_applied(orientation, turn):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encode(smooth(), "JPEG", exif=exif, quality=95)
-    upright = decode.decode_image(encode(smooth(), "JPEG", quality=95))
-    assert np.array_equal(decode.decode_image(content), np.rot90(upright, turn))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"this is text\n" * 50,
-        b"\x89PNG\r\n\x1a\n",
-        encode(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50),
-        encode(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50, "TIFF"),
-        encode(np.arange(1200, dtype=np.int32).reshape(30, 40), "TIFF"),
-        encode(np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40), "TIFF"),
-    ],
-    ids=["nothing", "text", "signature", "png16", "tiff16", "tiff32", "float"],
-)
-def test_not_an_8_bit_picture(content):
-    for size in (None, SIZE):
-        with pytest.raises(ValueError) as caught:
-            decode.decode_image(content, size)
-        assert str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_declared_size_beyond_reason_is_refused():
-    content = bytearray(encode(Image.new("1", (8000, 8000))))  # 64 million pixels in a few kB
-    with pytest.raises(ValueError, match="8000x8000"):
-        decode.decode_image(bytes(content))
-
-
-def lanczos(array, size):
-    """Antialiased Lanczos-3, sinc(x) sinc(x/3) stretched by the scale, in float64 and rounded once; first means of 2x2
-    while four times the size is there."""
-
-    def matrix(old, new):
-        scale = old / new
-        stretch = max(scale, 1)
-        distance = (np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * scale) / stretch
-        weights = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
-        return weights / weights.sum(1, keepdims=True)
-
-    array = array.astype(float)
-    while min(array.shape[0] / size[1], array.shape[1] / size[0]) >= 4:
-        array = array.reshape(array.shape[0] // 2, 2, array.shape[1] // 2, 2, 3).mean(axis=(1, 3))
-    across = np.einsum("xw,hwc->hxc", matrix(array.shape[1], size[0]), array)
-    return np.einsum("yh,hxc->yxc", matrix(array.shape[0], size[1]), across).round().clip(0, 255)
-
-
-@pytest.mark.parametrize("size", [(24, 20), (80, 80), (7, 11), (40, 15), (10, 7), (70, 46)])
-def test_resized_as_lanczos(size):
-    for array in (noise(28), smooth()):
-        resized = decode.decode_image(encode(array), size)
-        assert resized.shape == (size[1], size[0], 3) and resized.dtype == np.uint8
-        assert np.abs(resized - lanczos(array, size)).max() <= 1
-
-
-def test_resized_much_as_pillow_does(breakhis):
-    """Pillow's own two steps; it rounds and clips between the ways, hence a few grey levels at sharp edges."""
-    for file in sorted((breakhis / "original").rglob("*.png"))[::7]:
-        with Image.open(file) as picture:
-            expected = np.asarray(
-                picture.resize((144, 96), Image.Resampling.LANCZOS, reducing_gap=2.0)
-            ).astype(int)
-        difference = np.abs(decode.decode_image(file.read_bytes(), (144, 96)) - expected)
-        assert difference.mean() < 0.3 and (difference <= 2).mean() > 0.99
-
-
-def test_resized_real_image(breakhis):
-    file = sorted((breakhis / "original").rglob("*.png"))[0]
-    with Image.open(file) as picture:
-        array = np.asarray(picture)
-    for size in ((144, 96), (224, 224), (72, 48)):
-        assert np.abs(decode.decode_image(file.read_bytes(), size) - lanczos(array, size)).max() <= 1
-
-
-def test_the_faster_decoder_changes_nothing(breakhis, monkeypatch):
-    contents = [file.read_bytes() for file in sorted((breakhis / "original").rglob("*.png"))[::9]]
-    expected = [decode.decode_image(content, (144, 96)) for content in contents]
-    assert decode.imagecodecs is not None, "the faster decoder is not installed: this compares nothing"
-    monkeypatch.setattr(decode, "imagecodecs", None)
-    assert all(
-        np.array_equal(decode.decode_image(*one), other)
-        for one, other in zip(zip(contents, [(144, 96)] * 9), expected)
-    )
-
-
-def test_what_decode_gives_is_not_overwritten_by_the_next(breakhis):
-    contents = [file.read_bytes() for file in sorted((breakhis / "original").rglob("*.png"))[:2]]
-    for size in (None, (144, 96), (700, 460)):
-        first = decode.decode_image(contents[0], size)
-        before = first.copy()
-        decode.decode_image(contents[1], size)
-        assert np.array_equal(first, before)
 
 
 def open_images(folder):
@@ -214,18 +31,6 @@ def copy(tiny, tmp_path):
 
 def build(folder, root, size=SIZE):
     return build_cache(*open_images(folder), size, root=root, progress=False)
-
-
-def test_decode_all_does_not_depend_on_workers(tiny):
-    source, images = open_images(tiny)
-    runs = [list(decode_all(source, images, SIZE, workers=w, progress=False)) for w in (1, 4)]
-    assert [name for name, _, _ in runs[0]] == [name for name, _, _ in runs[1]]
-    assert sorted(name for name, _, _ in runs[0]) == images["filename"].tolist()
-    assert all(np.array_equal(one[1], other[1]) for one, other in zip(*runs, strict=True))
-    full = {name: array for name, array, _ in decode_all(source, images, workers=2, progress=False)}
-    for file in tiny.rglob("*.png"):
-        with Image.open(file) as picture:
-            assert np.array_equal(full[file.name], np.asarray(picture))
 
 
 def test_cache_holds_the_pixels(tiny, tmp_path):
@@ -297,27 +102,30 @@ def test_no_usable_image(copy, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
-def test_cut_off_and_called_again_decodes_only_the_rest(kind, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["while images are decoded", "before the last file"])
+def test_cut_off_and_called_again_gives_the_same(where, kind, tiny, tmp_path, monkeypatch):
     real, calls = decode.decode_image, []
 
-    def counted(content, size=None, stop=60):
+    def stopping(content, size=None):
         calls.append(1)
-        if len(calls) == stop:
+        if len(calls) == 60:
             raise kind("stop")
         return real(content, size)
 
+    def stop(path, value):
+        raise kind("stop")
+
     with monkeypatch.context() as patch, pytest.raises(kind):
-        patch.setattr(decode, "decode_image", counted)
+        if where == "before the last file":
+            patch.setattr(cache, "write_json", stop)
+        else:
+            patch.setattr(decode, "decode_image", stopping)
         build(tiny, tmp_path / "cut")
-    assert not list((tmp_path / "cut").glob("*/cache.json")), "what is half made looks finished"
-    calls.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(decode, "decode_image", lambda content, size=None: counted(content, size, None))
-        cache = build(tiny, tmp_path / "cut")
-    assert 96 - 60 <= len(calls) < 96 - 40
-    assert np.array_equal(cache.pixels, build(tiny, tmp_path / "whole").pixels)
-    assert [path.name for path in (tmp_path / "cut").iterdir()] == [cache.folder.name]
-    assert {file.name for file in cache.folder.iterdir()} == {
+    assert list((tmp_path / "cut").iterdir()) == [], "something half made stays"
+    made = build(tiny, tmp_path / "cut")
+    assert np.array_equal(made.pixels, build(tiny, tmp_path / "whole").pixels)
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [made.folder.name]
+    assert {file.name for file in made.folder.iterdir()} == {
         "cache.json",
         "images.csv",
         "pixels.npy",
@@ -325,19 +133,35 @@ def test_cut_off_and_called_again_decodes_only_the_rest(kind, tiny, tmp_path, mo
     }
 
 
-def test_pictures_that_a_crash_left_half_written_are_decoded_again(tiny, tmp_path, monkeypatch):
-    def fail(path, value):
-        raise RuntimeError
+def test_what_a_killed_run_left_is_not_taken_for_a_cache(tiny, tmp_path, monkeypatch):
+    """As after kill -9: nothing is cleaned up; that of another machine stays until it is a day old."""
+    whole = build(tiny, tmp_path / "whole")
+    root = tmp_path / "cut"
+    mine, fresh, old = (
+        root / f"{whole.folder.name}.{machine}.part" for machine in (platform.node(), "fresh", "old")
+    )
+    for folder in (mine, fresh, old):
+        folder.mkdir(parents=True)
+        (folder / "all.npy").write_bytes((whole.folder / "pixels.npy").read_bytes()[:50_000])
+    yesterday = time.time() - 25 * 3600
+    os.utime(old, (yesterday, yesterday))
+    made = build(tiny, root)
+    assert np.array_equal(made.pixels, whole.pixels) and made.images.equals(whole.images)
+    assert {path.name for path in root.iterdir()} == {made.folder.name, fresh.name}
+    assert np.array_equal(build(tiny, root).pixels, whole.pixels)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(cache, "write_json", fail)  # the last thing but the renaming
-        build(tiny, tmp_path / "cut")
-    part = next((tmp_path / "cut").iterdir())
-    left = np.load(part / "pixels.all.npy", mmap_mode="r+")
-    left[5, 10:] = 0
-    left.flush()
-    del left
-    assert np.array_equal(build(tiny, tmp_path / "cut").pixels, build(tiny, tmp_path / "whole").pixels)
+
+def test_another_machine_that_finishes_first(tiny, tmp_path, monkeypatch):
+    whole, real = build(tiny, tmp_path / "whole"), cache.write_json
+
+    def other_machine_was_here(path, value):
+        real(path, value)
+        shutil.copytree(whole.folder, tmp_path / "cut" / whole.folder.name)
+
+    monkeypatch.setattr(cache, "write_json", other_machine_was_here)
+    made = build(tiny, tmp_path / "cut")
+    assert np.array_equal(made.pixels, whole.pixels)
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [made.folder.name]
 
 
 def test_open_cache_where_there_is_none(tmp_path):
@@ -353,26 +177,3 @@ def test_rows(tiny, tmp_path):
     assert len(cache.rows([])) == 0
     with pytest.raises(InputError, match="unknown.png"):
         cache.rows([*wanted, "unknown.png"])
-
-
-@pytest.mark.parametrize("n, batch_size", [(10, 3), (7, 7), (5, 12), (1, 4), (96, 32)])
-def test_batches_are_a_chain_of_permutations(n, batch_size):
-    steps = 4 * n
-    chain = np.concatenate([fitting.batch_rows(n, batch_size, step, seed=3) for step in range(steps)])
-    assert len(chain) == steps * batch_size
-    rounds = chain.reshape(-1, n)  # 4 n batch_size rows: a whole number of rounds
-    assert (np.sort(rounds, axis=1) == np.arange(n)).all()  # each row once before any twice
-    direct = [np.random.default_rng([3, number]).permutation(n) for number in range(len(rounds))]
-    assert np.array_equal(chain, np.concatenate(direct))
-    if n > 4:
-        assert not np.array_equal(rounds[0], rounds[1])
-
-
-def test_a_batch_depends_on_seed_and_step_only():
-    first = fitting.batch_rows(50, 8, 123, seed=1)
-    np.random.seed(0)
-    fitting.batch_rows(50, 8, 5, seed=2)
-    assert np.array_equal(fitting.batch_rows(50, 8, 123, seed=1), first)
-    assert first.shape == (8,) and first.dtype == np.int64
-    assert not np.array_equal(fitting.batch_rows(50, 8, 123, seed=2), first)
-    assert not np.array_equal(fitting.batch_rows(50, 8, 124, seed=1), first)

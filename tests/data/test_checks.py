@@ -94,7 +94,7 @@ def test_audit_of_all_protocols(table):
 
 
 def test_audit_tells_near_duplicates(breakhis, tmp_path):
-    """Slide 14-13412 stands under DC and LC with identical images, in the author's folds 1, 3 and 5 on both sides."""
+    """Slide 14-13412 stands under DC and LC with identical images, in three folds on both sides."""
     source = sources.open_source(breakhis / "half")
     images = scan_breakhis(source).images
     cache = build_cache(source, images, (144, 96), root=tmp_path, progress=False)

@@ -1,4 +1,4 @@
-"""Images that are not BreakHis's: the table that names them, what the suite makes of few groups, and a whole run."""
+"""Images that are not BreakHis's: their manifest, what the suite makes of few groups, and a whole run."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def picture(number, suffix=".jpg"):
 
 
 def rows(groups):
-    """The table of a data set, 0 and 1 by turns in groups of both classes; `groups` is [(name, classes, images)]."""
+    """The manifest of a data set, 0 and 1 by turns in mixed groups; `groups` is [(name, classes, images)]."""
     kinds = (".jpg", ".png", ".tif", ".bmp")
     return pd.DataFrame(
         [

@@ -14,7 +14,7 @@ NAMES = [f"SOB_B_A-14-{number}-40-001.png" for number in range(20001, 20007)]
 
 @pytest.fixture
 def cache(tmp_path):
-    """Six pictures: two smooth ones, a brighter and a JPEG copy of the first, a mirrored one, and the second shifted."""
+    """Six images: two smooth ones; the first brighter, as JPEG and mirrored; the second shifted."""
     smooth = [
         np.asarray(
             Image.fromarray(np.random.default_rng(k).integers(0, 256, (7, 10, 3), dtype=np.uint8)).resize(

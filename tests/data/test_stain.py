@@ -44,7 +44,7 @@ def test_macenko_finds_the_stains_that_were_mixed():
 
 
 def test_reinhard_is_median_mean_and_deviation_in_lab():
-    # grey 119 is L* = 50.03, a* = b* = 0 (CIE 1976, D65); the other half is black, so mean and deviation are half of it
+    # grey 119 is L* = 50.03, a* = b* = 0 (CIE 1976, D65); half is black, so mean and deviation are half of it
     picture = np.zeros((4, 4, 3), dtype="uint8")
     picture[:2] = 119
     means_, deviations = stain.fit_stain("reinhard", [picture, picture]).values

@@ -1,4 +1,4 @@
-"""Archives of strangers: nothing is written outside the cache, memory stays bounded, and one line says what is wrong."""
+"""Archives of strangers: nothing is written outside the cache, memory is bounded, one line says what is wrong."""
 
 import gzip
 import io
@@ -33,7 +33,8 @@ try:
     source = sources.open_source(sys.argv[2])
     scan = breakhis.scan_breakhis(source)
     made = cache.build_cache(source, scan.images, (36, 24), root=sys.argv[3], progress=False)
-    answer = {"used": made.images["path"].tolist(), "skipped": made.skipped.values.tolist(), "reasons": scan.reasons}
+    answer = {"used": made.images["path"].tolist(), "skipped": made.skipped.values.tolist()}
+    answer["reasons"] = scan.reasons
 except InputError as error:
     answer = {"error": str(error)}
 answer["grown"] = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -152,7 +153,7 @@ def test_paths_that_lead_out_links_and_devices(kind, tmp_path, record_property):
     ],
 )
 def test_zip_that_lies_about_a_member(method, tmp_path, record_property):
-    """A bomb: declared as 60 kB, unpacks to 512 MiB. And twice the same path, and one that is larger than any picture."""
+    """A bomb: declared as 60 kB, unpacks to 512 MiB. Also twice the same path, and one larger than any image."""
     path, bomb, large = (
         tmp_path / "bomb.zip",
         "a/SOB_M_DC-98-52000-40-001.png",

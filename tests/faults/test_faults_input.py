@@ -1,4 +1,4 @@
-"""Damaged files, each with a stated end: used with the right pixels, or left out by name with the reason. Nothing lost."""
+"""Damaged files, each with a stated end: used with the right pixels, or left out by name with the reason."""
 
 import collections
 import json
@@ -40,7 +40,7 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A folder of 16 good pictures: half of them drawn, half real ones of BreakHis where these are at hand."""
+    """A folder of 16 good images: half of them drawn, half of BreakHis where that is at hand."""
     folder = tmp_path_factory.mktemp("good")
     real = Path(os.environ.get("BCD_BREAKHIS") or "nowhere", "half")
     found = sorted(real.rglob("*.png"))[:: 1 + sum(1 for _ in real.rglob("*.png")) // 8]
@@ -75,7 +75,7 @@ def preprocessed(data, out, cache):
 
 
 def end_of(file, made, told) -> str:
-    """What became of a damaged file: used, left out, or lost: unheard of, without a reason, or with other pixels."""
+    """What became of a damaged file: used, left out, or lost (unheard of, no reason, other pixels)."""
     name = file.path.rsplit("/", 1)[-1]
     row = told.loc[file.path] if file.path in told.index else None
     if row is not None and row["outcome"] == LEFT_OUT:
@@ -189,7 +189,7 @@ def test_things_that_are_no_files(good, tmp_path, record_property):
 
 
 def as_nobody(work):
-    """What `work` returns (JSON) in a process of its own, whose user is not root and may read what others may read."""
+    """What `work` returns (JSON) in a process of its own, whose user is not root."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

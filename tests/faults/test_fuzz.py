@@ -1,4 +1,4 @@
-"""Tables of strangers with any bytes in them, and what the long runs of fuzz/fuzz.py found: an answer or one line."""
+"""Tables of strangers with any bytes in them, and what fuzz/fuzz.py found: an answer or one line."""
 
 import io
 from pathlib import Path

@@ -2,9 +2,9 @@
 
     python tests/faults/fuzz/fuzz.py manifest|archive FOLDER [--seconds 600]
 
-FOLDER keeps the corpus and what was found (``crash-*``, ``timeout-*``, ``oom-*``). A finding is anything but an answer or
-an `InputError` of one line. What was found so far lies in found/ and is tested in tests/faults/test_fuzz.py. Needs atheris
-(``pip install atheris``).
+FOLDER keeps the corpus and what was found (``crash-*``, ``timeout-*``, ``oom-*``). A finding is anything but
+an answer or an `InputError` of one line. What was found so far lies in found/ and is tested in
+tests/faults/test_fuzz.py. Needs atheris (``pip install atheris``).
 """
 
 import argparse
@@ -56,7 +56,7 @@ def try_manifest(data: bytes, folder: Path) -> None:
 
 
 def try_archive(data: bytes, folder: Path) -> None:
-    """The first byte says of what kind; checksums of tar headers are put right, or nothing behind them would be reached."""
+    """The first byte says of what kind; checksums of tar headers are mended, or nothing behind would be reached."""
     kind, body = (data[0] if data else 0) % 5, data[1:]
     suffix = SUFFIXES[kind % 4]
     if kind in (1, 2):
