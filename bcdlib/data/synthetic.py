@@ -257,8 +257,8 @@ def _stain(rng, style, hematoxylin, eosin):
 def _noise(rng, wavelength):
     """Smooth noise of about unit variance over the image; wavelength in pixels."""
     shape = (max(3, round(HEIGHT / wavelength) + 2), max(3, round(WIDTH / wavelength) + 2))
-    grid = rng.standard_normal(shape, dtype=np.float32)
-    return 1.4 * cv2.resize(grid, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    coarse = rng.standard_normal(shape, dtype=np.float32)
+    return 1.4 * cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
 
 
 # ---------------------------------------------------------------- where the tissues lie
@@ -288,10 +288,9 @@ class _Scene:
     def scatter(self, spacing, jitter=0.3, margin=1.0):
         """Points (n, 2) on a jittered, randomly shifted triangular grid that covers the field."""
         low, high = -margin * spacing, self.extent + margin * spacing
-        shift = self.rng.uniform(0, spacing, 2)
         y, x = np.mgrid[low : high[1] : spacing * 0.87, low : high[0] : spacing]
         x = x + 0.5 * spacing * (np.arange(len(x)) % 2)[:, None]
-        points = np.stack([x.ravel(), y.ravel()], 1) + shift
+        points = np.stack([x.ravel(), y.ravel()], 1) + self.rng.uniform(0, spacing, 2)
         return points + self.rng.normal(0, jitter * spacing, points.shape)
 
     def blob(self, centre, radius, wobble, stretch=1.0):
@@ -528,8 +527,8 @@ def _densities(scene, apart):
         eosin += soft[LUMEN] * rng.uniform(0.05, 0.3) * np.clip(1 + 0.4 * cloud, 0, 2)  # secretion
     eosin += 1.2 * soft[FAT] * (1 - soft[FAT])  # membranes
     # Nuclei: a dark rim around a paler, grainy inside; the more so in high grades.
-    inner = cv2.GaussianBlur(nuclei, (0, 0), max(0.6, 1.1 * ppm))
-    chromatin = 1.25 - (0.35 + 0.3 * g) * inner + style["chromatin"] * fine * min(0.7, ppm / 6)
+    inner = (0.35 + 0.3 * g) * cv2.GaussianBlur(nuclei, (0, 0), max(0.6, 1.1 * ppm))
+    chromatin = 1.25 - inner + style["chromatin"] * fine * min(0.7, ppm / 6)
     hema = hema * (1 - nuclei) + (0.95 + 0.35 * g) * nuclei * np.clip(chromatin, 0.2, 2)
     eosin = eosin * (1 - 0.6 * nuclei)
     return np.clip(hema, 0, 3), np.clip(eosin, 0, 3)

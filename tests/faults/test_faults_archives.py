@@ -1,4 +1,4 @@
-"""Archives of strangers: nothing is written outside the cache, memory is bounded, one line says what is wrong."""
+"""Archives of strangers: nothing leaves the cache, memory is bounded, one line says what is wrong."""
 
 import gzip
 import io
@@ -153,7 +153,7 @@ def test_paths_that_lead_out_links_and_devices(kind, tmp_path, record_property):
     ],
 )
 def test_zip_that_lies_about_a_member(method, tmp_path, record_property):
-    """A bomb: declared as 60 kB, unpacks to 512 MiB. Also twice the same path, and one larger than any image."""
+    """A bomb: declared as 60 kB, unpacks to 512 MiB. Also a path twice, and one larger than any image."""
     path, bomb, large = (
         tmp_path / "bomb.zip",
         "a/SOB_M_DC-98-52000-40-001.png",

@@ -56,7 +56,7 @@ def try_manifest(data: bytes, folder: Path) -> None:
 
 
 def try_archive(data: bytes, folder: Path) -> None:
-    """The first byte says of what kind; checksums of tar headers are mended, or nothing behind would be reached."""
+    """The first byte says of what kind; checksums of tar headers are mended, to reach what is behind."""
     kind, body = (data[0] if data else 0) % 5, data[1:]
     suffix = SUFFIXES[kind % 4]
     if kind in (1, 2):
