@@ -38,11 +38,10 @@ class Metric:
         Its name in tables, in figures and on model cards.
     compute : callable
         ``compute(label, score)`` as in scikit-learn, where score is the column `of`; returns a float.
-        Without `weighted` it also takes ``sample_weight``.
     weighted : callable, optional
         The same for many weightings at once, which makes its bootstrap fast: ``weighted(label, score,
-        weights)`` with weights (B, N) returns a float array (B,). Without it, `compute` is called once a
-        resample.
+        weights)`` with weights (B, N) returns a float array (B,). Without it, `compute` is called for each
+        resample: seconds instead of milliseconds.
     of : str
         The column it is computed from: "predicted" (0 or 1), "probability" (of malignant) or "correct"
         (whether the image is predicted correctly; for slides and cases the share of their images).
@@ -72,23 +71,20 @@ class Metric:
     both_classes: bool = False
     tables: tuple[str, ...] = ("results", "comparison", "card")
 
-    def value(self, table: pd.DataFrame, weight: np.ndarray | None = None) -> float:
-        """Compute it from the rows of `table`, each counted ``weight`` (N,) times; NaN where not defined."""
-        options = {}
-        if weight is not None:
-            table, options = table[weight > 0], {"sample_weight": weight[weight > 0]}
+    def value(self, table: pd.DataFrame) -> float:
+        """Compute it from the rows of `table`; NaN where it is not defined."""
         label = table["label"].to_numpy()
         if self.both_classes and len(np.unique(label)) < 2:
             return float("nan")
-        return float(self.compute(label, table[self.of].to_numpy(), **options))
+        return float(self.compute(label, table[self.of].to_numpy()))
 
     def weighted_values(self, table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-        """Compute `value` for each row of ``weights`` (B, N); returns a float array (B,)."""
+        """Compute it for each row of ``weights`` (B, N): how often each row of `table` counts; float (B,)."""
         if self.weighted is None:
-            return np.array([self.value(table, weight) for weight in weights])
+            rows = np.arange(len(table))
+            return np.array([self.value(table.iloc[rows.repeat(count)]) for count in weights.astype(int)])
         label = table["label"].to_numpy()
-        values = self.weighted(label, table[self.of].to_numpy(), weights)
-        malignant = weights @ label
+        values, malignant = self.weighted(label, table[self.of].to_numpy(), weights), weights @ label
         defined = (malignant > 0) & (malignant < weights.sum(axis=1)) if self.both_classes else True
         return np.where(defined, values, np.nan)
 
@@ -99,64 +95,24 @@ def _ratio(numerator, denominator) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)
 
 
-def _from_counts(formula: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Make a weighted metric of a formula of true and false positives and negatives (tp, fn, tn, fp)."""
-
-    def weighted(label, predicted, weights):
-        malignant, positive = label == 1, predicted == 1
-        parts = [malignant & positive, malignant & ~positive, ~malignant & ~positive, ~malignant & positive]
-        return formula(*(weights @ np.column_stack(parts).astype(float)).T)
-
-    return weighted
+def _weighted_mean(_, score, weights) -> np.ndarray:
+    return _ratio(weights @ score, weights.sum(axis=1))
 
 
-def _matthews(tp, fn, tn, fp) -> np.ndarray:
-    product = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    return np.where(
-        product > 0, _ratio(tp * tn - fp * fn, product), 0.0
-    )  # as scikit-learn if all are predicted alike
-
-
-def _kappa(tp, fn, tn, fp) -> np.ndarray:
-    total = tp + fn + tn + fp
-    expected = ((tp + fn) * (tp + fp) + (tn + fp) * (tn + fn)) / np.maximum(total, 1) ** 2
-    return _ratio(_ratio(tp + tn, total) - expected, 1 - expected)
-
-
-def _by_value(label, probability, weights) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of malignant and of benign images at each distinct probability, ascending: two (B, values)."""
-    order = np.argsort(probability, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(probability[order]) > 0])
-    malignant = label[order] == 1
-    positive, negative = (
-        np.add.reduceat(weights[:, order] * mine, starts, axis=1).astype(float)
-        for mine in (malignant, ~malignant)
-    )
-    return positive, negative
+def _weighted_recall(label, predicted, weights, *, pos_label: int = 1) -> np.ndarray:
+    positive = label == pos_label
+    return _ratio(weights @ (positive & (predicted == label)), weights @ positive)
 
 
 def _weighted_auc(label, probability, weights) -> np.ndarray:
-    positive, negative = _by_value(label, probability, weights)
+    order = np.argsort(probability, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(probability[order]) > 0])  # of equal probabilities
+    total = np.add.reduceat(weights[:, order], starts, axis=1)
+    positive = np.add.reduceat(weights[:, order] * (label[order] == 1), starts, axis=1)
+    negative = total - positive
     below = np.cumsum(negative, axis=1) - negative
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     return _ratio((positive * (below + negative / 2)).sum(axis=1), pairs)
-
-
-def _weighted_average_precision(label, probability, weights) -> np.ndarray:
-    positive, negative = (values[:, ::-1] for values in _by_value(label, probability, weights))
-    found, predicted = np.cumsum(positive, axis=1), np.cumsum(positive + negative, axis=1)
-    precision = np.where(predicted > 0, found / np.maximum(predicted, 1), 0.0)
-    return _ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
-
-
-def _weighted_calibration_error(label, probability, weights) -> np.ndarray:
-    bins = np.minimum((probability * BINS).astype(int), BINS - 1)  # 1.0 belongs to the last
-    difference = (bins[:, None] == np.arange(BINS)) * (probability - label)[:, None]
-    return _ratio(np.abs(weights @ difference).sum(axis=1), weights.sum(axis=1))
-
-
-def _weighted_mean(_, score, weights) -> np.ndarray:
-    return _ratio(weights @ score, weights.sum(axis=1))
 
 
 def calibration_error(label, probability) -> float:
@@ -172,59 +128,53 @@ def calibration_error(label, probability) -> float:
     0.25
     """
     probability = np.asarray(probability, dtype=float)
-    return float(
-        _weighted_calibration_error(np.asarray(label), probability, np.ones((1, len(probability))))[0]
-    )
+    bins = np.minimum((probability * BINS).astype(int), BINS - 1)  # 1.0 belongs to the last
+    differences = np.bincount(bins, probability - np.asarray(label), BINS)
+    return float(np.abs(differences).sum() / len(probability))
 
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         "accuracy",
         sk.accuracy_score,
-        _from_counts(lambda tp, fn, tn, fp: _ratio(tp + tn, tp + fn + tn + fp)),
+        lambda label, predicted, weights: _weighted_mean(label, predicted == label, weights),
         tables=("results", "comparison", "card", "thresholds", "groups"),
     ),
     "balanced_accuracy": Metric(
         "balanced accuracy",
         sk.balanced_accuracy_score,
-        _from_counts(lambda tp, fn, tn, fp: (_ratio(tp, tp + fn) + _ratio(tn, tn + fp)) / 2),
+        lambda *values: (_weighted_recall(*values) + _weighted_recall(*values, pos_label=0)) / 2,
         both_classes=True,
         tables=("results", "card", "thresholds"),
     ),
     "sensitivity": Metric(
         "sensitivity (malignant found)",
         partial(sk.recall_score, zero_division=np.nan),
-        _from_counts(lambda tp, fn, tn, fp: _ratio(tp, tp + fn)),
+        _weighted_recall,
         tables=("results", "card", "thresholds", "groups"),
     ),
     "specificity": Metric(
         "specificity",
         partial(sk.recall_score, pos_label=0, zero_division=np.nan),
-        _from_counts(lambda tp, fn, tn, fp: _ratio(tn, tn + fp)),
+        partial(_weighted_recall, pos_label=0),
         tables=("results", "card", "thresholds", "groups"),
     ),
     "precision": Metric(
         "precision",
         partial(sk.precision_score, zero_division=np.nan),
-        _from_counts(lambda tp, fn, tn, fp: _ratio(tp, tp + fp)),
+        lambda label, predicted, weights: _weighted_recall(predicted, label, weights),  # roles exchanged
         tables=("thresholds", "groups"),
     ),
     "f1": Metric(
         "F1",
         partial(sk.f1_score, zero_division=np.nan),
-        _from_counts(lambda tp, fn, tn, fp: _ratio(2 * tp, 2 * tp + fp + fn)),
+        lambda label, predicted, weights: _ratio(
+            weights @ (2 * label * predicted), weights @ (label + predicted)
+        ),
         tables=("thresholds", "groups"),
     ),
-    "mcc": Metric(
-        "Matthews correlation",
-        sk.matthews_corrcoef,
-        _from_counts(_matthews),
-        both_classes=True,
-        tables=("thresholds",),
-    ),
-    "kappa": Metric(
-        "Cohen's kappa", sk.cohen_kappa_score, _from_counts(_kappa), both_classes=True, tables=()
-    ),
+    "mcc": Metric("Matthews correlation", sk.matthews_corrcoef, both_classes=True, tables=("thresholds",)),
+    "kappa": Metric("Cohen's kappa", sk.cohen_kappa_score, both_classes=True, tables=()),
     "auc": Metric(
         "AUC",
         sk.roc_auc_score,
@@ -234,23 +184,17 @@ METRICS: dict[str, Metric] = {
         tables=("results", "comparison", "card", "groups"),
     ),
     "average_precision": Metric(
-        "average precision",
-        sk.average_precision_score,
-        _weighted_average_precision,
-        of="probability",
-        both_classes=True,
-        tables=(),
+        "average precision", sk.average_precision_score, of="probability", both_classes=True, tables=()
     ),
-    "brier": Metric(  # the mean squared error of the probability, the paper's test loss
+    # the mean squared error of the probability, the paper's test loss
+    "brier": Metric(
         "Brier score",
         partial(sk.brier_score_loss, pos_label=1),
         lambda label, probability, weights: _weighted_mean(label, (probability - label) ** 2, weights),
         of="probability",
         tables=("groups",),
     ),
-    "ece": Metric(
-        "calibration error", calibration_error, _weighted_calibration_error, of="probability", tables=()
-    ),
+    "ece": Metric("calibration error", calibration_error, of="probability", tables=()),
     # the mean over slides of the share of their images that are predicted correctly: the "patient
     # recognition rate" of Spanhol et al. 2016
     "slide_recognition": Metric(
@@ -296,8 +240,7 @@ def read_predictions(path) -> pd.DataFrame:
         0..1, a slide or case is empty, an image comes twice in one trial, or an image has two labels or two
         cases.
     """
-    table = read_user_csv(path, "predictions table", {"slide": str, "case": str})
-    return check_predictions(table, str(path))
+    return check_predictions(read_user_csv(path, "predictions table", {"slide": str, "case": str}), str(path))
 
 
 def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.DataFrame:
@@ -317,17 +260,13 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
         )
     if table.empty:
         raise InputError(f"{name}: the table has no rows")
-    bad = ~table["label"].isin([0, 1])
-    if bad.any():
-        raise InputError(
-            f"{name}: label of {table.loc[bad, 'filename'].iloc[0]} is not 0 (benign) or 1 (malignant)"
-        )
     probability = pd.to_numeric(table["probability"], errors="coerce")
-    bad = ~probability.between(0, 1)  # NaN is not between
-    if bad.any():
-        raise InputError(
-            f"{name}: probability of {table.loc[bad, 'filename'].iloc[0]} is not a number in 0..1"
-        )
+    for column, good, wanted in (
+        ("label", table["label"].isin([0, 1]), "0 (benign) or 1 (malignant)"),
+        ("probability", probability.between(0, 1), "a number in 0..1"),  # NaN is not between
+    ):
+        if not good.all():
+            raise InputError(f"{name}: {column} of {table.loc[~good, 'filename'].iloc[0]} is not {wanted}")
     for column in ("filename", "slide", "case", *TRIAL_COLUMNS):
         if table[column].isna().any():
             row = int(np.flatnonzero(table[column].isna())[0]) + 2
