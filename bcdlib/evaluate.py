@@ -106,9 +106,9 @@ def results_table(table: pd.DataFrame) -> pd.DataFrame:
     """
     found = bootstrap.interval_table(table, metrics.shown_in("results"))
     shown = found[[*GROUP, "images", "slides", "cases", "metric", "value"]]
-    by_case = map(bootstrap.range_text, found["low"], found["high"])
-    by_image = map(bootstrap.range_text, found["low_by_image"], found["high_by_image"])
-    return shown.assign(**{"95 % by case": list(by_case), "by image (too narrow)": list(by_image)})
+    shown["95 % by case"] = list(map(bootstrap.range_text, found["low"], found["high"]))
+    naive = map(bootstrap.range_text, found["low_by_image"], found["high_by_image"])
+    return shown.assign(**{"by image (too narrow)": list(naive)})
 
 
 def threshold_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -152,7 +152,8 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
     if not (run.folder / "images.csv").is_file():
         return (
             "These predictions were made elsewhere: what their model was trained on is not known here. "
-            "`python -m bcdlib audit --split TABLE.csv` audits a split table with the columns filename and role."
+            "`python -m bcdlib audit --split TABLE.csv` audits a split table with the columns filename and "
+            "role."
         )
     images, lines = run.images(), []
     for name, part in table.groupby("split", sort=False):
@@ -188,22 +189,20 @@ def near_duplicate_figure(run: Run, found: pd.DataFrame, most: int = 4):
     shown = found.drop_duplicates(["test", "training"]).head(most)
     if shown.empty:
         return style.note_figure("No near-duplicate images across training and test were found.")
-    figure, axes = style.make_figure(len(shown), 2, width=7, height=2.4 * len(shown), squeeze=False)
+    captions = []
+    for pair in shown.itertuples():
+        where = f"{pair.split}, fold {pair.fold}, correlation {pair.correlation:.3f}"
+        captions += [f"test: {pair.test}\n{where}", f"training: {pair.training}\n{where}"]
     cache = run_cache(run)
-    for (left, right), pair in zip(axes, shown.itertuples(), strict=True):
-        for axis, name, role in ((left, pair.test, "test"), (right, pair.training, "training")):
-            axis.imshow(cache.pixels[cache.rows([name])[0]])
-            axis.set(xticks=[], yticks=[])
-            axis.set_title(f"{role}: {name}", fontsize=7)
-        left.set_ylabel(f"{pair.split}, fold {pair.fold}\ncorrelation {pair.correlation:.3f}", fontsize=7)
-    return style.finish_figure(figure)
+    names = shown[["test", "training"]].to_numpy().ravel()
+    return style.image_grid(cache.pixels[cache.rows(names)], captions, 2)
 
 
 def confusion_figure(table: pd.DataFrame):
     """Draw confusion matrices at threshold 0.5, a panel a method and split; rows true, columns predicted."""
     found, names = metrics.with_correct(table), np.array(breakhis.CLASSES)
     found = found.assign(truth=names[found["label"]], predicted=names[found["predicted"]])
-    return _confusion_panels(found, breakhis.CLASSES, size=3.6, colours="Purples")
+    return _confusion_panels(found, names, size=3.6, colours="Purples")
 
 
 def subtype_confusion_figure(table: pd.DataFrame):
@@ -278,8 +277,11 @@ def selective_figure(table: pd.DataFrame, ax=None):
     for (method, split), part in found.groupby(GROUP, sort=False):
         name = f"{method}, split {split} ({part['cases'].max()} cases)"
         axis.plot(100 * part["decided"], part["accuracy"], marker=".", label=name)
-    axis.set(xlabel="images decided (%); the others go to a pathologist", ylabel="accuracy of these")
-    axis.set_ylim(0, 1.02)
+    axis.set(
+        xlabel="images decided (%); the others go to a pathologist",
+        ylabel="accuracy of these",
+        ylim=(0, 1.02),
+    )
     axis.legend(fontsize=8, loc="lower left")
     return _with_note(figure, table) if ax is None else figure
 
@@ -331,8 +333,7 @@ def predict_files(model_file, image_files, progress: bool = False) -> pd.DataFra
 
 def _predicted(model_file, model, part: pd.DataFrame) -> pd.DataFrame:
     used = part["reason"] == ""
-    table = part.drop(columns="array").assign(probability=float("nan"), **{"class": ""})
-    table = table[["file", "probability", "class", "reason"]]
+    table = part.assign(probability=float("nan"), **{"class": ""})[["file", "probability", "class", "reason"]]
     if not used.any():
         return table
     X = np.stack(part.loc[used, "array"].to_list())
@@ -348,7 +349,7 @@ def as_json(table: pd.DataFrame) -> str:
 
     Examples
     --------
-    >>> print(as_json(pd.DataFrame({"probability": [0.5, float("nan")]})).replace("\\n", ""))
-    [  {    "probability": 0.5  },  {    "probability": null  }]
+    >>> json.loads(as_json(pd.DataFrame({"probability": [0.5, float("nan")]})))
+    [{'probability': 0.5}, {'probability': None}]
     """
     return json.dumps(json.loads(table.to_json(orient="records")), indent=2)

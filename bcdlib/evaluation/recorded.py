@@ -20,7 +20,6 @@ from bcdlib.runs.files import atomic_write, write_csv, write_json
 from bcdlib.runs.places import shipped
 
 STORED = ["filename", "fold", "method", "split", "seed", "probability", "weights"]
-DIGITS = 5  # of a probability
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def recorded_names() -> list[str]:
 
 
 def write_recording(
-    name: str, predictions: pd.DataFrame, weights: str, *, commands: list[str], against: str, place=None
+    name: str, predictions: pd.DataFrame, weights: str, *, commands: list[str], against: str
 ) -> None:
     """Store a recording and compute its intervals (a minute or so).
 
@@ -73,8 +72,6 @@ def write_recording(
         What a reader types to repeat it.
     against : str
         The method that the others are compared with.
-    place : path, optional
-        Another folder than `recorded_folder`.
 
     Raises
     ------
@@ -89,11 +86,10 @@ def write_recording(
         raise InputError(
             f"{against}: not among the methods; choose from {', '.join(predictions['method'].unique())}"
         )
-    place = recorded_folder() if place is None else Path(place)
-    pretrained = predictions["weights"].str.startswith("ImageNet")
+    place, pretrained = recorded_folder(), predictions["weights"].str.startswith("ImageNet")
     stored = predictions.assign(
         weights=predictions["weights"].where(~pretrained, weights),
-        probability=predictions["probability"].round(DIGITS),
+        probability=predictions["probability"].round(5),
     )[STORED]
     full, shown = _complete(stored), metrics.shown_in("comparison")
     with atomic_write(place / f"{name}.predictions.csv.gz") as temporary:
@@ -107,7 +103,7 @@ def write_recording(
     write_json(place / f"{name}.json", facts)
 
 
-def read_recording(name: str, place=None) -> Recording:
+def read_recording(name: str) -> Recording:
     """Read a recording by its name.
 
     Raises
@@ -120,7 +116,7 @@ def read_recording(name: str, place=None) -> Recording:
     >>> read_recording("protocols").facts["against"]
     'resnet50-head'
     """
-    place = recorded_folder() if place is None else Path(place)
+    place = recorded_folder()
     try:
         facts = json.loads((place / f"{name}.json").read_text())
         tables = [pd.read_csv(place / f"{name}.{part}.csv") for part in ("metrics", "differences")]
