@@ -130,8 +130,7 @@ def metrics_by_group(table: pd.DataFrame) -> pd.DataFrame:
     """Compute every metric at 0.5: a row a metric, a column a method and split (with its number of cases)."""
     found = metrics.metrics_table(table)
     names = [f"{row.method}, {row.split} ({row.cases} cases)" for row in found.itertuples()]
-    values = found[list(metrics.METRICS)].T.set_axis(names, axis="columns")
-    return values.rename_axis("metric").reset_index()
+    return found[list(metrics.METRICS)].T.set_axis(names, axis=1).rename_axis("metric").reset_index()
 
 
 def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -105,12 +105,10 @@ def confidence_limits(values, n: int, level: float = LEVEL) -> tuple[float, floa
     >>> round(low, 3), round(high, 3)
     (0.01, 0.99)
     """
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    if n < 2 or not len(values):
+    if n < 2 or np.isnan(values).all():
         return float("nan"), float("nan")
     tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, n - 1) * np.sqrt(n / (n - 1)))
-    low, high = np.quantile(values, [tail, 1 - tail])
+    low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -176,24 +174,19 @@ def paired_difference(
     """
     first, second = _matched(first, second)
     second = second.assign(case=first["case"])  # the same image belongs to the same case
-    values, draws = [], []
-    for one in (first, second):
-        values.append(metrics_by_seed(one, threshold, [metric])[metric].mean(skipna=False))
-        draws.append(bootstrap_cases(one, [metric], threshold=threshold, repeats=repeats, seed=seed)[metric])
+    both = first, second
+    values = [metrics_by_seed(one, threshold, [metric])[metric].mean(skipna=False) for one in both]
+    draws = [
+        bootstrap_cases(one, [metric], threshold=threshold, repeats=repeats, seed=seed)[metric]
+        for one in both
+    ]
     gaps = (draws[0] - draws[1]).dropna().to_numpy()
     cases = first["case"].nunique()
     low, high = confidence_limits(gaps, cases, level)
     tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (len(gaps) + 1)) if len(gaps) and cases > 1 else float("nan")
-    images = first["filename"].nunique()
-    return {
-        "value": values[0] - values[1],
-        "low": low,
-        "high": high,
-        "p": p,
-        "images": images,
-        "cases": cases,
-    }
+    found = {"value": values[0] - values[1], "low": low, "high": high, "p": p}
+    return found | {"images": first["filename"].nunique(), "cases": cases}
 
 
 def _matched(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -428,11 +428,10 @@ def subtype_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
 
     The result is empty if no method learned them.
     """
-    rows = predictions[predictions.reindex(columns=SUBTYPE_COLUMNS).notna().all(axis=1)]
-    if rows.empty:
-        return rows.assign(predicted="")
-    most = rows[SUBTYPE_COLUMNS].to_numpy().argmax(axis=1)
-    return rows.assign(predicted=np.array(list(breakhis.SUBTYPES))[most])
+    probability = predictions.reindex(columns=SUBTYPE_COLUMNS).astype(float)
+    learned = probability.notna().all(axis=1)
+    most = probability[learned].idxmax(axis=1).astype(str).str.removeprefix("p_")
+    return predictions[learned].assign(predicted=most.to_numpy())
 
 
 def subtype_table(predictions: pd.DataFrame, by=("method", "split")) -> pd.DataFrame:

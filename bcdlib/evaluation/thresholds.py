@@ -193,8 +193,8 @@ def lock_thresholds(
         threshold = choose_threshold(label, probability, rule, sensitivity=sensitivity)
         below = choose_threshold(label, probability, "sensitivity", sensitivity=REFERRAL_SENSITIVITY)
         line = fit_calibration(label, probability, calibration)
-        refer_below = below if part["label"].nunique() == 2 else float("nan")
-        rows.append([*key, len(part), part["case"].nunique(), threshold, *line, refer_below])
+        counts = [len(part), part["case"].nunique()]
+        rows.append([*key, *counts, threshold, *line, below if len(set(label)) == 2 else float("nan")])
     floats = ["threshold", "slope", "intercept", "refer_below"]
     table = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, "validation_images", "validation_cases", *floats])
     # an empty table (no validation anywhere) must merge and calculate like any other

@@ -10,7 +10,7 @@ from bcdlib.evaluation import bootstrap, metrics
 
 
 def study(seed, cases=60, shift=0.0):
-    """Predictions of a simulated collection: a case has a class, a difficulty of its own, and 4 to 16 images."""
+    """Predictions of a simulated collection: a case has a class, a difficulty and 4 to 16 images."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(4, 17, cases)
     label = np.repeat(rng.integers(0, 2, cases), sizes)
@@ -65,7 +65,7 @@ def coverage(studies=500, repeats=600):
 
 @pytest.mark.slow
 def test_coverage():
-    """95 % intervals over cases hold the truth in 93 to 97 % of 500 studies of 60 cases; those by image do not."""
+    """Intervals over cases hold the truth in 93 to 97 % of 500 studies of 60 cases; by image they do not."""
     held = coverage()
     print(held.to_string())
     by_case = held[held.index.str.endswith("by case")]

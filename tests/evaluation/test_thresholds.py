@@ -29,7 +29,7 @@ def table(label, probability, **columns):
 
 def test_thresholds_by_hand():
     y, p = [0, 0, 1, 0, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.9]
-    # at 0.6: 2 of 3 found, no false alarm (0.67); at 0.3: all found, one false alarm (0.67): the higher is taken
+    # at 0.6: 2 of 3 found, no false alarm (0.67); at 0.3: all found, one false alarm (0.67): take the higher
     assert thresholds.choose_threshold(y, p) == 0.6
     assert thresholds.choose_threshold(y, p, "sensitivity", sensitivity=0.6) == 0.6
     assert thresholds.choose_threshold(y, p, "sensitivity", sensitivity=0.7) == 0.3
