@@ -10,19 +10,10 @@ import pandas as pd
 
 from bcdlib import __version__
 from bcdlib.data import breakhis, splits
-from bcdlib.evaluation import bootstrap
+from bcdlib.evaluation import bootstrap, metrics
 from bcdlib.runs.files import atomic_write
 
 CARD_NAME = "model-card.md"
-CARD_METRICS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity (malignant found)",
-    "specificity": "specificity",
-    "auc": "AUC",
-    "slide_recognition": "slide recognition",
-    "case_auc": "AUC by case",
-}
 NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
 BREAKHIS = (
     "- Images: F. A. Spanhol, L. S. Oliveira, C. Petitjean, L. Heutte, *A Dataset for Breast Cancer Histopathological\n"
@@ -93,10 +84,10 @@ def _roles(known: pd.DataFrame) -> list[dict]:
 
 
 def _figures(predictions: pd.DataFrame) -> list[dict]:
-    rows = bootstrap.interval_table(predictions, tuple(CARD_METRICS)).itertuples()
+    rows = bootstrap.interval_table(predictions, metrics.shown_in("card")).itertuples()
     return [
         {
-            "name": CARD_METRICS[row.figure],
+            "name": metrics.METRICS[row.metric].label,
             "value": "not defined" if pd.isna(row.value) else f"{row.value:.3f}",
             "interval": _interval(row.low, row.high),
         }
