@@ -49,8 +49,8 @@ NEEDED = {
         "own-image",
     ],
 }
-# bytes of the pictures that are seen, as the page has decoded them
-PICTURES = """() => [...document.querySelectorAll('img.widget-image, .widget-image img')]
+# bytes of the images that are seen, as the page has decoded them
+IMAGES = """() => [...document.querySelectorAll('img.widget-image, .widget-image img')]
     .filter(img => img.offsetParent && img.naturalWidth).map(img => {
         const canvas = document.createElement('canvas');
         [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
@@ -214,15 +214,15 @@ def keep(page, path, label):
 
 
 def changed(page, before):
-    """The pictures, once they are others than before and have come to rest: they arrive one by one."""
+    """The images, once they are others than before and have come to rest: they arrive one by one."""
     last = None
     for _ in range(100):
-        now = page.evaluate(PICTURES)
+        now = page.evaluate(IMAGES)
         if now and now != before and now == last:
             return now
         last = now
         page.wait_for_timeout(300)
-    raise AssertionError("the pictures stayed as they were")
+    raise AssertionError("the images stayed as they were")
 
 
 def test_sample_browser(lab, page, screenshots):
@@ -256,14 +256,14 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
         ".widget-readout"
     )
     readout.wait_for()
-    numbers = page.locator("table", has=page.get_by_text("true \\ called"))
+    numbers = page.locator("table", has=page.get_by_text("true \\ predicted"))
     seen = {}
     for value in ("0", "1", "0.5"):
         readout.click()
         page.keyboard.press("Control+a")
         page.keyboard.type(value)
         page.keyboard.press("Enter")
-        page.get_by_text(f"called at {float(value):.3f}").wait_for()
+        page.get_by_text(f"at threshold {float(value):.3f}").wait_for()
         seen[value] = numbers.locator("td").all_inner_texts()[1:]
     assert seen["0"][0] == seen["0"][2] == "0" and seen["1"] != seen["0"]  # all malignant, then all benign
     total = {value: sum(map(int, counts)) for value, counts in seen.items()}
@@ -273,12 +273,12 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
     Image.linear_gradient("L").convert("RGB").save(file)
     with page.expect_file_chooser() as chooser:
         page.locator("button.jupyter-button", has_text="Choose an image").click()
-    pictures = page.evaluate(PICTURES)
+    before = page.evaluate(IMAGES)
     chooser.value.set_files(file)
     page.get_by_text("mine <b>.png: ").wait_for()
     page.get_by_text(re.compile(r"^mine <b>.png: \w+, probability of malignant [01]\.\d")).wait_for()
-    curve, explained = changed(page, pictures)
-    assert curve == pictures[0] and explained != pictures[1]
+    curve, explained = changed(page, before)
+    assert curve == before[0] and explained != before[1]
     keep(page, screenshots / f"upload-{version}.png", "model")
 
 

@@ -1,4 +1,4 @@
-"""What can be clicked: filters, pages, views, threshold and upload; and the pictures that a headless run leaves."""
+"""What can be clicked: filters, pages, views, threshold and upload; and the figures that a headless run leaves."""
 
 import base64
 import io
@@ -115,11 +115,11 @@ def test_views(cache, tiny):
     assert views.of([3], "raw")[0].shape == (30, 40, 3)
     assert np.array_equal(views.of([3, 5], "resized"), cache.pixels[[3, 5]])
     for name in ("normalised", "augmented"):
-        (picture,) = views.of([3], name)
+        (image,) = views.of([3], name)
         assert (
-            picture.shape == (18, 26, 3)
-            and picture.dtype == np.uint8
-            and not np.array_equal(picture, cache.pixels[3])
+            image.shape == (18, 26, 3)
+            and image.dtype == np.uint8
+            and not np.array_equal(image, cache.pixels[3])
         )
     assert views.of([3], "normalised")[0].min() == 0 and views.of([3], "normalised")[0].max() == 255
     assert "raw" not in samples.Views(cache).names
@@ -129,9 +129,9 @@ def test_views(cache, tiny):
 
 def test_stain_normalisation_is_offered_where_there_is_stain(cache):
     views = samples.Views(cache)
-    (picture,) = views.of([0], "stain-normalised")
-    assert np.array_equal(picture, stain.normalise_stain(cache.pixels[:1], views.target)[0])
-    assert views.target.kind == "macenko" and not np.array_equal(picture, cache.pixels[0])
+    (image,) = views.of([0], "stain-normalised")
+    assert np.array_equal(image, stain.normalise_stain(cache.pixels[:1], views.target)[0])
+    assert views.target.kind == "macenko" and not np.array_equal(image, cache.pixels[0])
     white = replace(cache, pixels=np.full_like(cache.pixels, 255))
     assert "stain-normalised" not in samples.Views(white).names
 
@@ -148,14 +148,14 @@ def test_sample_browser_filters_turns_and_enlarges(browser):
     assert len(captions(browser)) == 1 and browser.filters["magnification"].value == 200
     browser.filters["class"].value = "malignant"  # that slide is benign: the filter falls back to all
     assert browser.filters["slide"].value == samples.ALL and "1 to 8 of 12" in browser.where.value
-    first = [cell.picture.value for cell in browser.cells]
+    first = [cell.image.value for cell in browser.cells]
     browser._turn(1)
     assert "9 to 12 of 12" in browser.where.value and len(captions(browser)) == 4
-    assert not {cell.picture.value for cell in browser.cells[:4]} & set(first)
+    assert not {cell.image.value for cell in browser.cells[:4]} & set(first)
     browser._turn(1)
-    assert [cell.picture.value for cell in browser.cells] == first
+    assert [cell.image.value for cell in browser.cells] == first
     browser.view.value = "raw"
-    assert [cell.picture.value for cell in browser.cells] != first
+    assert [cell.image.value for cell in browser.cells] != first
     assert browser.enlarged.layout.display == "none"
     browser.cells[2].over.click()
     assert browser.enlarged.layout.display != "none" and "raw, 40 × 30 pixels" in browser.about.value
@@ -178,13 +178,13 @@ def test_captions_are_escaped(cache):
 @pytest.mark.parametrize("threshold", [0, 0.31, 0.5, 0.505, 1])
 def test_slider_numbers_are_scikit_learns(table, threshold):
     part = table[table["split"] == "case"]
-    called = (part["probability"] >= threshold).astype(int)
+    predicted = (part["probability"] >= threshold).astype(int)
     found = at_threshold(part, threshold)
     matrix = [found[name] for name in ("true_negative", "false_positive", "false_negative", "true_positive")]
-    assert matrix == confusion_matrix(part["label"], called, labels=[0, 1]).ravel().tolist()
-    assert found["sensitivity"] == pytest.approx(recall_score(part["label"], called, zero_division=0))
+    assert matrix == confusion_matrix(part["label"], predicted, labels=[0, 1]).ravel().tolist()
+    assert found["sensitivity"] == pytest.approx(recall_score(part["label"], predicted, zero_division=0))
     assert found["specificity"] == pytest.approx(
-        recall_score(part["label"], called, pos_label=0, zero_division=0)
+        recall_score(part["label"], predicted, pos_label=0, zero_division=0)
     )
     curve = threshold_rates(part, [threshold]).iloc[0]
     assert [curve["sensitivity"], curve["specificity"]] == pytest.approx(
@@ -201,12 +201,12 @@ def test_one_class_only_has_no_other_rate(table):
 
 def test_threshold_slider(table):
     slider = ThresholdSlider(table)
-    before, picture = slider.numbers.value, slider.picture.value
+    before, image = slider.numbers.value, slider.image.value
     slider.slider.value = 0.9
     assert (
         slider.numbers.value != before
-        and slider.picture.value != picture
-        and "called at 0.900" in slider.numbers.value
+        and slider.image.value != image
+        and "at threshold 0.900" in slider.numbers.value
     )
     assert slider.locked.disabled  # nothing was locked for this split
     slider.group.value = "net, split case"
@@ -235,9 +235,7 @@ def test_both_forms_of_an_upload():
 
 def answer(label, probability, calibrated=None, warning=""):
     figure, _ = style.make_figure(width=3, height=2)
-    return explanation.Explanation(
-        label, probability, calibrated, warning, pd.DataFrame(), style.finish_figure(figure)
-    )
+    return explanation.Explanation(label, probability, calibrated, warning, pd.DataFrame(), figure)
 
 
 class Upload(widgets.HTML):
@@ -251,19 +249,19 @@ class Upload(widgets.HTML):
 
 
 @pytest.fixture
-def your_image(run, monkeypatch):
+def your_image(monkeypatch):
     monkeypatch.setattr(upload.widgets, "FileUpload", Upload)
     monkeypatch.setattr(
         upload, "uploaded_files", lambda value: [(value.split("|")[0], bytes.fromhex(value.split("|")[1]))]
     )
-    return upload.YourImage(run, {"net, split case": "model.keras"}, answer("benign", 0.1))
+    return upload.YourImage({"net, split case": "model.keras"}, answer("benign", 0.1))
 
 
 def test_upload_shows_answer_and_warning(your_image, monkeypatch):
     asked = []
 
-    def explain(file, picture, run=None):
-        asked.append((file, picture))
+    def explain(file, image):
+        asked.append((file, image))
         return answer("malignant", 0.8123, 0.7, "unlike the <training> data")
 
     monkeypatch.setattr(explanation, "explain_image", explain)
@@ -273,17 +271,17 @@ def test_upload_shows_answer_and_warning(your_image, monkeypatch):
     text = your_image.answer.value
     assert "malignant, probability of malignant 0.812 (calibrated 0.700)" in text
     assert "&lt;b&gt;.png" in text and "unlike the &lt;training&gt; data" in text
-    assert decoded(your_image.picture.value).shape[1] == 450 and your_image.picture.layout.width == "300px"
+    assert decoded(your_image.image.value).shape[1] == 450 and your_image.image.layout.width == "300px"
 
 
 def test_upload_says_what_is_wrong(your_image, monkeypatch):
-    def explain(file, picture, run=None):
-        raise InputError("picture: cannot be decoded")
+    def explain(file, image):
+        raise InputError("image: cannot be decoded")
 
     monkeypatch.setattr(explanation, "explain_image", explain)
     your_image.upload.send("notes.txt", b"text")
-    assert "notes.txt</b>: picture: cannot be decoded" in your_image.answer.value
-    assert your_image.picture.layout.display == "none"
+    assert "notes.txt</b>: image: cannot be decoded" in your_image.answer.value
+    assert your_image.image.layout.display == "none"
 
 
 def test_models_of_a_run(run):
@@ -306,17 +304,17 @@ def test_a_run_without_models_says_so(run):
     assert shown.widget is None and (run.folder / "figures" / "own_image.svg").is_file()
 
 
-# ---------------------------------------------------------------- widget or picture
+# ---------------------------------------------------------------- widget or figure
 
 
-def test_headless_leaves_a_picture_and_makes_no_widget(cache, tiny, run, monkeypatch):
+def test_headless_leaves_a_figure_and_makes_no_widget(cache, tiny, run, monkeypatch):
     monkeypatch.setattr(samples, "SampleBrowser", lambda views: pytest.fail("a widget in a headless run"))
     shown = samples.browse_samples(run, cache, sources.open_source(tiny))
     data, metadata = shown._repr_mimebundle_()
     assert not panel.is_live() and panel.VIEW not in data
-    picture = decoded(base64.b64decode(data["image/png"]))
-    assert picture.shape[1] > 1000 and metadata["image/png"]["width"] in range(
-        picture.shape[1] // 2 - 1, picture.shape[1]
+    image = decoded(base64.b64decode(data["image/png"]))
+    assert image.shape[1] > 1000 and metadata["image/png"]["width"] in range(
+        image.shape[1] // 2 - 1, image.shape[1]
     )
     assert [axis.get_title() for axis in shown.figure.axes[:4]] == [
         "raw",
@@ -351,7 +349,8 @@ def test_who_can_answer_is_live(monkeypatch, allow):
     assert not panel.is_live()
 
 
-def test_small_pictures_grow_by_whole_pixels():
-    picture = np.arange(12, dtype=np.uint8).reshape(1, 4, 3)
-    assert np.array_equal(panel.fit_width(picture, 10, 100), picture.repeat(3, 0).repeat(3, 1))
-    assert panel.fit_width(np.zeros((20, 200, 3), np.uint8), 10, 100).shape == (10, 100, 3)
+def test_small_images_grow_by_whole_pixels():
+    small = np.arange(12, dtype=np.uint8).reshape(1, 4, 3)
+    grown = decoded(panel.png_bytes(small, 10, 100))
+    assert np.array_equal(grown, small.repeat(3, 0).repeat(3, 1))
+    assert decoded(panel.png_bytes(np.zeros((20, 200, 3), np.uint8), 10, 100)).shape == (10, 100, 3)
