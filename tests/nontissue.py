@@ -1,13 +1,13 @@
-"""Fifty images that are no tissue sections: photographs that come with scikit-image, noise, flat colour, text."""
+"""Fifty images that are no tissue sections: scikit-image's photographs, noise, flat colour, text."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
-# without immunohistochemistry, which is tissue; cell, retina and microaneurysms are medical, but no stained sections
+# without immunohistochemistry, which is tissue; cell, retina, microaneurysms are no stained sections
 BUNDLED = (
-    "astronaut brick camera cat cell checkerboard clock coffee coins colorwheel grass gravel horse hubble_deep_field "
-    "logo microaneurysms moon page retina rocket shepp_logan_phantom text"
+    "astronaut brick camera cat cell checkerboard clock coffee coins colorwheel grass gravel horse "
+    "hubble_deep_field logo microaneurysms moon page retina rocket shepp_logan_phantom text"
 ).split()
 FLAT = {
     "grey": (128, 128, 128),

@@ -151,7 +151,8 @@ def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODRefe
     if reference is not None or not record or not has_cache(run):
         return reference
     model = model or models.load_model(model_file)
-    cache, split = models.model_cache(model, run_cache(run)), run.folder / "splits" / f"{record['split']}.csv"
+    cache = models.model_cache(model, run_cache(run))
+    split = run.folder / "splits" / f"{record['split']}.csv"
     if cache is None or not split.is_file():
         return None
     part = splits.fold_of(pd.read_csv(split), record["fold"])
@@ -173,12 +174,21 @@ def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODRefe
 
 
 def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> dict[str, list]:
-    """Say what lies beside a model about N images.
+    """Explain predictions by what is stored beside the model: its calibration and its training images.
+
+    Parameters
+    ----------
+    model_file : path-like
+    model : SavedMethod
+    X : uint8 array (N, height, width, 3)
+    probability : float array (N,)
+        As from `models.predict_images`.
 
     Returns
     -------
     dict
-        calibrated, warning, nearest (lists of N), those that can be had.
+        Lists of N: calibrated (probability), warning (see `Explanation`), nearest (file name of the nearest
+        training image); those that can be had.
     """
     columns, fit = {}, _calibration(model_file)
     if fit is not None:

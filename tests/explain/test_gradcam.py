@@ -18,7 +18,7 @@ HEIGHT, WIDTH = 32, 48
 
 
 def one_corner(x, top: bool, left: bool):
-    """Two channels that see only the outer half of one corner's quarter: how bright it is there, and how dark."""
+    """Two channels that see the outer half of one corner's quarter only: how bright and how dark it is."""
     mask = np.zeros((HEIGHT, WIDTH, 1), "float32")
     rows = slice(0, HEIGHT // 4) if top else slice(-HEIGHT // 4, None)
     mask[rows, slice(0, WIDTH // 4) if left else slice(-WIDTH // 4, None)] = 1

@@ -1,7 +1,7 @@
-"""Widgets and report in a real browser: JupyterLab with ipywidgets 8, with Colab's 7.7.1, and report.html by itself.
+"""Widgets and report in a real browser: JupyterLab with ipywidgets 8, with Colab's 7.7.1, and report.html.
 
-Needs Chromium (on the path, or named by BCD_CHROMIUM) and the extra "browser" (Playwright, JupyterLab). For ipywidgets
-7.7.1, BCD_WIDGETS7_PYTHON names the Python of an environment that has bcdlib's requirements and
+Needs Chromium (on the path, or named by BCD_CHROMIUM) and the extra "browser" (Playwright, JupyterLab). For
+ipywidgets 7.7.1, BCD_WIDGETS7_PYTHON names the Python of an environment that has bcdlib's requirements and
 
     pip install "jupyterlab<4" "jupyterlab_widgets<2" "ipywidgets==7.7.1" "ipykernel<7"
 
@@ -85,7 +85,7 @@ def screenshots(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made(browser, tiny, tmp_path_factory):
-    """A run of all notebooks on the tiny data set: head only, one epoch. Asks for the browser first: no need without."""
+    """A run of all notebooks on the tiny data set: head only, one epoch; only if there is a browser."""
     run = open_run_folder(tmp_path_factory.mktemp("browser") / "run")
     os.environ.setdefault("BCD_CACHE", str(run.folder.parent / "cache"))
     run_suite(
@@ -111,7 +111,7 @@ def made(browser, tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["ipywidgets 8", "ipywidgets 7.7.1"])
 def lab(request, made, tmp_path_factory):
-    """Address of a JupyterLab that serves the notebooks' cells of `NEEDED`, and the major version of its ipywidgets."""
+    """Address of a JupyterLab with the cells of `NEEDED`, and the major version of its ipywidgets."""
     python = sys.executable
     if request.param == "ipywidgets 7.7.1":
         python = os.environ.get("BCD_WIDGETS7_PYTHON") or pytest.skip(
@@ -156,7 +156,7 @@ def lab(request, made, tmp_path_factory):
 
 
 def lab_settings(folder):
-    """An environment in which JupyterLab asks nobody about news, keeps all cells in the page, and finds bcdlib."""
+    """An environment in which JupyterLab asks nothing, keeps all cells in the page, and finds bcdlib."""
     settings = {
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
         "notebook-extension/tracker": {"windowingMode": "none"},

@@ -1,4 +1,4 @@
-"""What can be clicked: filters, pages, views, threshold and upload; and the figures that a headless run leaves."""
+"""What can be clicked: filters, pages, views, threshold, upload; and the figures of a headless run."""
 
 import base64
 import io
@@ -50,7 +50,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def table():
-    """Predictions of two splits, probabilities with ties and with exactly 0 and 1; threshold locked for one."""
+    """Predictions of two splits, with ties and with exactly 0 and 1; threshold locked for one."""
     random = np.random.default_rng(1)
     parts = []
     for split, n in (("image", 60), ("case", 80)):
