@@ -276,8 +276,8 @@ def take_turns(groups: pd.Series, *, seed: int) -> np.ndarray:
 def _captions(cache, rows) -> list[str]:
     """Return encoded label, class, and what else is known of each row."""
     columns = ("class", "subtype", "magnification")
-    images = [image for _, image in cache.images.iloc[rows].iterrows()]
-    return [f"{CLASSES.index(image['class'])} {image_caption(image, columns)}" for image in images]
+    images = cache.images.iloc[rows].iterrows()
+    return [f"{CLASSES.index(image['class'])} {image_caption(image, columns)}" for _, image in images]
 
 
 def _subtype_name(subtype: str) -> str:

@@ -190,9 +190,10 @@ def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> di
         Lists of N: calibrated (probability), warning (see `Explanation`), nearest (file name of the nearest
         training image); those that can be had.
     """
-    columns, fit = {}, _calibration(model_file)
-    if fit is not None:
-        columns["calibrated"] = thresholds.calibrate(probability, *fit).tolist()
+    columns = {}
+    calibrated = _calibrate(model_file, probability)
+    if calibrated is not None:
+        columns["calibrated"] = calibrated.tolist()
     reference = ood.load_reference(Path(model_file).parent)
     if reference is not None:
         queries = ood.reference_points(model.network, model.stained(X))
@@ -201,21 +202,21 @@ def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> di
     return columns
 
 
-def _calibration(model_file):
-    """Return slope and intercept that the run locked for the trial of this model, or None."""
+def _calibrate(model_file, probability) -> np.ndarray | None:
+    """Calibrate probabilities (N,) as the run locked it for the trial of this model, if it did."""
     record, locked = models.trial_record(model_file), models.run_of(model_file).folder / "locked.csv"
     if not record or not locked.is_file():
         return None
     table = pd.read_csv(locked)
     mine = table[(table[TRIAL_COLUMNS] == [record[name] for name in TRIAL_COLUMNS]).all(axis=1)]
-    return None if mine.empty else mine[["slope", "intercept"]].iloc[0].tolist()
+    return None if mine.empty else thresholds.calibrate(probability, *mine[["slope", "intercept"]].iloc[0])
 
 
 def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = "the image") -> Explanation:
     X = model.stained(shown[None])
     probability = float(models.predict_images(model, shown[None])[0])
-    fit = _calibration(model_file)
-    calibrated = None if fit is None else float(thresholds.calibrate([probability], *fit)[0])
+    calibrated = _calibrate(model_file, [probability])
+    calibrated = None if calibrated is None else float(calibrated[0])
     reference = trial_reference(model_file, model)
     if reference is None:
         warning, nearest = "", pd.DataFrame(columns=NEAREST_COLUMNS)
@@ -251,19 +252,14 @@ def _figure(shown: np.ndarray, cam, captions: list[str], *, nearest: pd.DataFram
     for _, row in nearest.iterrows():
         caption = image_caption(row).replace(", slide", "\nslide")
         captions.append(f"{caption}\ndistance {row['distance']:.2f}")
-    images = [shown, shown, None, None, *_cached_images(run, nearest["filename"])]
-    figure = style.image_grid(images, captions, SHOWN)
+    images = [None] * len(nearest)
+    if has_cache(run):
+        cache = run_cache(run)
+        rows = pd.Index(cache.images["filename"]).get_indexer(nearest["filename"])
+        images = [cache.pixels[row] if row >= 0 else None for row in rows]
+    figure = style.image_grid([shown, shown, None, None, *images], captions, SHOWN)
     if cam is not None:
         models.overlay(figure.axes[1], cam)
     if len(nearest):
         figure.supxlabel("lower row: the nearest training images, by the network's features", fontsize=8)
     return figure
-
-
-def _cached_images(run: Run, names) -> list:
-    """Return the run's images of these names, None where they are not at hand."""
-    if not has_cache(run):
-        return [None] * len(names)
-    cache = run_cache(run)
-    rows = pd.Index(cache.images["filename"]).get_indexer(names)
-    return [cache.pixels[row] if row >= 0 else None for row in rows]

@@ -110,8 +110,10 @@ def saved_models(run: Run) -> dict[str, Path]:
     for file in (run.folder / "trials").glob(f"*/{MODEL}"):
         record = trial_record(file)
         if record:  # written last: a trial that was cut off has none
-            name = f"{record['method']}, split {record['split']}, "
-            name += f"fold {record['fold'] + 1}, seed {record['seed']}"
+            name = (
+                f"{record['method']}, split {record['split']}, "
+                f"fold {record['fold'] + 1}, seed {record['seed']}"
+            )
             made = file.with_name("trial.json").stat().st_mtime
             found.append((strictness(record["split"]), name, made, file))
     return {name: file for _, name, _, file in sorted(found)}

@@ -9,7 +9,6 @@ from bcdlib.evaluation import metrics
 from bcdlib.plots import panel, style
 from bcdlib.runs.folder import Run
 
-PANELS = 8  # methods and splits in the figure; the widget has all
 RATES = ("sensitivity", "specificity", "accuracy")
 
 
@@ -84,8 +83,8 @@ def move_threshold(run: Run, table: pd.DataFrame) -> panel.Panel:
 
 
 def threshold_figure(table: pd.DataFrame):
-    """Draw `rates_figure` of each method and split (the first `PANELS` of them)."""
-    groups = list(_groups(table).items())[:PANELS]
+    """Draw `rates_figure` of each method and split of a table, up to eight; the widget has all."""
+    groups = list(_groups(table).items())[:8]
     rows = -(-len(groups) // 2)
     figure, axes = style.make_figure(rows, min(2, len(groups)), height=3.6 * rows, squeeze=False, sharey=True)
     for axis in axes.flat[len(groups) :]:

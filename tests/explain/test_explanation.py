@@ -223,7 +223,7 @@ def test_threshold_is_set_on_other_cases():
 def test_unseen_cases_are_in_distribution_and_other_images_are_not(breakhis, weights_dir, tmp_path):
     """Of 150 or more tissue images of unseen cases at most 10 % flagged, of 50 other images at least 95 %."""
     pytest.importorskip("skimage")
-    import nontissue
+    from tests import nontissue
 
     from bcdlib.data import cache, sources
 
