@@ -1,4 +1,7 @@
-"""Figures of the data set: samples, what preprocessing and augmentation make of them, counts, stains."""
+"""Figures of the data set: samples, what preprocessing and augmentation make of them, counts, stains.
+
+All of them return a matplotlib Figure.
+"""
 
 import keras
 import numpy as np

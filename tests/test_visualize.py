@@ -12,7 +12,6 @@ from bcdlib.data import breakhis, sources
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones
-from bcdlib.plots import style
 
 # 14-4659 with two slides of one case; the other slides have a case of their own
 SLIDES = {
@@ -74,15 +73,6 @@ def encoded(row):
 def no_figure_is_left_open():
     yield
     assert plt.get_fignums() == []
-
-
-def test_grid_leaves_no_empty_axes():
-    images = np.zeros((5, 10, 15, 3), "uint8")
-    figure = style.image_grid(images, list("abcde"), columns=3, title="five")
-    assert [caption for _, caption in shown(figure)] == list("abcde") and len(figure.axes) == 5
-    assert figure.get_suptitle() == "five" and figure.get_figwidth() == 8
-    with pytest.raises(InputError, match="no image"):
-        style.image_grid([], [], 3)
 
 
 def test_class_samples_show_originals_of_all_subtypes(cache, originals):
