@@ -1,13 +1,13 @@
-"""Fifty pictures that are no tissue sections: photographs that come with scikit-image, noise, flat colour, text."""
+"""Fifty images that are no tissue sections: scikit-image's photographs, noise, flat colour, text."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
-# without immunohistochemistry, which is tissue; cell, retina and microaneurysms are medical, but no stained sections
+# without immunohistochemistry, which is tissue; cell, retina, microaneurysms are no stained sections
 BUNDLED = (
-    "astronaut brick camera cat cell checkerboard clock coffee coins colorwheel grass gravel horse hubble_deep_field "
-    "logo microaneurysms moon page retina rocket shepp_logan_phantom text"
+    "astronaut brick camera cat cell checkerboard clock coffee coins colorwheel grass gravel horse "
+    "hubble_deep_field logo microaneurysms moon page retina rocket shepp_logan_phantom text"
 ).split()
 FLAT = {
     "grey": (128, 128, 128),
@@ -29,7 +29,7 @@ WORDS = (
 WIDTH, HEIGHT = 700, 460
 
 
-def pictures(size: tuple[int, int]) -> dict[str, np.ndarray]:
+def images(size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Name -> uint8 (height, width, 3), resized to (width, height) as the suite resizes."""
     found = {name: getattr(data, name)() for name in BUNDLED}
     found["motorcycle_left"], found["motorcycle_right"], _ = data.stereo_motorcycle()
@@ -67,12 +67,12 @@ def _gradients() -> dict:
 
 
 def _text(number: int) -> np.ndarray:
-    picture = Image.new("RGB", (WIDTH, HEIGHT), ("white", "black", "#f4d9e8", "#333366")[number % 4])
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=20 + 12 * number)
+    image = Image.new("RGB", (WIDTH, HEIGHT), ("white", "black", "#f4d9e8", "#333366")[number % 4])
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=20 + 12 * number)
     for line in range(10):
         place = (20, 15 + line * (24 + 14 * number))
         draw.text(place, WORDS[number], fill="white" if number % 2 else "black", font=font)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _rgb(values) -> Image.Image:
@@ -80,7 +80,7 @@ def _rgb(values) -> Image.Image:
     if values.dtype != np.uint8:
         values = values.astype(float)
         values = (255 * (values - values.min()) / np.ptp(values)).astype("uint8")
-    picture = Image.fromarray(values)
-    if picture.mode == "RGBA":  # what a viewer shows: on white
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    image = Image.fromarray(values)
+    if image.mode == "RGBA":  # what a viewer shows: on white
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

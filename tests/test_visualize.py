@@ -12,7 +12,6 @@ from bcdlib.data import breakhis, sources
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones
-from bcdlib.plots import style
 
 # 14-4659 with two slides of one case; the other slides have a case of their own
 SLIDES = {
@@ -49,15 +48,15 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def originals(cache, tmp_path):
-    """A folder with the cache's pictures as files; returns (scan, source)."""
-    for name, picture in zip(cache.images["filename"], cache.pixels):
-        Image.fromarray(picture).save(tmp_path / name)
+    """A folder with the cache's images as files; returns (scan, source)."""
+    for name, pixels in zip(cache.images["filename"], cache.pixels):
+        Image.fromarray(pixels).save(tmp_path / name)
     source = sources.open_source(tmp_path)
     return breakhis.scan_breakhis(source).images, source
 
 
 def shown(figure):
-    """(picture, caption) of each axes with a picture."""
+    """(image, caption) of each axes with an image."""
     return [(axis.images[0].get_array(), axis.get_xlabel()) for axis in figure.axes if axis.images]
 
 
@@ -67,7 +66,7 @@ def same(one, other):
 
 
 def encoded(row):
-    return f"{int(row['class'] == 'malignant')} {row['class']}, {row['subtype']} {row['magnification']}X"
+    return f"{int(row['class'] == 'malignant')} {row['class']}, {row['subtype']}, {row['magnification']}X"
 
 
 @pytest.fixture(autouse=True)
@@ -76,22 +75,13 @@ def no_figure_is_left_open():
     assert plt.get_fignums() == []
 
 
-def test_grid_leaves_no_empty_axes():
-    pictures = np.zeros((5, 10, 15, 3), "uint8")
-    figure = style.image_grid(pictures, list("abcde"), columns=3, title="five")
-    assert [caption for _, caption in shown(figure)] == list("abcde") and len(figure.axes) == 5
-    assert figure.get_suptitle() == "five" and figure.get_figwidth() == 8
-    with pytest.raises(InputError, match="no picture"):
-        style.image_grid([], [], 3)
-
-
 def test_class_samples_show_originals_of_all_subtypes(cache, originals):
     figure = visualize.class_samples_figure(*originals, per_class=4, seed=1)
     captions = [caption.rsplit(", ", 1)[0] for _, caption in shown(figure)]
     full = [breakhis.SUBTYPES[code].replace("_", " ") for code in breakhis.SUBTYPES]
     assert sorted(captions[:4]) == sorted(full[:4]) and sorted(captions[4:]) == sorted(full[4:])
     assert [a.get_ylabel() for a in figure.axes if a.get_ylabel()] == ["(a) benign", "(b) malignant"]
-    assert all(any(np.array_equal(picture, known) for known in cache.pixels) for picture, _ in shown(figure))
+    assert all(any(np.array_equal(image, known) for known in cache.pixels) for image, _ in shown(figure))
     assert same(figure, visualize.class_samples_figure(*originals, per_class=4, seed=1))
     assert not same(figure, visualize.class_samples_figure(*originals, per_class=4, seed=2))
 
@@ -99,7 +89,7 @@ def test_class_samples_show_originals_of_all_subtypes(cache, originals):
 def test_class_samples_pass_over_unreadable_images(originals):
     images, source = originals
     for path in images.loc[images["subtype"].isin(["A", "F", "PT"]), "path"]:
-        (source.path / path).write_bytes(b"no picture")
+        (source.path / path).write_bytes(b"no image")
     figure = visualize.class_samples_figure(images, source, per_class=6)
     captions = [caption for _, caption in shown(figure)]
     assert len(captions) == 4 + 6 and all(caption.startswith("tubular adenoma") for caption in captions[:4])
@@ -114,8 +104,8 @@ def test_class_samples_pass_over_unreadable_images(originals):
 def test_random_samples_have_the_right_labels(cache):
     figure = visualize.random_samples_figure(cache, n=7, seed=3)
     assert len(shown(figure)) == len(figure.axes) == 7 and "26 × 18" in figure.get_suptitle()
-    for picture, caption in shown(figure):
-        row = next(k for k, known in enumerate(cache.pixels) if np.array_equal(picture, known))
+    for image, caption in shown(figure):
+        row = next(k for k, known in enumerate(cache.pixels) if np.array_equal(image, known))
         assert caption == encoded(cache.images.iloc[row])
     assert same(figure, visualize.random_samples_figure(cache, n=7, seed=3))
     assert not same(figure, visualize.random_samples_figure(cache, n=7, seed=4))
@@ -128,10 +118,11 @@ def test_augmented_samples_differ_from_the_cached_ones_and_repeat(cache):
     assert len(cells) == len(figure.axes) == 12
     # classes take turns, so that two rows show both
     assert {cells[0][1].split(",")[0], cells[6][1].split(",")[0]} == {"0 benign", "1 malignant"}
-    assert [caption for _, caption in cells[1:6]] == [f"augmented {k}" for k in range(1, 6)]
-    assert all(picture.shape == (18, 26, 3) and picture.dtype == np.uint8 for picture, _ in cells)
+    headings = [axis.get_title() for axis in figure.axes]
+    assert headings[1:6] == [f"augmented {k}" for k in range(1, 6)]
+    assert all(image.shape == (18, 26, 3) and image.dtype == np.uint8 for image, _ in cells)
     assert any((cells[0][0] == known).all() for known in cache.pixels)
-    assert len({picture.tobytes() for picture, _ in cells}) > 8
+    assert len({image.tobytes() for image, _ in cells}) > 8
     assert same(figure, visualize.augmented_samples_figure(cache, n=2, copies=5, seed=0))
 
 
@@ -150,10 +141,10 @@ def test_normalised_samples(cache):
     assert len(figure.axes) == 6 and len(cells) == 4 and "BGR" in figure.get_suptitle()
     for (cached, caption), (display, values) in zip(cells[::2], cells[1::2]):
         row = next(k for k, known in enumerate(cache.pixels) if np.array_equal(cached, known))
-        assert caption == encoded(cache.images.iloc[row])
+        assert caption == f"{encoded(cache.images.iloc[row])}\nslide {cache.images['slide'].iloc[row]}"
         exact = backbones.normalise_images(cached[None])[0]
         assert values == f"values {exact.min():.4g} to {exact.max():.4g}".replace("-", "−")
-        assert display.min() == 0 and display.max() == 1
+        assert display.min() == 0 and display.max() == 255
         # the first channel is blue
         assert np.corrcoef(display[..., 0].ravel(), cached[..., 2].ravel())[0, 1] > 0.999
     for axis in figure.axes[2::3]:

@@ -1,1 +1,1 @@
-"""Why a model answers as it does: Grad-CAM, out-of-distribution, error analysis."""
+"""What a trained model looks at, and whether an image is like those that it was trained on."""

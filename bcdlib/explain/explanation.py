@@ -1,20 +1,22 @@
-"""What a saved model can say about one picture: class, map, calibrated probability, and whether it knows such pictures.
+"""What a saved model says about one image: class, probability, Grad-CAM, out-of-distribution warning.
 
-All models are plain Keras files; a model that lies in a trial's folder also has its calibration (``locked.csv`` of the
-run) and, once they were asked for, its training images' features (see `ood.save_reference`).
+All models are plain Keras files. A model that lies in a trial's folder also has its calibration
+(``locked.csv`` of the run) and, once they were asked for, its training images' features (see
+`ood.save_reference`).
 """
 
+import dataclasses
 import html
-import json
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import cache, custom, splits
+from bcdlib.data import splits
 from bcdlib.data.cache import run_cache
+from bcdlib.data.captions import image_caption
+from bcdlib.data.decode import decode_image
 from bcdlib.errors import InputError
 from bcdlib.evaluation import thresholds
 from bcdlib.explain import gradcam, models, ood
@@ -23,21 +25,29 @@ from bcdlib.plots import style
 from bcdlib.runs.folder import MODEL, TRIAL_COLUMNS, Run, has_cache, trial_folder
 
 SHOWN = 4  # nearest training images in a figure
+NEAREST_COLUMNS = ["filename", "slide", "case", "class", "distance"]
+DISCLAIMER = "For research and teaching, not a medical device."
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What a saved model says about one picture.
+    """What a saved model says about one image.
 
     Attributes
     ----------
-    label : "benign" or "malignant", at probability 0.5; empty if there was no model to ask
-    probability : of malignant, 0..1
-    calibrated : the same after the calibration that the trial's validation part gave, or None if there is none
-    warning : a sentence if the picture is unlike the training images, else empty
-    nearest : DataFrame filename, slide, case, class, distance (0..2) of the nearest training images, nearest first;
-        empty if they are not known
-    figure : matplotlib Figure: the picture, the map of what speaks for the class, the nearest training images
+    label : str
+        "benign" or "malignant", at probability 0.5; empty if there was no model to ask.
+    probability : float
+        Of malignant, 0..1.
+    calibrated : float or None
+        The same after the calibration that the trial's validation part gave, if there is one.
+    warning : str
+        A sentence if the image is out-of-distribution, else empty.
+    nearest : DataFrame
+        The nearest training images, nearest first: filename, slide, case, class, distance (0..2); empty if
+        they are not known.
+    figure : matplotlib Figure
+        The image, its Grad-CAM map for the predicted class, the nearest training images.
     """
 
     label: str
@@ -48,213 +58,208 @@ class Explanation:
     figure: object
 
     @property
+    def summary(self) -> str:
+        """The probability in words, for example "probability of malignant 0.812 (calibrated 0.744)"."""
+        calibrated = "" if self.calibrated is None else f" (calibrated {self.calibrated:.3f})"
+        return f"probability of malignant {self.probability:.3f}{calibrated}"
+
+    @property
     def line(self) -> str:
-        """All of it but pictures, as Markdown."""
+        """Class, probability and warning as Markdown."""
+        warning = html.escape(self.warning, quote=False)  # it may name a file
         if not self.label:
-            return html.escape(self.warning, quote=False)  # it names a file
-        calibrated = "" if self.calibrated is None else f", calibrated {self.calibrated:.2f}"
-        warning = f"\n\n**{html.escape(self.warning, quote=False)}**" if self.warning else ""
-        return (
-            f"Called **{self.label}**: probability of malignant {self.probability:.2f}{calibrated}.{warning}\n\n"
-            "For research and teaching, not a medical device."
-        )
+            return warning
+        warning = f"\n\n**{warning}**" if warning else ""
+        return f"Predicted **{self.label}**: {self.summary}.{warning}\n\n{DISCLAIMER}"
 
 
-def read_image(model: SavedMethod, content: bytes) -> np.ndarray:
-    """A picture as the model takes it; uint8 (height, width, 3). Raises ValueError if it cannot be decoded."""
-    return cache.decode(content, model.size)
+def explain_image(model_file, image) -> Explanation:
+    """Ask a saved model about one image.
 
-
-def explain_image(model_file, picture, run: Run | None = None) -> Explanation:
-    """Ask a saved model about one picture.
+    If the model lies in the run that trained it, the features of its training images are computed once and
+    stored beside it.
 
     Parameters
     ----------
-    model_file : path of a .keras file
-    picture : path of a PNG, JPEG, TIFF or BMP file, or its bytes
-    run : the run that trained the model; with it, the features of the training images are computed if they are not
-        stored yet. Default: the run in whose folder the model lies, if it lies in one, with what is stored there.
+    model_file : path-like
+        A .keras file.
+    image : path-like or bytes
+        A PNG, JPEG, TIFF or BMP file, or its content.
 
     Raises
     ------
     InputError
-        If model or picture cannot be read.
+        If model or image cannot be read.
     """
     model = models.load_model(model_file)
     try:
-        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        shown = read_image(model, content)
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
+        shown = decode_image(content, model.size)
     except (OSError, ValueError) as error:
-        name = "the picture" if isinstance(picture, bytes) else picture
+        name = "the image" if isinstance(image, bytes) else image
         raise InputError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-    return _explain(model, Path(model_file), shown, run)
+    return _explain(model, model_file, shown)
 
 
-def explain_own_image(run: Run, table: pd.DataFrame, picture: str = "", *, seed: int = 0) -> Explanation:
-    """`explain` with the run's model of the strictest protocol.
+def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: int = 0) -> Explanation:
+    """Ask the run's model of the strictest protocol about an image; see `explain_image`.
 
     Parameters
     ----------
-    table : predictions table of the run
-    picture : path of a picture; empty means an image of that model's test part, by `seed`
+    run : Run
+    table : DataFrame
+        Predictions of the run.
+    image : path-like
+        Empty: an image of that model's test part.
+    seed : int
+        Which image of the test part.
 
     Returns
     -------
-    Explanation; without a model in this run its ``warning`` and its figure say so.
+    Explanation
+        Without a model in this run its ``warning`` and its figure say so.
     """
-    strictness = {name: place for place, name in enumerate(splits.STRICTEST)}
-    names = sorted(dict.fromkeys(table["split"]), key=lambda name: strictness.get(name, len(strictness)))
-    for name in names:
-        part = table[table["split"] == name]
+    trials = [part for _, part in table.groupby(TRIAL_COLUMNS, sort=False)]
+    for part in sorted(trials, key=lambda part: models.strictness(part["split"].iloc[0])):
         folder = trial_folder(run, part.iloc[0])
         if folder is None:
             continue
-        if picture:
-            return explain_image(folder / MODEL, picture, run)
+        if image:
+            return explain_image(folder / MODEL, image)
         model = models.load_model(folder / MODEL)
         cache = models.model_cache(model, run_cache(run))
         if cache is None:
             continue
         row = part.iloc[int(np.random.default_rng(seed).integers(len(part)))]
-        return _explain(
-            model, folder / MODEL, cache.pixels[cache.rows([row["filename"]])[0]], run, models.true_class(row)
-        )
-    text = "This run has no saved model of these predictions, so there is nothing to ask about a picture."
-    return Explanation("", float("nan"), None, text, _nearest_table(None, None)[0], style.note_figure(text))
+        shown = cache.pixels[cache.rows([row["filename"]])[0]]
+        return _explain(model, folder / MODEL, shown, title=models.true_caption(row))
+    text = "This run has no saved model of these predictions, so there is none to ask about an image."
+    nearest = pd.DataFrame(columns=NEAREST_COLUMNS)
+    return Explanation("", float("nan"), None, text, nearest, style.note_figure(text))
 
 
-def trial_reference(
-    model_file, run: Run | None = None, model: SavedMethod | None = None
-) -> ood.OODReference | None:
-    """What is stored beside a model, else, with the run that trained it, computed now and stored; None if neither."""
-    folder = Path(model_file).parent
-    found = ood.load_reference(folder)
-    if found is not None or run is None or not (folder / "trial.json").is_file() or not has_cache(run):
-        return found
-    facts, model = json.loads((folder / "trial.json").read_text()), model or models.load_model(model_file)
+def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODReference | None:
+    """Load the reference beside a model, or compute and store it in the run that trained the model.
+
+    Returns
+    -------
+    OODReference or None
+        None if the training images are not at hand.
+    """
+    folder, record, run = Path(model_file).parent, models.trial_record(model_file), models.run_of(model_file)
+    reference = ood.load_reference(folder)
+    if reference is not None or not record or not has_cache(run):
+        return reference
+    model = model or models.load_model(model_file)
     cache = models.model_cache(model, run_cache(run))
-    split = run.folder / "splits" / f"{facts['split']}.csv"
-    if not split.is_file():
+    split = run.folder / "splits" / f"{record['split']}.csv"
+    if cache is None or not split.is_file():
         return None
-    part = splits.fold_of(pd.read_csv(split), facts["fold"])
-    counts = {role: int((part["role"] == role).sum()) for role in splits.ROLES}
-    if cache is None or counts != facts["images"]:
+    part = splits.fold_of(pd.read_csv(split), record["fold"])
+    if {role: (part["role"] == role).sum() for role in splits.ROLES} != record["images"]:
         return None  # preprocessed anew since: these are no longer the images that it was trained on
     points, images = {}, {}
     for role in ("train", "validation"):
         rows = cache.rows(part.loc[part["role"] == role, "filename"])
-        columns = ["filename", "slide", "case", "class", "magnification", "subtype"]
-        images[role] = cache.images.iloc[rows][columns].reset_index(drop=True)
-        points[role] = (
-            ood.reference_points(model.network, model.stained(cache.pixels[rows])) if len(rows) else None
-        )
-    found = ood.build_reference(
+        images[role] = cache.images.iloc[rows][
+            ["filename", "slide", "case", "class", "magnification", "subtype"]
+        ]
+        X = model.stained(cache.pixels[rows])
+        points[role] = ood.reference_points(model.network, X) if len(rows) else None
+    reference = ood.build_reference(
         points["train"], images["train"], points["validation"], validation_images=images["validation"]
     )
-    ood.save_reference(folder, found)
+    ood.save_reference(folder, reference)
     return ood.load_reference(folder)  # rounded as stored: the same answer now and later
 
 
 def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> dict[str, list]:
-    """What lies beside a model says about N pictures: calibrated, warning, nearest (lists of N), those that can be had."""
-    columns, fit = {}, _calibration(Path(model_file).parent, None)
-    if fit is not None:
-        columns["calibrated"] = thresholds.calibrate(probability, *fit).tolist()
-    known = ood.load_reference(Path(model_file).parent)
-    if known is not None:
+    """Explain predictions by what is stored beside the model: its calibration and its training images.
+
+    Parameters
+    ----------
+    model_file : path-like
+    model : SavedMethod
+    X : uint8 array (N, height, width, 3)
+    probability : float array (N,)
+        As from `models.predict_images`.
+
+    Returns
+    -------
+    dict
+        Lists of N: calibrated (probability), warning (see `Explanation`), nearest (file name of the nearest
+        training image); those that can be had.
+    """
+    columns = {}
+    calibrated = _calibrate(model_file, probability)
+    if calibrated is not None:
+        columns["calibrated"] = calibrated.tolist()
+    reference = ood.load_reference(Path(model_file).parent)
+    if reference is not None:
         queries = ood.reference_points(model.network, model.stained(X))
-        columns["warning"] = known.warnings(queries)
-        columns["nearest"] = known.images["filename"].iloc[known.nearest(queries, 1)[1][:, 0]].tolist()
+        columns["warning"] = reference.warnings(queries)
+        columns["nearest"] = reference.images["filename"].iloc[reference.nearest(queries)[1][:, 0]].tolist()
     return columns
 
 
-def _calibration(folder: Path, run: Run | None) -> tuple[float, float] | None:
-    """Slope and intercept that the run locked for the trial in this folder, if it did."""
-    locked = (run.folder if run else folder.parent.parent) / "locked.csv"
-    if not (folder / "trial.json").is_file() or not locked.is_file():
+def _calibrate(model_file, probability) -> np.ndarray | None:
+    """Calibrate probabilities (N,) as the run locked it for the trial of this model, if it did."""
+    record, locked = models.trial_record(model_file), models.run_of(model_file).folder / "locked.csv"
+    if not record or not locked.is_file():
         return None
-    facts, table = json.loads((folder / "trial.json").read_text()), pd.read_csv(locked)
-    mine = table[(table[TRIAL_COLUMNS] == [facts[name] for name in TRIAL_COLUMNS]).all(axis=1)]
-    return None if mine.empty else (float(mine["slope"].iloc[0]), float(mine["intercept"].iloc[0]))
+    table = pd.read_csv(locked)
+    mine = table[(table[TRIAL_COLUMNS] == [record[name] for name in TRIAL_COLUMNS]).all(axis=1)]
+    return None if mine.empty else thresholds.calibrate(probability, *mine[["slope", "intercept"]].iloc[0])
 
 
-def _explain(model, model_file: Path, shown: np.ndarray, run: Run | None, truth: str = "") -> Explanation:
-    X = shown[None]
-    probability = float(models.predict_images(model, X)[0])
-    label = models.predicted_class(probability)
-    fit = _calibration(model_file.parent, run)
-    calibrated = None if fit is None else float(thresholds.calibrate([probability], *fit)[0])
-    known = trial_reference(model_file, run, model)
-    query = None if known is None else ood.reference_points(model.network, model.stained(X))
-    warning = "" if known is None else known.warnings(query)[0]
-    nearest, captions = _nearest_table(known, query)
+def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = "the image") -> Explanation:
+    X = model.stained(shown[None])
+    probability = float(models.predict_images(model, shown[None])[0])
+    calibrated = _calibrate(model_file, [probability])
+    calibrated = None if calibrated is None else float(calibrated[0])
+    reference = trial_reference(model_file, model)
+    if reference is None:
+        warning, nearest = "", pd.DataFrame(columns=NEAREST_COLUMNS)
+        verdict = "The training images are not known here: whether the image is like them cannot be said."
+    else:
+        query = ood.reference_points(model.network, X)
+        warning = reference.warnings(query)[0]
+        verdict = warning or "Like the training images."
+        distances, rows = reference.nearest(query)
+        nearest = reference.images.iloc[rows[0]].reset_index(drop=True).assign(distance=distances[0])
     try:
-        cam = gradcam.compute_gradcam(model.network, model.stained(X))[0]
+        cam = gradcam.compute_gradcam(model.network, X)[0]
     except InputError:  # a network without a feature map still has a class and its probability
         cam = None
-    run = run or Run(model_file.parent.parent.parent)
-    verdict = _verdict(model_file.parent, probability, calibrated, known, warning)
-    pictures = _pictures(run, nearest["filename"][:SHOWN])
-    figure = _figure(shown, cam, truth, f"called {label}", verdict, pictures, captions)
-    return Explanation(label, probability, calibrated, warning, nearest, figure)
-
-
-def _nearest_table(known, query) -> tuple[pd.DataFrame, list[str]]:
-    if known is None:
-        return pd.DataFrame(columns=["filename", "slide", "case", "class", "distance"]), []
-    distance, rows = (one[0] for one in known.nearest(query))
-    found = known.images.iloc[rows].reset_index(drop=True).assign(distance=distance)
+    label = models.predicted_class(probability)
+    answer = Explanation(label, probability, calibrated, warning, nearest, None)
+    record = models.trial_record(model_file)
+    made = f" ({record['method']}, split {record['split']})" if record else ""
+    texts = [answer.summary.capitalize() + made, verdict, DISCLAIMER]
     captions = [
-        f"{row['class']} {row['subtype']}, {custom.magnification_label(row['magnification'])}\nslide {row['slide']}"
-        f"\ndistance {row['distance']:.2f}"
-        for _, row in found.head(SHOWN).iterrows()
+        title,
+        models.prediction_caption(probability),
+        "\n\n".join(textwrap.fill(text, 60) for text in texts),
+        "",
     ]
-    return found[["filename", "slide", "case", "class", "distance"]], captions
+    figure = _figure(shown, cam, captions, nearest=nearest.head(SHOWN), run=models.run_of(model_file))
+    return dataclasses.replace(answer, nearest=nearest[NEAREST_COLUMNS], figure=figure)
 
 
-def _verdict(folder: Path, probability, calibrated, known, warning: str) -> str:
-    parts = [f"Probability of malignant {probability:.2f}"]
-    if calibrated is not None:
-        parts[0] += f", calibrated on validation {calibrated:.2f}"
-    if (folder / "trial.json").is_file():
-        facts = json.loads((folder / "trial.json").read_text())
-        parts[0] += f" ({facts['method']}, split {facts['split']})"
-    if known is None:
-        parts.append(
-            "The training images are not known here: whether the picture is like them cannot be said."
-        )
-    else:
-        parts.append(warning or "Like the training images.")
-    parts.append("For research and teaching, not a medical device.")
-    return "\n\n".join(textwrap.fill(part, 46) for part in parts)
-
-
-def _figure(shown, cam, truth: str, title: str, verdict: str, pictures, captions):
-    figure, axes = style.make_figure(
-        2 if captions else 1, SHOWN, width=10, height=4.8 if captions else 2.4, squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    axes[0, 0].imshow(shown)
-    axes[0, 0].set_title(truth or "the picture", fontsize=9)
+def _figure(shown: np.ndarray, cam, captions: list[str], *, nearest: pd.DataFrame, run: Run):
+    """Draw the image, its map and the text, and below them the nearest training images, if known."""
+    captions[1] += "; no map" if cam is None else "\nyellow: what spoke for it"
+    for _, row in nearest.iterrows():
+        caption = image_caption(row).replace(", slide", "\nslide")
+        captions.append(f"{caption}\ndistance {row['distance']:.2f}")
+    images = [None] * len(nearest)
+    if has_cache(run):
+        cache = run_cache(run)
+        rows = pd.Index(cache.images["filename"]).get_indexer(nearest["filename"])
+        images = [cache.pixels[row] if row >= 0 else None for row in rows]
+    figure = style.image_grid([shown, shown, None, None, *images], captions, SHOWN)
     if cam is not None:
-        models.overlay(axes[0, 1], shown, cam)
-    axes[0, 1].set_title(title + ("; no map" if cam is None else "\nyellow: what spoke for it"), fontsize=9)
-    axes[0, 2].text(0, 1, verdict, fontsize=9, va="top").set_in_layout(
-        False
-    )  # it may run on over the empty place beside
-    for axis, picture, caption in zip(axes[-1], pictures, captions, strict=False):
-        if picture is not None:
-            axis.imshow(picture)
-        axis.set_title(caption, fontsize=8)
-    if captions:
+        models.overlay(figure.axes[1], cam)
+    if len(nearest):
         figure.supxlabel("lower row: the nearest training images, by the network's features", fontsize=8)
-    return style.finish_figure(figure)
-
-
-def _pictures(run: Run, names) -> list:
-    if not has_cache(run):
-        return [None] * len(names)
-    cache = run_cache(run)
-    known = names.isin(cache.images["filename"])
-    return [cache.pixels[cache.rows([name])[0]] if there else None for name, there in zip(names, known)]
+    return figure

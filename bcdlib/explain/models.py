@@ -12,31 +12,30 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
 from bcdlib.methods._base import malignant_probability
 from bcdlib.methods._saved import SavedMethod
-from bcdlib.runs.folder import Run
+from bcdlib.runs.folder import MODEL, Run
 
 
 def load_model(model_file) -> SavedMethod:
-    """A saved model that takes pictures of one size; see `methods.load_method`.
+    """Load a saved model that takes images of one size; see `methods.load_method`.
 
     Raises
     ------
     InputError
-        If it cannot be loaded (Keras' safe mode: no lambdas) or does not take pictures of one size.
+        If it cannot be loaded (Keras' safe mode: no lambdas) or does not take images of one size.
     """
     model = methods.load_method(model_file)
     if model.size is None:
-        raise InputError(f"{model_file}: not a usable Keras model (it does not take pictures of one size)")
+        raise InputError(f"{model_file}: not a usable Keras model (it does not take images of one size)")
     return model
 
 
 def model_cache(model: SavedMethod, cache: PixelCache) -> PixelCache | None:
-    """A run's pictures at the size that a model takes, or None if they cannot be had.
+    """Return a run's images at the size that a model takes, or None if they cannot be had.
 
-    Another size than the run's means that the run was preprocessed anew since, unless the method has a size of its own.
+    A model of another size than the run's was trained before the run was preprocessed anew, unless its method
+    has a size of its own.
     """
-    if cache.size == model.size:
-        return cache
-    if not model.kind.own_size:
+    if cache.size != model.size and not model.kind.own_size:
         return None
     try:
         return resized_cache(cache, model.size)
@@ -45,45 +44,76 @@ def model_cache(model: SavedMethod, cache: PixelCache) -> PixelCache | None:
 
 
 def predict_images(model: SavedMethod, X) -> np.ndarray:
-    """Probability of malignant; float64 (N,)."""
+    """Predict the probability of malignant; float64 (N,)."""
     return malignant_probability(model.predict_proba(np.asarray(X)))
 
 
-def overlay(axis, picture, cam) -> None:
-    """Draw a picture and over it a map of 0..1, stretched to its size."""
-    axis.imshow(picture)
+def overlay(axis, cam) -> None:
+    """Draw a class activation map (values 0..1) over the image that an axes shows, stretched to its size."""
     # viridis: told apart by colour-blind readers, and unlike the colours of the stain
-    height, width = np.shape(picture)[:2]
-    axis.imshow(
-        cam,
-        cmap="viridis",
-        alpha=0.2 + 0.45 * cam,
-        vmin=0,
-        vmax=1,
-        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-    )
+    alpha, extent = 0.2 + 0.45 * cam, axis.images[0].get_extent()
+    axis.imshow(cam, cmap="viridis", alpha=alpha, vmin=0, vmax=1, extent=extent)
+
+
+def prediction_caption(probability: float) -> str:
+    """Say which class a probability of malignant means at threshold 0.5.
+
+    Examples
+    --------
+    >>> prediction_caption(0.831)
+    'predicted malignant (0.83)'
+    """
+    return f"predicted {predicted_class(probability)} ({probability:.2f})"
 
 
 def predicted_class(probability: float) -> str:
-    """The class at 0.5."""
+    """Return the class at threshold 0.5."""
     return breakhis.CLASSES[int(probability >= metrics.THRESHOLD)]
 
 
-def true_class(row) -> str:
-    """A caption: the true class of a row of a predictions table."""
-    return f"is {breakhis.CLASSES[int(row['label'])]}"
+def true_caption(row) -> str:
+    """Say which class a row of a predictions table has in truth."""
+    return f"true class {breakhis.CLASSES[int(row['label'])]}"
+
+
+def strictness(split: str) -> int:
+    """Return the rank of a split's protocol for sorting, the strictest first, unknown ones last.
+
+    Examples
+    --------
+    >>> sorted(["my_split", "image", "case"], key=strictness)
+    ['case', 'image', 'my_split']
+    """
+    return splits.STRICTEST.index(split) if split in splits.STRICTEST else len(splits.STRICTEST)
+
+
+def trial_record(model_file) -> dict:
+    """Return what ``trial.json`` beside a model says; empty if there is none."""
+    record = Path(model_file).with_name("trial.json")
+    return json.loads(record.read_text()) if record.is_file() else {}
+
+
+def run_of(model_file) -> Run:
+    """Return the run in whose folder ``trials`` the trial of this model lies, if it lies in one."""
+    return Run(Path(model_file).absolute().parent.parent.parent)
 
 
 def saved_models(run: Run) -> dict[str, Path]:
-    """The run's saved models by what they were trained on, the strictest protocol first; of equal names the newest."""
-    order, found = list(splits.STRICTEST), []
-    for record in (run.folder / "trials").glob(
-        "*/trial.json"
-    ):  # written last: a trial that was cut off has none
-        file, facts = record.parent / "model.keras", json.loads(record.read_text())
-        if not file.is_file():  # 06_compare keeps no models
-            continue
-        name = f"{facts['method']}, split {facts['split']}, fold {facts['fold'] + 1}, seed {facts['seed']}"
-        place = order.index(facts["split"]) if facts["split"] in order else len(order)
-        found.append((place, name, record.stat().st_mtime, file))
+    """Find the run's saved models.
+
+    Returns
+    -------
+    dict
+        Files by what the models were trained on, the strictest protocol first; of equal names the newest.
+    """
+    found = []
+    for file in (run.folder / "trials").glob(f"*/{MODEL}"):
+        record = trial_record(file)
+        if record:  # written last: a trial that was cut off has none
+            name = (
+                f"{record['method']}, split {record['split']}, "
+                f"fold {record['fold'] + 1}, seed {record['seed']}"
+            )
+            made = file.with_name("trial.json").stat().st_mtime
+            found.append((strictness(record["split"]), name, made, file))
     return {name: file for _, name, _, file in sorted(found)}

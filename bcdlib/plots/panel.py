@@ -1,7 +1,7 @@
-"""A cell that answers where somebody can click, and leaves a good picture where nobody can.
+"""A cell's value that is a widget where somebody can click, and a figure where nobody can.
 
-In Colab and JupyterLab a `Panel` shows its widget. Run by papermill or nbconvert, it shows its figure, which is
-what an executed notebook still shows when it is opened later, and what the report takes.
+In Colab and JupyterLab a `Panel` shows its widget. Run by papermill or nbconvert, it shows its figure, which
+an executed notebook still shows when it is opened later, and which the report takes.
 """
 
 import io
@@ -13,7 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 from IPython import get_ipython
 from IPython.core.pylabtools import retina_figure
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bcdlib.runs.places import in_colab
 
@@ -21,11 +21,12 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def is_live() -> bool:
-    """Whether a person sits before this cell: the one place where widget or picture is decided.
+    """Tell whether a person can use widgets in this session.
 
-    BCD_HEADLESS=1 and BCD_HEADLESS=0 say so. Otherwise the request that runs the cell does: front ends in which
-    people work (Colab, JupyterLab, classic Notebook, VS Code) let a cell ask with ``input()``; nbclient, on which
-    papermill and nbconvert rest, says that nobody will answer. Outside a kernel there is no front end at all.
+    BCD_HEADLESS=1 and BCD_HEADLESS=0 say so. Otherwise the request that runs the cell does: front ends in
+    which people work (Colab, JupyterLab, classic Notebook, VS Code) let a cell ask with ``input()``;
+    nbclient, on which papermill and nbconvert rest, says that nobody will answer. Outside a kernel there is
+    no front end at all.
     """
     if os.environ.get("BCD_HEADLESS"):
         return os.environ["BCD_HEADLESS"] == "0"
@@ -34,12 +35,14 @@ def is_live() -> bool:
 
 
 class Panel:
-    """What a notebook's last line shows: a widget if `live`, else a figure.
+    """What a notebook's last line shows: a widget if `is_live`, else a figure.
 
     Parameters
     ----------
-    figure : matplotlib Figure, the static picture
-    build : returns the ipywidgets widget; called when it is first wanted. None: there is nothing to click.
+    figure : matplotlib Figure
+        Shown where nobody can click.
+    build : callable, optional
+        Returns the ipywidgets widget; called when it is first wanted. None: there is nothing to click.
     """
 
     def __init__(self, figure, build: Callable | None = None):
@@ -52,43 +55,49 @@ class Panel:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data, metadata = {"text/plain": "<interactive panel>"}, {}
-        if not (is_live() and self.widget is not None and in_colab()):
-            # beside a widget too: a site that only shows notebooks has no kernel, and takes the picture
+        live = is_live() and self.widget is not None
+        if not (live and in_colab()):
+            # beside a widget too: a site that only shows notebooks has no kernel, and takes the figure
             data["image/png"], metadata["image/png"] = retina_figure(self.figure, base64=True)
-        if (
-            is_live() and self.widget is not None
-        ):  # written out, because ipywidgets 7 and 8 do it by different methods
+        if live:  # written out, because ipywidgets 7 and 8 do it by different methods
             data[VIEW] = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
         return data, metadata
 
 
-def png_bytes(picture: np.ndarray) -> bytes:
-    """A uint8 array (height, width, 3) as a PNG file."""
+def png_bytes(image: np.ndarray, narrowest: int, widest: int) -> bytes:
+    """Encode an image as a PNG file, at a width that a widget can show.
+
+    Parameters
+    ----------
+    image : uint8 array (height, width, 3)
+    narrowest : int
+        An image narrower than this grows by a whole factor: each pixel is a visible square.
+    widest : int
+        A wider image is shrunk to this width.
+
+    Examples
+    --------
+    >>> small = np.zeros((2, 3, 3), np.uint8)
+    >>> Image.open(io.BytesIO(png_bytes(small, 10, 100))).size
+    (12, 8)
+    """
+    shown = Image.fromarray(np.ascontiguousarray(image))
+    shown.thumbnail((widest, shown.height), Image.Resampling.LANCZOS)
+    shown = ImageOps.scale(shown, max(1, -(-narrowest // shown.width)), Image.Resampling.NEAREST)
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(file, "PNG")
+    shown.save(file, "PNG")
     return file.getvalue()
 
 
 def figure_image(figure, dpi: int = 150) -> bytes:
-    """A matplotlib Figure as a PNG file, sharp where it is shown at 100 pixels an inch."""
+    """Encode a matplotlib Figure as a PNG file, sharp where it is shown at 100 pixels an inch."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=dpi)
     return file.getvalue()
 
 
-def fit_width(picture: np.ndarray, least: int, most: int) -> np.ndarray:
-    """The picture not wider than `most`; one narrower than `least` with each pixel as a visible square."""
-    width = picture.shape[1]
-    if width > most:
-        size = most, max(1, round(picture.shape[0] * most / width))
-        return np.asarray(
-            Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.LANCZOS)
-        )
-    times = -(-least // width)
-    return picture.repeat(times, axis=0).repeat(times, axis=1)
-
-
 def dropdown(name: str, options, width: str = "205px"):
+    """Make a ``widgets.Dropdown`` whose whole name is shown."""
     return widgets.Dropdown(
         description=name,
         options=options,
@@ -98,14 +107,22 @@ def dropdown(name: str, options, width: str = "205px"):
 
 
 def image_widget(width: str):
+    """Make a ``widgets.Image`` that is narrower where the page is."""
     return widgets.Image(format="png", layout=widgets.Layout(width=width, height="auto", max_width="100%"))
 
 
-def button(text: str, clicked):
-    button = widgets.Button(description=text, layout=widgets.Layout(width="110px"))
-    button.on_click(clicked)
-    return button
+def button(text: str, clicked: Callable):
+    """Make a ``widgets.Button`` that calls ``clicked()``."""
+    made = widgets.Button(description=text, layout=widgets.Layout(width="110px"))
+    made.on_click(lambda _: clicked())
+    return made
+
+
+def wrapping_row(*children):
+    """Make a ``widgets.Box`` of widgets side by side, in several rows where the page is narrow."""
+    return widgets.Box(children, layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
 
 
 def show_widget(widget, visible: bool) -> None:
+    """Show or hide a widget."""
     widget.layout.display = None if visible else "none"

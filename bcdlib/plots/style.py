@@ -1,4 +1,9 @@
-"""One look for all figures: benign and malignant have the same two colours everywhere, safe for colour-blind readers."""
+"""One look for all figures.
+
+Benign and malignant have the same two colours everywhere, told apart by colour-blind readers.
+"""
+
+import itertools
 
 import matplotlib.pyplot as plt
 from IPython import get_ipython
@@ -12,8 +17,25 @@ MEASURED, PUBLISHED, TRAINING, HELD_OUT = "#009E73", "#999999", "#56B4E9", "#CC7
 SERIES = ("#009E73", "#CC79A7", "#332288", "#999933", "#222222", "#882255")
 
 
-def make_figure(rows: int = 1, columns: int = 1, width: float = 8.0, *, height: float = 4.5, **options):
-    """``plt.subplots`` with the suite's style; sizes in inches."""
+def make_figure(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 4.5, **options):
+    """Call ``plt.subplots`` with the suite's style, and close the figure in pyplot.
+
+    pyplot would show an open figure at the end of a notebook's cell, beside the cell's value. A closed one
+    can still be drawn into, saved and returned.
+
+    Parameters
+    ----------
+    rows, columns : int
+    width, height : float
+        In inches.
+    **options
+        Of ``plt.subplots``.
+
+    Returns
+    -------
+    figure : matplotlib Figure
+    axes : matplotlib Axes, or array of Axes
+    """
     _sharpen()
     plt.rcParams.update(
         {
@@ -21,11 +43,32 @@ def make_figure(rows: int = 1, columns: int = 1, width: float = 8.0, *, height: 
             "axes.spines.right": False,
             "font.size": 10,
             "svg.fonttype": "none",
-            "text.parse_math": False,  # names of others may hold dollar signs
+            "text.parse_math": False,  # file names and other text of users may hold dollar signs
             "axes.prop_cycle": plt.cycler(color=SERIES),
         }
     )
-    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+    plt.close(figure)
+    return figure, axes
+
+
+def axes_or_new(ax, *, width: float, height: float):
+    """Return the figure of `ax` and `ax`, or those of a new figure if `ax` is None.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes, optional
+    width, height : float
+        Of a new figure, in inches.
+
+    Returns
+    -------
+    figure : matplotlib Figure
+    ax : matplotlib Axes
+    """
+    if ax is not None:
+        return ax.figure, ax
+    return make_figure(width=width, height=height)
 
 
 def axes_or_new(ax, *, width: float, height: float):
@@ -47,54 +90,66 @@ def _sharpen() -> None:
 
 
 def finish_figure(figure):
-    """Take the figure out of pyplot's hands, so that a notebook shows it once: as the value of its cell."""
-    plt.close(figure)
+    """Return the figure; `make_figure` has closed it already."""
     return figure
 
 
 def note_figure(text: str):
-    """A figure that is one line of text, where there is nothing to draw."""
+    """Draw a figure that is one line of text, for where there is nothing else to draw."""
     figure, axis = make_figure(width=7, height=0.6)
     axis.axis("off")
     axis.text(0, 0.5, text, va="center")
-    return finish_figure(figure)
+    return figure
 
 
-def image_grid(pictures, captions, columns: int, *, title: str | None = None, colours=None):
-    """Pictures in rows of `columns`, each with its caption below. Raises InputError if there is no picture.
+def image_grid(images, captions, columns: int, *, title: str = "", headings=(), colours=None):
+    """Draw images in rows of `columns`, each with its caption below.
 
     Parameters
     ----------
-    pictures : uint8 array (N, height, width, 3), or a list of such pictures; None leaves a place empty
-    captions, colours : lists of str (N,); the colours are those of the frames
+    images : sequence of uint8 arrays (height, width, 3)
+        The first sets the height of the rows. None leaves a place without frame, with its caption as text.
+    captions : sequence of str
+    columns : int
+    title : str
+        Above the whole figure.
+    headings : sequence of str
+        Above the columns.
+    colours : sequence of str, optional
+        Of the images' frames; default: no frames.
+
+    Returns
+    -------
+    matplotlib Figure
+        With one axes a place; places after the last image have none.
+
+    Raises
+    ------
+    InputError
+        If there is no image.
     """
-    if len(pictures) == 0:
-        raise InputError("no picture to show; ask for one at least")
-    columns = min(columns, len(pictures))
-    figure, axes = image_canvas(-(-len(pictures) // columns), columns, pictures[0].shape, title=title)
-    for number, axis in enumerate(axes.flat):
-        if number >= len(pictures) or pictures[number] is None:
-            axis.remove()
+    if len(images) == 0:
+        raise InputError("no image to show; ask for at least one")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height, width = images[0].shape[:2]
+    lines = 1 + max(caption.count("\n") for image, caption in zip(images, captions) if image is not None)
+    row_height = 8 / columns * height / width + 0.1 + 0.15 * lines
+    figure, axes = make_figure(rows, columns, height=rows * row_height + 0.35, squeeze=False)
+    figure.suptitle(title, fontsize=11)
+    cells = zip(images, captions, itertools.repeat(None) if colours is None else colours)
+    for axis, (image, caption, colour) in zip(axes.flat, cells):
+        if image is None:
+            axis.axis("off")
+            # not in the layout: it may run on over the empty place beside
+            axis.text(0, 1, caption, fontsize=8, va="top").set_in_layout(False)
         else:
-            show_image(
-                axis,
-                pictures[number],
-                captions[number],
-                colour=colours[number] if colours is not None else None,
-            )
-    return finish_figure(figure)
-
-
-def image_canvas(rows: int, columns: int, shape, *, title: str | None):
-    """Axes (rows, columns), as high as pictures of this shape (height, width, ...) with captions need."""
-    height = rows * (8 / columns * shape[0] / shape[1] + 0.25) + 0.35
-    figure, axes = make_figure(rows, columns, height=height, squeeze=False)
-    figure.suptitle(title or "", fontsize=11)
-    return figure, axes
-
-
-def show_image(axis, picture, caption: str, *, colour: str | None) -> None:
-    axis.imshow(picture)
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set(visible=colour is not None, color=colour, linewidth=2)
-    axis.set_xlabel(caption, fontsize=8 if len(axis.figure.axes) > 12 else 9)
+            axis.imshow(image)
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(caption, fontsize=8 if axes.size > 12 else 9)
+            axis.spines[:].set(visible=colour is not None, color=colour, linewidth=2)
+    for axis in axes.flat[len(images) :]:
+        axis.remove()
+    for axis, heading in zip(axes[0], headings):
+        axis.set_title(heading, fontsize=10)
+    return figure

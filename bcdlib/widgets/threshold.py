@@ -9,96 +9,122 @@ from bcdlib.evaluation import metrics
 from bcdlib.plots import panel, style
 from bcdlib.runs.folder import Run
 
-PANELS = 8  # methods and splits in the static picture of the threshold; the slider has all
+RATES = ("sensitivity", "specificity", "accuracy")
 
 
 def at_threshold(table: pd.DataFrame, threshold: float) -> dict:
-    """What is called what from this probability on.
+    """Count the predictions of each class from this probability on.
 
     Parameters
     ----------
-    table : rows of a predictions table with the columns filename, label, probability, case
+    table : DataFrame
+        Rows of a predictions table: filename, label, probability, case.
+    threshold : float
 
     Returns
     -------
-    dict: predictions (rows of the table: with several seeds, an image has several), images, cases, true_negative,
-    false_positive, false_negative, true_positive (int; of the predictions), sensitivity, specificity, accuracy
-    (float, 0..1; NaN where a class is missing)
+    dict
+        predictions (rows of the table: with several seeds, an image has several), images, cases,
+        true_negative, false_positive, false_negative, true_positive (int; of the predictions), sensitivity,
+        specificity, accuracy (float, 0..1; NaN where a class is missing)
     """
-    label, called = table["label"], (table["probability"] >= threshold).astype(int)
-    names = ("true_negative", "false_positive", "false_negative", "true_positive")
-    matrix = zip(names, confusion_matrix(label, called, labels=[0, 1]).ravel().tolist(), strict=True)
-    figures = metrics.compute_metrics(label, table["probability"], threshold)
+    predicted = table["probability"] >= threshold
+    counts = confusion_matrix(table["label"], predicted, labels=[0, 1]).ravel().tolist()
+    found = metrics.compute_metrics(table["label"], table["probability"], threshold)
     return {
         "predictions": len(table),
         "images": table["filename"].nunique(),
         "cases": table["case"].nunique(),
-        **dict(matrix),
-    } | {name: figures[name] for name in ("sensitivity", "specificity", "accuracy")}
+        **dict(
+            zip(("true_negative", "false_positive", "false_negative", "true_positive"), counts, strict=True)
+        ),
+        **{name: found[name] for name in RATES},
+    }
 
 
 def threshold_rates(table: pd.DataFrame, thresholds) -> pd.DataFrame:
-    """Sensitivity and specificity at each of many thresholds: columns threshold, sensitivity, specificity (NaN as above)."""
-    thresholds = np.asarray(thresholds, dtype=float)
-    scores = {label: np.sort(table.loc[table["label"] == label, "probability"]) for label in (0, 1)}
-    below = {
-        label: np.searchsorted(values, thresholds) / len(values)
-        if len(values)
-        else np.full(len(thresholds), np.nan)
-        for label, values in scores.items()
-    }
-    return pd.DataFrame({"threshold": thresholds, "sensitivity": 1 - below[1], "specificity": below[0]})
+    """Compute sensitivity and specificity at each of many thresholds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Rows of a predictions table: label, probability.
+    thresholds : array (T,)
+
+    Returns
+    -------
+    DataFrame
+        T rows: threshold, sensitivity, specificity (NaN where a class is missing).
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"label": [0, 0, 1, 1], "probability": [0.1, 0.6, 0.4, 0.9]})
+    >>> threshold_rates(table, [0.5, 0.7]).iloc[:, 1:].to_numpy().tolist()
+    [[0.5, 0.5], [0.5, 1.0]]
+    """
+    predicted = pd.DataFrame(np.greater_equal.outer(table["probability"].to_numpy(), thresholds))
+    positive = predicted.groupby(table["label"].to_numpy()).mean().reindex([0, 1]).to_numpy()
+    return pd.DataFrame({"threshold": thresholds, "sensitivity": positive[1], "specificity": 1 - positive[0]})
 
 
 def move_threshold(run: Run, table: pd.DataFrame) -> panel.Panel:
     """Move the threshold: confusion matrix, sensitivity and specificity of one method and split.
 
-    The static picture (``figures/threshold``): both rates against the threshold, 0.5 and the locked one marked.
+    The figure (``figures/threshold``): both rates against the threshold, with 0.5 and the locked one marked.
 
     Parameters
     ----------
-    table : predictions, as from ``evaluate.load_predictions``
+    run : Run
+    table : DataFrame
+        Predictions, as from ``evaluate.load_predictions``.
     """
     figure = run.figure("threshold", threshold_figure(table))
     return panel.Panel(figure, lambda: ThresholdSlider(table).box)
 
 
 def threshold_figure(table: pd.DataFrame):
-    """Sensitivity and specificity against the threshold, a panel a method and split (the first `PANELS` of them)."""
-    groups = dict(list(_groups(table).items())[:PANELS])
+    """Draw `rates_figure` of each method and split of a table, up to eight; the widget has all."""
+    groups = list(_groups(table).items())[:8]
     rows = -(-len(groups) // 2)
-    figure, axes = style.make_figure(
-        rows, min(2, len(groups)), width=8, height=3.6 * rows, squeeze=False, sharey=True
-    )
+    figure, axes = style.make_figure(rows, min(2, len(groups)), height=3.6 * rows, squeeze=False, sharey=True)
     for axis in axes.flat[len(groups) :]:
         axis.remove()
-    for axis, (name, part) in zip(axes.flat, groups.items(), strict=False):
-        _draw_rates(axis, name, part)
-    return style.finish_figure(figure)
+    for axis, (name, part) in zip(axes.flat, groups):
+        rates_figure(part, name, axis)
+    return figure
 
 
-def _draw_rates(axis, name: str, part: pd.DataFrame) -> None:
-    curve = threshold_rates(part, np.linspace(0, 1, 501))
+def rates_figure(table: pd.DataFrame, title: str, ax=None):
+    """Draw sensitivity and specificity against the threshold.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Predictions of one method and split.
+    title : str
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Figure
+    """
+    figure, ax = style.axes_or_new(ax, width=5.2, height=3.6)
+    curve = threshold_rates(table, np.linspace(0, 1, 501))
     for rate, kind, dashes in (("sensitivity", "malignant", "-"), ("specificity", "benign", "--")):
-        axis.plot(
-            curve["threshold"], curve[rate], dashes, color=style.COLOURS[kind], label=f"{rate} ({kind} found)"
-        )
-    axis.axvline(metrics.THRESHOLD, color="black", lw=1, ls=":", label="threshold 0.5")
-    for place, value in enumerate(_locked(part)):
-        axis.axvline(
-            value,
-            color=style.MEASURED,
-            lw=1.4,
-            ls="-.",
-            label=None if place else f"locked on validation, {value:.3f}",
-        )
-    axis.set(
-        xlabel="threshold (probability from which on it is called malignant)", ylim=(0, 1.02), xlim=(0, 1)
+        label = f"{rate} ({kind} found)"
+        ax.plot(curve["threshold"], curve[rate], dashes, color=style.COLOURS[kind], label=label)
+    ax.axvline(metrics.THRESHOLD, color="black", lw=1, ls=":", label="threshold 0.5")
+    for place, value in enumerate(_locked(table)):
+        label = None if place else f"locked on validation, {value:.3f}"
+        ax.axvline(value, color=style.MEASURED, lw=1.4, ls="-.", label=label)
+    ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    ax.set_xlabel("threshold (probability from which on malignant is predicted)", fontsize=8)
+    ax.set_ylabel("rate", fontsize=9)
+    ax.set_title(
+        f"{title}\n{table['filename'].nunique()} images, {table['case'].nunique()} cases", fontsize=9
     )
-    axis.xaxis.label.set_size(8)
-    axis.set_ylabel("rate", fontsize=9)
-    axis.set_title(f"{name}\n{part['filename'].nunique()} images, {part['case'].nunique()} cases", fontsize=9)
-    axis.legend(fontsize=7, framealpha=0.9)
+    ax.legend(fontsize=7, framealpha=0.9)
+    return figure
 
 
 def _groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -107,89 +133,76 @@ def _groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _locked(part: pd.DataFrame) -> list[float]:
-    """The thresholds that validation set, one a trial; none where nothing was locked."""
+    """Return the thresholds that validation set, one a trial; none where nothing was locked."""
     return sorted(set(part["threshold"]) - {metrics.THRESHOLD}) if "threshold" in part else []
 
 
 class ThresholdSlider:
-    """The widget of `threshold`; `box` is what is shown."""
+    """The widget of `move_threshold`; `box` is what is shown."""
 
     def __init__(self, table: pd.DataFrame):
         self.groups = _groups(table)
         self.group = panel.dropdown("predictions", list(self.groups), "380px")
+        panel.show_widget(self.group, len(self.groups) > 1)
         self.slider = widgets.FloatSlider(
             description="threshold",
-            min=0,
             max=1,
-            step=0.005,
             value=metrics.THRESHOLD,
+            step=0.005,
             readout_format=".3f",
             style={"description_width": "initial"},
             layout=widgets.Layout(width="420px", max_width="100%"),
         )
-        self.numbers = widgets.HTML()
-        self.picture = panel.image_widget("520px")
-        half = panel.button("0.5", lambda _: setattr(self.slider, "value", metrics.THRESHOLD))
-        self.locked = panel.button(
-            "Locked", lambda _: setattr(self.slider, "value", _locked(self._part())[0])
-        )
-        wrap = widgets.Layout(flex_flow="row wrap", align_items="center")
-        panel.show_widget(self.group, len(self.groups) > 1)
+        self.numbers, self.image = widgets.HTML(), panel.image_widget("520px")
+        half = panel.button("0.5", lambda: setattr(self.slider, "value", metrics.THRESHOLD))
+        self.locked = panel.button("Locked", lambda: setattr(self.slider, "value", _locked(self.part)[0]))
         self.box = widgets.VBox(
             [
                 self.group,
-                widgets.Box([self.slider, half, self.locked], layout=wrap),
-                widgets.Box([self.numbers, self.picture], layout=wrap),
+                panel.wrapping_row(self.slider, half, self.locked),
+                panel.wrapping_row(self.numbers, self.image),
             ]
         )
         self._choose()
         self.group.observe(lambda _: self._choose(), "value")
         self.slider.observe(lambda _: self._move(), "value")
 
-    def _part(self) -> pd.DataFrame:
-        return self.groups[self.group.value]
-
     def _choose(self):
-        figure, axis = style.make_figure(width=5.2, height=3.6)
-        _draw_rates(axis, self.group.value, self._part())
-        self.line = axis.axvline(0, color="black", lw=2)
-        self.figure = style.finish_figure(figure)
+        self.part = self.groups[self.group.value]
+        self.figure = rates_figure(self.part, self.group.value)
+        self.line = self.figure.axes[0].axvline(0, color="black", lw=2)
         self.figure.canvas.draw()
         self.figure.set_layout_engine("none")  # laid out once: only the line moves
-        self.locked.disabled = (
-            len(_locked(self._part())) != 1
-        )  # each fold has its own: then there is not the one
+        # with several folds each has its own, and there is not the one
+        self.locked.disabled = len(_locked(self.part)) != 1
         self._move()
 
     def _move(self):
-        self.numbers.value = confusion_html(at_threshold(self._part(), self.slider.value), self.slider.value)
+        self.numbers.value = confusion_html(at_threshold(self.part, self.slider.value), self.slider.value)
         self.line.set_xdata([self.slider.value] * 2)
-        self.picture.value = panel.figure_image(self.figure)
+        self.image.value = panel.figure_image(self.figure)
 
 
 def confusion_html(found: dict, threshold: float) -> str:
-    """`at_threshold` as an HTML table: rows true, columns called."""
-    cells = [
+    """Format `at_threshold` as an HTML table: rows true, columns predicted class."""
+    rows, cell = (
+        "",
+        '<td style="text-align:right;padding:4px 14px;border:1px solid #888;font-size:16px">{}</td>',
+    )
+    for name, *counts in (
         ("benign", found["true_negative"], found["false_positive"]),
         ("malignant", found["false_negative"], found["true_positive"]),
-    ]
-    rows = "".join(
-        f'<tr><th style="text-align:left;padding:4px 10px;color:{style.COLOURS[name]}">{name}</th>'
-        + "".join(
-            f'<td style="text-align:right;padding:4px 14px;border:1px solid #888;font-size:16px">{count}</td>'
-            for count in counts
-        )
-        + "</tr>"
-        for name, *counts in cells
-    )
-    figures = "".join(
+    ):
+        rows += f'<tr><th style="text-align:left;padding:4px 10px;color:{style.COLOURS[name]}">{name}</th>'
+        rows += "".join(map(cell.format, counts)) + "</tr>"
+    rates = "".join(
         f"<br>{name} <b>{'not defined' if np.isnan(found[name]) else format(found[name], '.3f')}</b>"
-        for name in ("sensitivity", "specificity", "accuracy")
+        for name in RATES
     )
     more = f"{found['predictions']} predictions on " if found["predictions"] > found["images"] else ""
     return (
-        f'<table style="border-collapse:collapse"><tr><td>true \\ called</td><th style="padding:4px 10px">benign</th>'
-        f'<th style="padding:4px 10px">malignant</th></tr>{rows}</table>'
-        f'<div style="line-height:1.5">{more}{found["images"]} images, {found["cases"]} cases, '
-        f"called at {threshold:.3f}{figures}</div>"
+        '<table style="border-collapse:collapse"><tr><td>true \\ predicted</td>'
+        '<th style="padding:4px 10px">benign</th><th style="padding:4px 10px">malignant</th></tr>'
+        f'{rows}</table><div style="line-height:1.5">{more}{found["images"]} images, {found["cases"]} cases, '
+        f"at threshold {threshold:.3f}{rates}</div>"
     )

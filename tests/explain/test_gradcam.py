@@ -18,7 +18,7 @@ HEIGHT, WIDTH = 32, 48
 
 
 def one_corner(x, top: bool, left: bool):
-    """Two channels that see only the outer half of one corner's quarter: how bright it is there, and how dark."""
+    """Two channels that see the outer half of one corner's quarter only: how bright and how dark it is."""
     mask = np.zeros((HEIGHT, WIDTH, 1), "float32")
     rows = slice(0, HEIGHT // 4) if top else slice(-HEIGHT // 4, None)
     mask[rows, slice(0, WIDTH // 4) if left else slice(-WIDTH // 4, None)] = 1
@@ -74,8 +74,8 @@ def network(kind: str, top=True, left=False) -> keras.Model:
     return model
 
 
-def pictures():
-    """Two pictures of noise; the corner at the upper right is bright in the first and dark in the second."""
+def noise():
+    """Two images of noise; the corner at the upper right is bright in the first and dark in the second."""
     X = np.random.default_rng(0).integers(0, 256, (2, HEIGHT, WIDTH, 3)).astype("uint8")
     X[0, :8, -12:], X[1, :8, -12:] = 250, 5
     return X
@@ -89,9 +89,9 @@ def mass(found, top=True, left=False):
 
 @pytest.mark.parametrize("kind", ["flat", "nested", "sequential", "ensemble"])
 def test_a_network_that_looks_at_one_corner_only(kind):
-    model, X = network(kind), pictures()
-    called = model.predict(X, verbose=0)[:, 0] >= 0.5
-    assert called.tolist() == [True, False]  # malignant and benign
+    model, X = network(kind), noise()
+    predicted = model.predict(X, verbose=0)[:, 0] >= 0.5
+    assert predicted.tolist() == [True, False]  # malignant and benign
     found = gradcam.compute_gradcam(model, X)
     assert found.shape == (2, HEIGHT, WIDTH) and found.dtype == np.float32
     assert found.min() >= 0 and found.max(axis=(1, 2)).tolist() == [1, 1]
@@ -111,10 +111,10 @@ def test_a_network_that_flattens_its_map():
     assert model.predict(X, verbose=0)[0, 0] > 0.5
     assert (
         mass(gradcam.compute_gradcam(model, X)) > 0.75
-    )  # the map is an eighth as wide as the picture: its edge is soft
+    )  # the map is an eighth as wide as the image: its edge is soft
 
 
-def test_a_network_that_cuts_its_pictures_into_pieces():
+def test_a_network_that_cuts_its_images_into_pieces():
     images = keras.Input((HEIGHT, WIDTH, 3), dtype="uint8")
     mask = np.zeros((HEIGHT, WIDTH, 1), "float32")
     mask[:8, -12:] = 1
@@ -124,21 +124,21 @@ def test_a_network_that_cuts_its_pictures_into_pieces():
     model = keras.Model(
         images, keras.layers.Dense(1, activation="sigmoid", kernel_initializer="ones")(pooled)
     )
-    assert (mass(gradcam.compute_gradcam(model, pictures())) > 0.99).all()
+    assert (mass(gradcam.compute_gradcam(model, noise())) > 0.99).all()
 
 
 def test_saturated_output_still_has_a_map_and_the_other_class_another():
-    model, X = network("flat"), pictures()
+    model, X = network("flat"), noise()
     kernel, bias = model.layers[-1].get_weights()
     model.layers[-1].set_weights([1e5 * kernel, bias])
     assert model.predict(X, verbose=0)[0, 0] == 1.0
     assert (mass(gradcam.compute_gradcam(model, X)) > 0.99).all()
     np.testing.assert_allclose(
-        gradcam.compute_gradcam(model, X, called=[1, 0]), gradcam.compute_gradcam(model, X)
+        gradcam.compute_gradcam(model, X, classes=[1, 0]), gradcam.compute_gradcam(model, X)
     )
     assert (
         np.abs(
-            gradcam.compute_gradcam(model, X[:1], called=[0]) - gradcam.compute_gradcam(model, X[:1])
+            gradcam.compute_gradcam(model, X[:1], classes=[0]) - gradcam.compute_gradcam(model, X[:1])
         ).max()
         > 0.5
     )
@@ -154,27 +154,27 @@ def test_softmax_and_a_saved_file(tmp_path):
     dense.set_weights([np.array([[1, -1, 0], [-1, 1, 0]], "float32"), np.array([0, 0, -1], "float32")])
     keras.Model(images, out).save(tmp_path / "m.keras")
     model = keras.models.load_model(tmp_path / "m.keras")
-    assert (mass(gradcam.compute_gradcam(model, pictures())) > 0.99).all()
+    assert (mass(gradcam.compute_gradcam(model, noise())) > 0.99).all()
 
 
 def test_features_are_those_of_the_layer_pool_or_the_mean_of_the_map():
-    X = pictures()
+    X = noise()
     bright = X[:, :8, -12:].astype(float).mean(axis=(1, 2, 3)) / 255 / 16
     np.testing.assert_allclose(gradcam.last_features(network("flat"), X)[:, 0], bright, rtol=1e-4)
     np.testing.assert_allclose(gradcam.last_features(network("sequential"), X)[:, 0], bright, rtol=1e-4)
 
 
-def test_no_map_and_no_picture():
+def test_no_map_and_no_image():
     dense = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
     flat = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     assert gradcam.compute_gradcam(dense, np.ones((1, 4, 4, 3))).shape == (
         1,
         4,
         4,
-    )  # the picture itself is its map
+    )  # the image itself is its map
     with pytest.raises(InputError, match="feature map"):
         gradcam.compute_gradcam(flat, np.ones((1, 4)))
-    assert gradcam.compute_gradcam(network("flat"), pictures()[:0]).shape == (0, HEIGHT, WIDTH)
+    assert gradcam.compute_gradcam(network("flat"), noise()[:0]).shape == (0, HEIGHT, WIDTH)
 
 
 @pytest.mark.slow

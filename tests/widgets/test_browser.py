@@ -1,7 +1,7 @@
-"""Widgets and report in a real browser: JupyterLab with ipywidgets 8, with Colab's 7.7.1, and report.html by itself.
+"""Widgets and report in a real browser: JupyterLab with ipywidgets 8, with Colab's 7.7.1, and report.html.
 
-Needs Chromium (on the path, or named by BCD_CHROMIUM) and the extra "browser" (Playwright, JupyterLab). For ipywidgets
-7.7.1, BCD_WIDGETS7_PYTHON names the Python of an environment that has bcdlib's requirements and
+Needs Chromium (on the path, or named by BCD_CHROMIUM) and the extra "browser" (Playwright, JupyterLab). For
+ipywidgets 7.7.1, BCD_WIDGETS7_PYTHON names the Python of an environment that has bcdlib's requirements and
 
     pip install "jupyterlab<4" "jupyterlab_widgets<2" "ipywidgets==7.7.1" "ipykernel<7"
 
@@ -49,8 +49,8 @@ NEEDED = {
         "own-image",
     ],
 }
-# bytes of the pictures that are seen, as the page has decoded them
-PICTURES = """() => [...document.querySelectorAll('img.widget-image, .widget-image img')]
+# bytes of the images that are seen, as the page has decoded them
+IMAGES = """() => [...document.querySelectorAll('img.widget-image, .widget-image img')]
     .filter(img => img.offsetParent && img.naturalWidth).map(img => {
         const canvas = document.createElement('canvas');
         [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
@@ -85,7 +85,7 @@ def screenshots(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made(browser, tiny, tmp_path_factory):
-    """A run of all notebooks on the tiny data set: head only, one epoch. Asks for the browser first: no need without."""
+    """A run of all notebooks on the tiny data set: head only, one epoch; only if there is a browser."""
     run = open_run_folder(tmp_path_factory.mktemp("browser") / "run")
     os.environ.setdefault("BCD_CACHE", str(run.folder.parent / "cache"))
     run_suite(
@@ -111,7 +111,7 @@ def made(browser, tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["ipywidgets 8", "ipywidgets 7.7.1"])
 def lab(request, made, tmp_path_factory):
-    """Address of a JupyterLab that serves the notebooks' cells of `NEEDED`, and the major version of its ipywidgets."""
+    """Address of a JupyterLab with the cells of `NEEDED`, and the major version of its ipywidgets."""
     python = sys.executable
     if request.param == "ipywidgets 7.7.1":
         python = os.environ.get("BCD_WIDGETS7_PYTHON") or pytest.skip(
@@ -156,7 +156,7 @@ def lab(request, made, tmp_path_factory):
 
 
 def lab_settings(folder):
-    """An environment in which JupyterLab asks nobody about news, keeps all cells in the page, and finds bcdlib."""
+    """An environment in which JupyterLab asks nothing, keeps all cells in the page, and finds bcdlib."""
     settings = {
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
         "notebook-extension/tracker": {"windowingMode": "none"},
@@ -214,15 +214,15 @@ def keep(page, path, label):
 
 
 def changed(page, before):
-    """The pictures, once they are others than before and have come to rest: they arrive one by one."""
+    """The images, once they are others than before and have come to rest: they arrive one by one."""
     last = None
     for _ in range(100):
-        now = page.evaluate(PICTURES)
+        now = page.evaluate(IMAGES)
         if now and now != before and now == last:
             return now
         last = now
         page.wait_for_timeout(300)
-    raise AssertionError("the pictures stayed as they were")
+    raise AssertionError("the images stayed as they were")
 
 
 def test_sample_browser(lab, page, screenshots):
@@ -256,14 +256,14 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
         ".widget-readout"
     )
     readout.wait_for()
-    numbers = page.locator("table", has=page.get_by_text("true \\ called"))
+    numbers = page.locator("table", has=page.get_by_text("true \\ predicted"))
     seen = {}
     for value in ("0", "1", "0.5"):
         readout.click()
         page.keyboard.press("Control+a")
         page.keyboard.type(value)
         page.keyboard.press("Enter")
-        page.get_by_text(f"called at {float(value):.3f}").wait_for()
+        page.get_by_text(f"at threshold {float(value):.3f}").wait_for()
         seen[value] = numbers.locator("td").all_inner_texts()[1:]
     assert seen["0"][0] == seen["0"][2] == "0" and seen["1"] != seen["0"]  # all malignant, then all benign
     total = {value: sum(map(int, counts)) for value, counts in seen.items()}
@@ -273,12 +273,12 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
     Image.linear_gradient("L").convert("RGB").save(file)
     with page.expect_file_chooser() as chooser:
         page.locator("button.jupyter-button", has_text="Choose an image").click()
-    pictures = page.evaluate(PICTURES)
+    before = page.evaluate(IMAGES)
     chooser.value.set_files(file)
     page.get_by_text("mine <b>.png: ").wait_for()
     page.get_by_text(re.compile(r"^mine <b>.png: \w+, probability of malignant [01]\.\d")).wait_for()
-    curve, explained = changed(page, pictures)
-    assert curve == pictures[0] and explained != pictures[1]
+    curve, explained = changed(page, before)
+    assert curve == before[0] and explained != before[1]
     keep(page, screenshots / f"upload-{version}.png", "model")
 
 

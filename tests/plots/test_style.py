@@ -1,0 +1,31 @@
+"""Grids of images, and axes of the caller's own."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from bcdlib.errors import InputError
+from bcdlib.plots import style
+
+
+def test_grid_leaves_no_empty_axes():
+    images = np.zeros((5, 10, 15, 3), "uint8")
+    figure = style.image_grid(images, list("abcde"), columns=3, title="five")
+    assert [axis.get_xlabel() for axis in figure.axes] == list("abcde") and len(figure.axes) == 5
+    assert figure.get_suptitle() == "five" and figure.get_figwidth() == 8
+    with pytest.raises(InputError, match="no image"):
+        style.image_grid([], [], 3)
+
+
+def test_a_place_without_image_has_its_caption_as_text():
+    figure = style.image_grid([np.zeros((10, 15, 3), "uint8"), None], ["one", "two"], 2)
+    image, empty = figure.axes
+    assert len(image.images) == 1 and not empty.images and not empty.axison
+    assert [text.get_text() for text in empty.texts] == ["two"]
+
+
+def test_axes_are_given_or_new():
+    figure, ax = style.axes_or_new(None, width=3, height=2)
+    assert ax.figure is figure and figure.get_size_inches().tolist() == [3, 2]
+    assert style.axes_or_new(ax, width=9, height=9) == (figure, ax)
+    assert plt.get_fignums() == []  # closed: a notebook shows it as a cell's value only
