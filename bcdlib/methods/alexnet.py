@@ -3,11 +3,10 @@
 import keras
 import numpy as np
 
-from bcdlib.errors import InputError
 from bcdlib.methods._keras import KerasMethod
 
 FUSIONS = ("sum", "product", "max")
-_SMALLEST = 1e-6  # probabilities are kept this far from 0, so that one patch alone cannot veto all others
+_SMALLEST = 1e-6  # probabilities stay this far from 0, so that one patch alone cannot veto all others
 
 
 class AlexNet(KerasMethod):
@@ -33,6 +32,7 @@ class AlexNet(KerasMethod):
     title = "AlexNet on patches"
     architectures = ("alexnet",)
     pooling = "flatten"
+    choices = KerasMethod.choices | {"fusion": FUSIONS}
 
     def __init__(self, *, fusion="sum", patches=2, **settings):
         super().__init__(**settings)
@@ -41,12 +41,8 @@ class AlexNet(KerasMethod):
 
     @property
     def cuts(self) -> int:
+        """Patches a side."""
         return self.patches
-
-    def _prepare(self):
-        if self.fusion not in FUSIONS:
-            raise InputError(f"{self.key}: fusion={self.fusion!r}; it knows {', '.join(FUSIONS)}")
-        super()._prepare()
 
     def build_outputs(self, x):
         number = self.patches**2
@@ -60,23 +56,24 @@ class AlexNet(KerasMethod):
         return keras.layers.Identity(name="probability")(fuse(model.output, self.fusion))
 
     def targets(self, y, images=None):
-        """The image's label for each patch; (N, patches**2, 1)."""
+        """Give each patch its image's label; (N, patches**2, 1)."""
         return np.repeat(np.asarray(y)[:, None, None], self.patches**2, axis=1)
 
 
 def fuse(p, rule: str):
     """Fuse patch probabilities by a rule of Kittler et al., "On combining classifiers", IEEE TPAMI 20(3), 1998.
 
-    The rule acts on each class over the patches; then classes are brought to the sum 1.
+    The rule acts on each class over the patches; then the classes are brought to the sum 1.
 
     Parameters
     ----------
-    p : tensor (batch, patches, classes), or (batch, patches, 1) with the probability of the second of two classes
+    p : tensor (batch, patches, classes) or (batch, patches, 1)
+        Probabilities of all classes, or of the second of two.
     rule : "sum", "product" or "max"
 
     Returns
     -------
-    tensor (batch, classes), or (batch, 1)
+    tensor (batch, classes) or (batch, 1)
     """
     two = p.shape[-1] == 1
     if two:

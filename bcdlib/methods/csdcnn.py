@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods.parts.losses import accuracy, cross_entropy
 
 
 class CSDCNN(KerasMethod):
@@ -36,21 +37,20 @@ class CSDCNN(KerasMethod):
 
     def build_outputs(self, x):
         x = keras.layers.Dense(128, activation="relu", name="dense")(x)
-        embedding = keras.layers.UnitNormalization(name="embedding")(
-            keras.layers.Dense(128, name="project")(x)
-        )
+        projected = keras.layers.Dense(128, name="project")(x)
+        embedding = keras.layers.UnitNormalization(name="embedding")(projected)
         x = keras.layers.Dropout(0.4, name="dropout")(x)
         return keras.layers.Concatenate(name="trained", dtype="float32")([self.output()(x), embedding])
 
     def build_loss(self):
-        return StructureLoss(1 if self.task == "binary" else 8, self.margin, self.constraint)
+        return StructureLoss(self.units, self.margin, self.constraint)
 
     def build_metric(self):
-        return FirstAccuracy(1 if self.task == "binary" else 8)
+        return keras.metrics.MeanMetricWrapper(first_accuracy, name="accuracy", outputs=self.units)
 
 
 def structure(y, embedding, margin: float = 1.0):
-    """The class-structure constraint of a batch: a number >= 0, the smaller the better the classes are told apart.
+    """Compute the class-structure constraint of a batch: the smaller, the better the classes are apart.
 
     The mean squared distance of pairs of one class, plus the mean of max(0, margin - distance) squared over pairs of
     different classes (the contrastive loss of Hadsell et al., CVPR 2006, over all pairs). A batch that has no pair of a
@@ -58,8 +58,13 @@ def structure(y, embedding, margin: float = 1.0):
 
     Parameters
     ----------
-    y : tensor (batch,), class numbers
+    y : tensor (batch,)
+        Class numbers.
     embedding : tensor (batch, dimensions)
+
+    Returns
+    -------
+    scalar tensor, >= 0
     """
     squared = ops.sum(ops.square(embedding[:, None] - embedding[None]), axis=-1)
     distance = ops.sqrt(ops.maximum(squared, 1e-12))  # the root has no gradient at 0
@@ -74,41 +79,25 @@ def _mean(values, weights):
 
 @keras.saving.register_keras_serializable("bcdlib")
 class StructureLoss(keras.losses.Loss):
-    """Cross-entropy of the first ``outputs`` columns, plus ``constraint`` times `structure` of the others."""
+    """Cross-entropy of the first ``outputs`` columns, plus ``constraint`` times the `structure` of the others."""
 
     def __init__(self, outputs: int, margin: float, constraint: float, **settings):
         super().__init__(**{"name": "structure_loss", "reduction": "sum_over_batch_size"} | settings)
         self.outputs, self.margin, self.constraint = outputs, margin, constraint
 
     def call(self, y_true, y_pred):
+        """Compute the loss of a batch."""
         probability, embedding = y_pred[:, : self.outputs], y_pred[:, self.outputs :]
-        if self.outputs == 1:
-            entropy = keras.losses.binary_crossentropy(y_true, probability)
-        else:
-            entropy = keras.losses.sparse_categorical_crossentropy(y_true[:, 0], probability)
-        return entropy + self.constraint * structure(y_true[:, 0], embedding, self.margin)
+        constraint = structure(y_true[:, 0], embedding, self.margin)
+        return cross_entropy(y_true, probability) + self.constraint * constraint
 
     def get_config(self):
-        return super().get_config() | {
-            "outputs": self.outputs,
-            "margin": self.margin,
-            "constraint": self.constraint,
-        }
+        """Give the arguments of the constructor."""
+        own = {"outputs": self.outputs, "margin": self.margin, "constraint": self.constraint}
+        return super().get_config() | own
 
 
 @keras.saving.register_keras_serializable("bcdlib")
-class FirstAccuracy(keras.metrics.Mean):
-    """Accuracy of the first ``outputs`` columns."""
-
-    def __init__(self, outputs: int, name: str = "accuracy", **settings):
-        super().__init__(name=name, **settings)
-        self.outputs = outputs
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        kind = (
-            keras.metrics.binary_accuracy if self.outputs == 1 else keras.metrics.sparse_categorical_accuracy
-        )
-        return super().update_state(kind(y_true, y_pred[:, : self.outputs]), sample_weight)
-
-    def get_config(self):
-        return super().get_config() | {"outputs": self.outputs}
+def first_accuracy(y_true, y_pred, outputs: int):
+    """Say of each image whether its first ``outputs`` columns predict it correctly, 1 or 0."""
+    return accuracy(y_true, y_pred[:, :outputs])

@@ -8,6 +8,7 @@ from keras import ops
 from bcdlib.data.breakhis import MAGNIFICATIONS
 from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods.parts.fitting import predict_batches
+from bcdlib.methods.parts.losses import accuracy, cross_entropy
 
 _HEAD = "probability_"
 
@@ -41,9 +42,9 @@ class ResNet152(KerasMethod):
             y = keras.layers.Dense(256, activation="relu", name=f"dense_{magnification}")(x)
             y = keras.layers.Dropout(0.4, name=f"dropout_{magnification}")(y)
             heads.append(self.output(f"{_HEAD}{magnification}")(y))
-        return (
-            heads[0] if len(heads) == 1 else keras.layers.Concatenate(name="trained", dtype="float32")(heads)
-        )
+        if len(heads) == 1:
+            return heads[0]
+        return keras.layers.Concatenate(name="trained", dtype="float32")(heads)
 
     def build_prediction(self, model):
         heads = keras.layers.Reshape((len(self.magnifications_), -1), name="heads")(model.output)
@@ -55,35 +56,35 @@ class ResNet152(KerasMethod):
     def build_metric(self):
         return keras.metrics.MeanMetricWrapper(heads_accuracy, name="accuracy")
 
-    def fit(self, X, y, validation_data=None, folder=None, images=None):
-        """As `KerasMethod.fit`; ``images["magnification"]`` says which head learns which image (without: one head)."""
-        self.magnifications_ = (
-            ("all",) if images is None else tuple(sorted(images["magnification"].unique().tolist()))
-        )
-        return super().fit(X, y, validation_data, folder, images)
+    def fit(self, X, y, validation_data=None, *, folder=None, images=None):
+        """Train as `KerasMethod.fit`; ``images["magnification"]`` says which head learns which image (without: one)."""
+        known = ["all"] if images is None else images["magnification"].unique().tolist()
+        self.magnifications_ = tuple(sorted(known))
+        return super().fit(X, y, validation_data, folder=folder, images=images)
 
     def targets(self, y, images=None):
-        """Label and `shares` of the heads; (N, 1 + heads)."""
+        """Give the label and the heads' `shares`; (N, 1 + heads)."""
         known = None if images is None else images["magnification"]
         return np.column_stack([y, shares(known, self.magnifications_, len(y))])
 
     @classmethod
-    def probabilities(cls, network, X, images=None, verbose=0):
+    def probabilities(cls, network, X, images=None):
+        """Predict as `KerasMethod.probabilities`; with ``images`` by the head of the magnification, then by slide."""
         if images is None:
-            return super().probabilities(network, X, None, verbose)
-        outputs = {
+            return super().probabilities(network, X)
+        heads = {
             layer.name.removeprefix(_HEAD): layer.output
             for layer in network.layers
             if layer.name.startswith(_HEAD)
         }
-        heads = predict_batches(keras.Model(network.inputs, list(outputs.values())), X, verbose)
-        heads = np.stack(heads if isinstance(heads, list) else [heads], axis=1)
-        share = shares(images["magnification"].astype(str), list(outputs), len(heads))
-        return slide_decision((heads * share[:, :, None]).sum(axis=1), images)
+        found = predict_batches(keras.Model(network.inputs, list(heads.values())), X)
+        found = np.stack(found if isinstance(found, list) else [found], axis=1)
+        share = shares(images["magnification"].astype(str), list(heads), len(found))
+        return slide_decision((found * share[:, :, None]).sum(axis=1), images)
 
 
 def shares(magnifications, heads, n: int) -> np.ndarray:
-    """How much each head counts for each image: all for its magnification's own, else equal; float64 (n, heads)."""
+    """Say how much each head counts for each image: its magnification's alone, or all the same; float64 (n, heads)."""
     share = np.full((n, len(heads)), 1 / len(heads))
     for number, head in enumerate(heads):
         if magnifications is not None:
@@ -97,7 +98,8 @@ def slide_decision(probability, images: pd.DataFrame) -> np.ndarray:
     Parameters
     ----------
     probability : array (N, outputs)
-    images : DataFrame with slide and magnification, rows parallel
+    images : DataFrame
+        Columns slide and magnification, rows parallel.
 
     Returns
     -------
@@ -116,17 +118,11 @@ def _mixed(y_true, y_pred):
 
 @keras.saving.register_keras_serializable("bcdlib")
 def heads_loss(y_true, y_pred):
-    """Cross-entropy of the heads' outputs, side by side in ``y_pred``, mixed by their shares in ``y_true``."""
-    p = _mixed(y_true, y_pred)
-    if p.shape[-1] == 1:
-        return keras.losses.binary_crossentropy(y_true[:, :1], p)
-    return keras.losses.sparse_categorical_crossentropy(y_true[:, 0], p)
+    """Compute the cross-entropy of the heads' outputs, side by side in ``y_pred``, mixed by their shares in ``y_true``."""
+    return cross_entropy(y_true[:, :1], _mixed(y_true, y_pred))
 
 
 @keras.saving.register_keras_serializable("bcdlib")
 def heads_accuracy(y_true, y_pred):
-    """Accuracy of the same mixture."""
-    p = _mixed(y_true, y_pred)
-    if p.shape[-1] == 1:
-        return keras.metrics.binary_accuracy(y_true[:, :1], p)
-    return keras.metrics.sparse_categorical_accuracy(y_true[:, 0], p)
+    """Say of each image whether the same mixture predicts it correctly, 1 or 0."""
+    return accuracy(y_true[:, :1], _mixed(y_true, y_pred))
