@@ -1,8 +1,8 @@
 """The methods that are compared: one file each, found here by its name.
 
 A method file defines one class with the attributes ``key`` and ``title`` and scikit-learn's ``fit`` and
-``predict_proba`` (see `_base.Method`). To add one, put a file into this folder, or name a file elsewhere by its
-path.
+``predict_proba`` (see `_base.Method`). To add one, put a file into this folder, or name a file elsewhere by
+its path.
 """
 
 import functools
@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 from bcdlib.errors import InputError
-from bcdlib.methods._base import Method
+from bcdlib.methods._base import TASKS, Method
+from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods._saved import SavedMethod, load_saved
 
 __all__ = [
@@ -90,8 +91,8 @@ def get_method(name: str) -> type[Method]:
     Parameters
     ----------
     name : str
-        A key from `method_names`, or the path of a Python file that holds one method class; changed settings may
-        follow (see `method_settings`).
+        A key from `method_names`, or the path of a Python file that holds one method class; changed settings
+        may follow (see `method_settings`).
 
     Raises
     ------
@@ -130,8 +131,8 @@ def load_method(path) -> SavedMethod:
     Returns
     -------
     SavedMethod
-        Its ``predict_proba(X, images=None)`` takes uint8 (N, height, width, 3) and applies the stain step that the
-        file describes, which keras.models.load_model alone would not.
+        Its ``predict_proba(X, images=None)`` takes uint8 (N, height, width, 3) and applies the stain step
+        that the file describes, which keras.models.load_model alone would not.
 
     Raises
     ------

@@ -15,8 +15,8 @@ TASKS = {"binary": breakhis.CLASSES, "subtype": tuple(breakhis.SUBTYPES)}
 class Method(ClassifierMixin, BaseEstimator, ABC):
     """A classifier of images, scikit-learn style.
 
-    ``X`` is uint8 (N, height, width, 3), RGB 0..255; ``y`` is int (N,), benign 0, malignant 1 (``task="binary"``), or
-    0..7 in the order of ``breakhis.SUBTYPES`` (``task="subtype"``).
+    ``X`` is uint8 (N, height, width, 3), RGB 0..255; ``y`` is int (N,), benign 0, malignant 1
+    (``task="binary"``), or 0..7 in the order of ``breakhis.SUBTYPES`` (``task="subtype"``).
 
     Class attributes
     ----------------
@@ -55,8 +55,8 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
         folder : path-like, optional
             Where checkpoints go.
         images : DataFrame, optional
-            What is known of the images: ``breakhis.IMAGE_COLUMNS``, rows parallel with X. A method that does not want
-            it leaves it out of its signature, here and in `predict_proba`.
+            What is known of the images: ``breakhis.IMAGE_COLUMNS``, rows parallel with X. A method that does
+            not want it leaves it out of its signature, here and in `predict_proba`.
 
         Returns
         -------
@@ -91,7 +91,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
         return probability.argmax(axis=1)
 
     def inputs(self, cache, train=None) -> np.ndarray:
-        """Give what `fit` and `predict_proba` want for all images of a `cache.PixelCache`; by default its pixels.
+        """Give what `fit` and `predict_proba` want for all images of a cache; by default its pixels.
 
         ``train`` are the rows of the training images, the only ones that anything may be fitted on.
         """
@@ -134,7 +134,7 @@ def probability_columns(probability) -> np.ndarray:
 
 
 def malignant_probability(probability) -> np.ndarray:
-    """Take the probability of malignant from (N, 2) classes or (N, 8) subtypes, the sum over the malignant ones.
+    """Take the probability of malignant from (N, 2) classes, or sum it over those of (N, 8) subtypes.
 
     Returns
     -------

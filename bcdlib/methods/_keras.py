@@ -11,7 +11,7 @@ from bcdlib.methods.parts.augmentation import default_augmentation
 
 
 class KerasMethod(KerasTraining):
-    """A method trained with Keras: augmentation, bases with their normalisation, pooling, head, loss, training loop.
+    """A method trained with Keras: augmentation, normalised bases, pooling, head, loss and optimizer.
 
     A method is a set of bases (``architectures``; none for a network trained from scratch, which then has
     `build_features`), a ``pooling``, `build_head`, and a ``loss``.
@@ -19,8 +19,8 @@ class KerasMethod(KerasTraining):
     Parameters
     ----------
     trainable : "all" or "head"
-        Fine-tune the whole network, or train the head on the frozen bases' features: computed once, standardised
-        by the training images.
+        Fine-tune the whole network, or train the head on the frozen bases' features: computed once,
+        standardised by the training images.
     task : "binary" or "subtype"
         Benign or malignant, or the eight tumour types.
     stain : None, "macenko" or "reinhard"
@@ -34,11 +34,11 @@ class KerasMethod(KerasTraining):
     augment : bool
         Whether training batches of ``trainable="all"`` are augmented; see `build_augmentation`.
     augmented_copies : int
-        With frozen bases: how many copies of each training image, augmented by `augmentation.default_augmentation`, the
-        head is trained on beside it.
+        With frozen bases: how many copies of each training image, augmented by
+        `augmentation.default_augmentation`, the head is trained on beside it.
     precision, xla, steps_per_execution
-        As in `hardware.dtype_policy` (of ``trainable="all"``), `hardware.XLA` and `hardware.steps_at_once`; "auto" and 0
-        are what pays here, of a head alone whole epochs at once.
+        As in `hardware.dtype_policy` (of ``trainable="all"``), `hardware.XLA` and `hardware.steps_at_once`;
+        "auto" and 0 are what pays here, of a head alone whole epochs at once.
     seed : int
         Of initial weights, order of images, augmentation and dropout.
     verbose : int or "auto"
@@ -49,8 +49,8 @@ class KerasMethod(KerasTraining):
     classes_ : int64 array
         0 and 1, or 0..7: the columns of `predict_proba`.
     model_ : keras.Model
-        uint8 (N, height, width, 3) -> what the loss looks at: for most methods the probability of malignant (N, 1), or
-        of the subtypes (N, 8). With ``trainable="head"`` built when it is first needed.
+        uint8 (N, height, width, 3) -> what the loss looks at: for most methods the probability of malignant
+        (N, 1), or of the subtypes (N, 8). With ``trainable="head"`` built when it is first needed.
     weights_ : backbones.Weights
         Of the first base; its label covers all.
     stain_ : stain.StainTarget or None
@@ -112,14 +112,14 @@ class KerasMethod(KerasTraining):
         self.seed = seed
         self.verbose = verbose
 
-    # --- what makes a method: override these --------------------------------------------------------------------------
+    # --- what makes a method: override these ------------------------------------------------------------
 
     def build_augmentation(self) -> keras.layers.Layer:
         """Make the layer that augments training batches; saved networks leave it out."""
         return default_augmentation(self.seed)
 
     def build_features(self, x):
-        """Connect RGB 0..255 (a Keras tensor) to features (batch, channels): the bases, pooled, side by side."""
+        """Connect RGB 0..255 (a Keras tensor) to features (batch, channels): pooled bases, side by side."""
         several = len(self.architectures) > 1
         pooled = [
             backbones.append_features(
@@ -146,7 +146,7 @@ class KerasMethod(KerasTraining):
         return self.output()(self.build_head(x))
 
     def build_prediction(self, model: keras.Model):
-        """Connect the trained network to its prediction, (batch, 1) or (batch, 8); by default layer ``probability``."""
+        """Connect the trained network to its prediction, (batch, 1) or (batch, 8)."""
         return model.get_layer("probability").output
 
     def build_loss(self):
@@ -161,7 +161,7 @@ class KerasMethod(KerasTraining):
         """Make the optimizer: the paper's, RMSprop."""
         return keras.optimizers.RMSprop(learning_rate=self.learning_rate)
 
-    # --- what they can use --------------------------------------------------------------------------------------------
+    # --- what they can use ------------------------------------------------------------------------------
 
     @property
     def units(self) -> int:
@@ -175,7 +175,7 @@ class KerasMethod(KerasTraining):
 
     @property
     def momentum(self) -> float:
-        """Momentum of batch norm layers trained from scratch; the profile's "frozen" is for ImageNet's statistics."""
+        """Momentum of batch norm from scratch; the profile's "frozen" is for ImageNet's statistics."""
         return self.batch_norm if isinstance(self.batch_norm, float) else 0.9
 
     @classmethod
@@ -188,7 +188,7 @@ class KerasMethod(KerasTraining):
         """Whether the bases stay as they are and only the head is trained."""
         return self.trains(self.trainable) == "head"
 
-    # --- the network --------------------------------------------------------------------------------------------------
+    # --- the network ------------------------------------------------------------------------------------
 
     def build(self, input_shape) -> keras.Model:
         """Build and compile the network for images (height, width, 3); sets ``model_`` and ``weights_``.

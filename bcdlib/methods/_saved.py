@@ -64,7 +64,7 @@ _LARGEST_CONFIG = 2**26  # bytes; ResNet-152's has under 1 MiB
 
 
 def _check(path) -> None:
-    """Refuse what could run a stranger's code before Keras sees it; only recent versions' safe mode refuses it too."""
+    """Refuse what could run a stranger's code; only recent versions of Keras refuse all of it too."""
     found = set()
     try:
         # older formats, HDF5 and SavedModel, hold code that no safe mode stops
@@ -85,7 +85,7 @@ def _check(path) -> None:
 
 
 def load_saved(path, kinds: dict[str, type[KerasMethod]]) -> SavedMethod:
-    """Load a trained network as `bcdlib.methods.load_method`; ``kinds`` gives the classes by the key in the file."""
+    """Load a network as `bcdlib.methods.load_method`; ``kinds`` gives the classes by the key in the file."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such model file")
     _check(path)

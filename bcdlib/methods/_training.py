@@ -33,21 +33,6 @@ class KerasTraining(Method):
         """Predict with a trained network from pixels or features; (N, 1) or (N, 8)."""
         return predict_batches(network, X)
 
-    def transform(self, X) -> np.ndarray:
-        """Compute the features of the frozen bases.
-
-        Parameters
-        ----------
-        X : uint8 array (N, height, width, 3), RGB
-
-        Returns
-        -------
-        float32 array (N, channels)
-            The bases' side by side, without copies.
-        """
-        self._prepare()
-        return first_copies(self._features(features.extract_features, X))
-
     def inputs(self, cache, train=None) -> np.ndarray:
         """Give what `fit` and `predict_proba` want for all images of a cache.
 
@@ -60,7 +45,8 @@ class KerasTraining(Method):
         Returns
         -------
         array
-            Pixels; or with frozen bases their features, float32 (N, channels), with copies (N, 1 + copies, channels).
+            Pixels; or with frozen bases their features, float32 (N, channels), with copies (N, 1 + copies,
+            channels).
         """
         self._prepare()
         self.input_shape_ = cache.pixels.shape[1:]
@@ -73,17 +59,28 @@ class KerasTraining(Method):
         self.stain_ = fit_stain(self.stain, X) if self.stain else None
 
     def _copies(self) -> list[dict]:
-        """What is done to the images for each set of features, first nothing; see `features.extract_features`."""
+        """List the changes to the images for each set of features, first none; see `extract_features`."""
         numbers = range(1, self.augmented_copies + 1)
         return [{}, *({"augment": [self.seed, number, *augmentation.REVISION]} for number in numbers)]
 
     def _features(self, extract, X) -> np.ndarray:
-        """Features of all bases side by side; (N, channels), or with copies (N, 1 + copies, channels)."""
-        settings = {"target": self.stain_, "pooling": self.pooling, "patches": self.cuts}
-        settings |= {"seed": self.seed, "verbose": self.verbose}
+        """Give all bases' features side by side; (N, channels), or with copies (N, 1 + copies, channels)."""
         found = []
         for change in self._copies():
-            parts = [extract(X, name, base, **settings, **change) for name, base in self.bases_.items()]
+            parts = [
+                extract(
+                    X,
+                    name,
+                    weights,
+                    target=self.stain_,
+                    pooling=self.pooling,
+                    patches=self.cuts,
+                    seed=self.seed,
+                    verbose=self.verbose,
+                    **change,
+                )
+                for name, weights in self.bases_.items()
+            ]
             self.widths_ = [part.shape[1] for part in parts]
             found.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
         return found[0] if len(found) == 1 else np.stack(found, axis=1)
@@ -109,7 +106,7 @@ class KerasTraining(Method):
         return self
 
     def _prepared(self, X) -> np.ndarray:
-        """Pixels as the network or the head gets them; features as they are."""
+        """Bring pixels to what the network or the head gets; features stay as they are."""
         if X.ndim == 4 and self.frozen:
             return self._features(features.extract_features, X)
         return self._stained(X)
@@ -124,15 +121,16 @@ class KerasTraining(Method):
             self._train_whole(X, y, held_out, folder)
 
     def _train_head(self, X, y, held_out, folder) -> None:
-        head = self._new_head(X)
-        steps = self._steps(y)  # a step takes milliseconds: Python counts, so an epoch is one execution
-        head.steps_per_execution = hardware.steps_at_once(steps, self.steps_per_execution or steps)
-        self.head_ = self._run(head, X, y, held_out, None)  # seconds: not worth a checkpoint
+        head, batches = self._new_head(X), self._batches(X, y)
+        # a step takes milliseconds: Python counts, so an epoch is one execution
+        wanted = self.steps_per_execution or batches.steps
+        head.steps_per_execution = hardware.steps_at_once(batches.steps, wanted)
+        self.head_ = self._run(head, batches, held_out)  # seconds: not worth a checkpoint
         if folder is not None:
             write_csv(Path(folder) / "history.csv", self.history_)
 
     def _new_head(self, X) -> keras.Model:
-        """An untrained head for training features (N, channels), which it standardises by them."""
+        """Build an untrained head for training features (N, channels), which it standardises by them."""
         keras.utils.set_random_seed(self.seed)
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
@@ -140,34 +138,32 @@ class KerasTraining(Method):
         return head
 
     def _train_whole(self, X, y, held_out, folder) -> None:
-        policy = hardware.dtype_policy(self.precision)
+        batches, policy = self._batches(X, y), hardware.dtype_policy(self.precision)
         sharing = hardware.sharing_devices(self.batch_size, self.verbose)
         with sharing as self.devices_, hardware.computing_dtype(policy):
             model = self.build(X.shape[1:])
             model.steps_per_execution = hardware.steps_at_once(
-                self._steps(y), self.steps_per_execution, devices=self.devices_
+                batches.steps, self.steps_per_execution, devices=self.devices_
             )
             if self.verbose:
                 print(hardware.describe_hardware(model, policy), flush=True)
-            self.model_ = self._run(model, X, y, held_out, folder, self.devices_)
+            self.model_ = self._run(model, batches, held_out, folder=folder, devices=self.devices_)
         if policy != "float32" or self.devices_ > 1:
             # what is kept computes in float32, on one device: as exact, and quicker on a CPU
             weights = self.model_.get_weights()
             self.build(X.shape[1:]).set_weights(weights)
 
-    def _steps(self, y) -> int:
-        return self.steps_per_epoch or -(-len(y) // self.batch_size)
+    def _batches(self, X, y) -> Batches:
+        return Batches(X, y, self.batch_size, self.steps_per_epoch, self.seed)
 
-    def _run(self, model, X, y, held_out, folder, devices: int = 1) -> keras.Model:
-        batches = Batches(X, y, self.batch_size, self._steps(y), self.seed)
-        settings = {"epochs": self.epochs, "seed": self.seed, "verbose": self.verbose}
-        model, self.history_ = fit_network(
-            model, batches, held_out, folder=folder, devices=devices, **settings
-        )
+    def _run(self, model, batches, held_out, **settings) -> keras.Model:
+        """Train, set ``history_``, and give the network, another object if it was resumed."""
+        settings |= {"epochs": self.epochs, "seed": self.seed, "verbose": self.verbose}
+        model, self.history_ = fit_network(model, batches, held_out, **settings)
         return model
 
     def whole(self) -> keras.Model:
-        """Give the fitted network from pixels on, compiled: ``model_``, with frozen bases built when first needed."""
+        """Give the fitted network from pixels on, compiled; with frozen bases built when first needed."""
         if self.frozen and self.joined_ is not self.head_:
             self.build(self.input_shape_)
             for layer in self.head_.layers:
@@ -181,7 +177,7 @@ class KerasTraining(Method):
         return keras.Model(model.inputs, self.build_prediction(model), name=self.key)
 
     def predict_proba(self, X, images=None) -> np.ndarray:
-        """Predict as `Method.predict_proba`, from pixels or, with frozen bases, features from `inputs` (not copies')."""
+        """Predict as `Method.predict_proba`, from pixels or, with frozen bases, features from `inputs`."""
         X = np.asanyarray(X)
         network = self.whole() if X.ndim == 4 else self.head_
         found = self.probabilities(self._predictor(network), first_copies(self._stained(X)), images)
@@ -190,8 +186,8 @@ class KerasTraining(Method):
     def save(self, path) -> None:
         """Write a .keras file: raw RGB uint8 in, probability of malignant (or of the eight subtypes) out.
 
-        Keras alone can load it. If the method has a stain step, that is not in the network but described in the
-        file's member ``bcdlib.json``; ``methods.load_method`` applies it.
+        Keras alone can load it. If the method has a stain step, that is not in the network but described in
+        the file's member ``bcdlib.json``; ``methods.load_method`` applies it.
         """
         facts = {
             "key": self.key,
@@ -209,7 +205,7 @@ class KerasTraining(Method):
 
 
 def first_copies(X) -> np.ndarray:
-    """Take of features (N, 1 + copies, channels) those of the images themselves; give others, or pixels, as they are."""
+    """Take the images' own from features (N, 1 + copies, channels); give others, or pixels, as they are."""
     return X[:, 0] if X.ndim == 3 else X
 
 
@@ -219,9 +215,10 @@ def flatten_copies(X, y) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _without_augmentation(network: keras.Model) -> keras.Model:
-    """The same, sharing all other layers: a saved file needs Keras alone, and the augmentation is code of ours.
+    """Copy a network without its augmentation, which is code of ours: a saved file needs Keras alone.
 
-    To be saved only: the shared layers' attribute ``output`` stays that of the first network.
+    It shares all other layers, and is to be saved only: their attribute ``output`` stays that of the first
+    network.
     """
 
     def copy(layer):
@@ -235,8 +232,8 @@ def _without_augmentation(network: keras.Model) -> keras.Model:
 def standardise(layer: keras.layers.Normalization, X) -> keras.layers.Normalization:
     """Set a normalisation layer to the mean and variance of features (N, channels), and give it back.
 
-    A channel that is constant there (a dead unit) gets the mean variance of the others: by its own, a first activation
-    in a new image would be a million deviations large.
+    A channel that is constant there (a dead unit) gets the mean variance of the others: by its own, a first
+    activation in a new image would be a million deviations large.
     """
     layer.adapt(np.asarray(X))
     mean, variance, *rest = layer.get_weights()

@@ -10,15 +10,16 @@ _SMALLEST = 1e-6  # probabilities stay this far from 0, so that one patch alone 
 
 
 class AlexNet(KerasMethod):
-    """AlexNet's convolutions on four patches of the image, two dense layers, patch probabilities fused by a rule.
+    """AlexNet's convolutions on four patches of an image, two dense layers, and a rule that fuses patches.
 
-    Publication: Spanhol et al., "Breast Cancer Histopathological Image Classification using Convolutional Neural
-    Networks", IJCNN 2016. Printed: 84.60 % (Table II, as printed; split not stated there). The publication was not at
-    hand. Known of it: an AlexNet trained on patches of the images, patch results fused by sum, product or max. Chosen
-    here: the image cut into 2x2 equal patches, each learnt with the image's label; AlexNet's five convolution layers
-    (Krizhevsky et al. 2012); dense layers of 512 and 512 for its 4096 and 4096, and dropout 0.5; the sum rule unless
-    told otherwise; cross-entropy, RMSprop. Keras has no ImageNet weights of AlexNet: they come from a folder with
-    ``alexnet_notop.weights.h5``, or the network starts from random ones.
+    Publication: Spanhol et al., "Breast Cancer Histopathological Image Classification using Convolutional
+    Neural Networks", IJCNN 2016. Printed: 84.60 % (Table II, as printed; split not stated there). The
+    publication was not at hand. Known of it: an AlexNet trained on patches of the images, patch results fused
+    by sum, product or max. Chosen here: the image cut into 2x2 equal patches, each learnt with the image's
+    label; AlexNet's five convolution layers (Krizhevsky et al. 2012); dense layers of 512 and 512 for its
+    4096 and 4096, and dropout 0.5; the sum rule unless told otherwise; cross-entropy, RMSprop. Keras has no
+    ImageNet weights of AlexNet: they come from a folder with ``alexnet_notop.weights.h5``, or the network
+    starts from random ones.
 
     Parameters
     ----------
@@ -45,6 +46,7 @@ class AlexNet(KerasMethod):
         return self.patches
 
     def build_outputs(self, x):
+        """Append two dense layers with dropout, and the output, for each patch."""
         number = self.patches**2
         x = keras.layers.Reshape((number, x.shape[-1] // number), name="patches")(x)
         for layer in (1, 2):
@@ -53,6 +55,7 @@ class AlexNet(KerasMethod):
         return self.output("patch_probability")(x)
 
     def build_prediction(self, model):
+        """Fuse the patches."""
         return keras.layers.Identity(name="probability")(fuse(model.output, self.fusion))
 
     def targets(self, y, images=None):
@@ -61,9 +64,10 @@ class AlexNet(KerasMethod):
 
 
 def fuse(p, rule: str):
-    """Fuse patch probabilities by a rule of Kittler et al., "On combining classifiers", IEEE TPAMI 20(3), 1998.
+    """Fuse patch probabilities by a rule.
 
-    The rule acts on each class over the patches; then the classes are brought to the sum 1.
+    Kittler et al., "On combining classifiers", IEEE TPAMI 20(3), 1998. The rule acts on each class over the
+    patches; then the classes are brought to the sum 1.
 
     Parameters
     ----------

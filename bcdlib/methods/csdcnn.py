@@ -1,7 +1,6 @@
 """GoogLeNet with a class-structure constraint in the loss (Han 2017)."""
 
 import keras
-from keras import ops
 
 from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods.parts.losses import accuracy, cross_entropy
@@ -10,12 +9,12 @@ from bcdlib.methods.parts.losses import accuracy, cross_entropy
 class CSDCNN(KerasMethod):
     """GoogLeNet whose feature space keeps images of a class together and classes a margin apart.
 
-    Publication: Han et al., "Breast Cancer Multi-classification from Histopathological Images with Structured Deep
-    Learning Model", Scientific Reports 7, 4172, 2017. Printed: 93.20 % (Table II), which is the publication's average
-    for eight subtypes, not two classes: see ``task="subtype"``. The publication was not at hand. Known of it: a
-    GoogLeNet base and a constraint on distances within and between classes in feature space. Chosen here: an embedding
-    of 128 numbers brought to unit length, the constraint of `structure` at weight 0.5 beside the cross-entropy,
-    RMSprop. Weights of the base as for ``googlenet``.
+    Publication: Han et al., "Breast Cancer Multi-classification from Histopathological Images with Structured
+    Deep Learning Model", Scientific Reports 7, 4172, 2017. Printed: 93.20 % (Table II), which is the
+    publication's average for eight subtypes, not two classes: see ``task="subtype"``. The publication was not
+    at hand. Known of it: a GoogLeNet base and a constraint on distances within and between classes in feature
+    space. Chosen here: an embedding of 128 numbers brought to unit length, the constraint of `structure` at
+    weight 0.5 beside the cross-entropy, RMSprop. Weights of the base as for ``googlenet``.
 
     Parameters
     ----------
@@ -36,6 +35,7 @@ class CSDCNN(KerasMethod):
         self.constraint = constraint
 
     def build_outputs(self, x):
+        """Append the output, and beside it the embedding."""
         x = keras.layers.Dense(128, activation="relu", name="dense")(x)
         projected = keras.layers.Dense(128, name="project")(x)
         embedding = keras.layers.UnitNormalization(name="embedding")(projected)
@@ -43,18 +43,20 @@ class CSDCNN(KerasMethod):
         return keras.layers.Concatenate(name="trained", dtype="float32")([self.output()(x), embedding])
 
     def build_loss(self):
+        """Make the loss with the constraint."""
         return StructureLoss(self.units, self.margin, self.constraint)
 
     def build_metric(self):
+        """Make the accuracy of the output without the embedding."""
         return keras.metrics.MeanMetricWrapper(first_accuracy, name="accuracy", outputs=self.units)
 
 
 def structure(y, embedding, margin: float = 1.0):
     """Compute the class-structure constraint of a batch: the smaller, the better the classes are apart.
 
-    The mean squared distance of pairs of one class, plus the mean of max(0, margin - distance) squared over pairs of
-    different classes (the contrastive loss of Hadsell et al., CVPR 2006, over all pairs). A batch that has no pair of a
-    kind counts 0 for it.
+    The mean squared distance of pairs of one class, plus the mean of max(0, margin - distance) squared over
+    pairs of different classes (the contrastive loss of Hadsell et al., CVPR 2006, over all pairs). A batch
+    that has no pair of a kind counts 0 for it.
 
     Parameters
     ----------
@@ -66,20 +68,24 @@ def structure(y, embedding, margin: float = 1.0):
     -------
     scalar tensor, >= 0
     """
-    squared = ops.sum(ops.square(embedding[:, None] - embedding[None]), axis=-1)
-    distance = ops.sqrt(ops.maximum(squared, 1e-12))  # the root has no gradient at 0
-    same = ops.cast(ops.equal(y[:, None], y[None]), embedding.dtype)
-    others = 1 - ops.eye(ops.shape(y)[0], dtype=embedding.dtype)  # a vector and itself are no pair
-    return _mean(squared, same * others) + _mean(ops.square(ops.maximum(margin - distance, 0)), 1 - same)
+    squared = keras.ops.sum(keras.ops.square(embedding[:, None] - embedding[None]), axis=-1)
+    distance = keras.ops.sqrt(keras.ops.maximum(squared, 1e-12))  # the root has no gradient at 0
+    same = keras.ops.cast(keras.ops.equal(y[:, None], y[None]), embedding.dtype)
+    others = 1 - keras.ops.eye(
+        keras.ops.shape(y)[0], dtype=embedding.dtype
+    )  # a vector and itself are no pair
+    return _mean(squared, same * others) + _mean(
+        keras.ops.square(keras.ops.maximum(margin - distance, 0)), 1 - same
+    )
 
 
 def _mean(values, weights):
-    return ops.sum(values * weights) / ops.maximum(ops.sum(weights), 1)
+    return keras.ops.sum(values * weights) / keras.ops.maximum(keras.ops.sum(weights), 1)
 
 
 @keras.saving.register_keras_serializable("bcdlib")
 class StructureLoss(keras.losses.Loss):
-    """Cross-entropy of the first ``outputs`` columns, plus ``constraint`` times the `structure` of the others."""
+    """Cross-entropy of the first ``outputs`` columns, plus ``constraint`` times `structure` of the others."""
 
     def __init__(self, outputs: int, margin: float, constraint: float, **settings):
         super().__init__(**{"name": "structure_loss", "reduction": "sum_over_batch_size"} | settings)

@@ -24,14 +24,14 @@ CLASSIFIERS = {
 class HybridCNN(KerasMethod):
     """Frozen features of VGG16, VGG19, Xception or ResNet-50 with a linear SVM or logistic regression.
 
-    Publication: Gupta & Chawla, "Analysis of Histopathological Images for Prediction of Breast Cancer Using Traditional
-    Classifiers with Pre-Trained CNN", Procedia Computer Science 167, 2020. Printed: 93.27 % (Table II, as printed; split
-    not stated there). The publication was not at hand. Known of it: these four bases, pre-trained, and these two
-    classifiers on their features. Chosen here: global average pooling, features standardised by the training images,
-    C = 0.01 and 0.001; the pair with the best AUC (subtypes: balanced accuracy) on the validation part, or, where the
-    protocol has none, in three-fold cross-validation inside the training part, grouped by case where the cases are known.
-    The test part is never looked at. The SVM gets probabilities by Platt scaling on the validation part's scores, or on
-    cross-validated ones.
+    Publication: Gupta & Chawla, "Analysis of Histopathological Images for Prediction of Breast Cancer Using
+    Traditional Classifiers with Pre-Trained CNN", Procedia Computer Science 167, 2020. Printed: 93.27 %
+    (Table II, as printed; split not stated there). The publication was not at hand. Known of it: these four
+    bases, pre-trained, and these two classifiers on their features. Chosen here: global average pooling,
+    features standardised by the training images, C = 0.01 and 0.001; the pair with the best AUC (subtypes:
+    balanced accuracy) on the validation part, or, where the protocol has none, in three-fold cross-validation
+    inside the training part, grouped by case where the cases are known. The test part is never looked at. The
+    SVM gets probabilities by Platt scaling on the validation part's scores, or on cross-validated ones.
 
     The bases always stay frozen. What was fitted becomes Keras layers: the saved network is the chosen pair.
 
@@ -50,13 +50,14 @@ class HybridCNN(KerasMethod):
     chooses = True
 
     chosen_: tuple[str, str] | None = None
-    scores_: dict[tuple[str, str], float]
 
     def build_features(self, x):
+        """Append the chosen base."""
         name = self.chosen_[0] if self.chosen_ else "resnet50"
         return backbones.append_features(x, name, self.bases_[name], pooling=self.pooling, seed=self.seed)
 
     def build_outputs(self, x):
+        """Append the linear classifier; classes of an SVM have a sigmoid each, brought to the sum 1."""
         each = self.units == 1 or (self.chosen_ and self.chosen_[1] == "svm")
         x = keras.layers.Dense(self.units, activation="sigmoid" if each else "softmax", name="linear")(x)
         if self.units > 1:
@@ -86,7 +87,7 @@ class HybridCNN(KerasMethod):
         self.head_ = self._fitted_head(X[:, columns], y, folds, held_out)
 
     def _fitted_head(self, X, y, folds, held_out=None) -> keras.Model:
-        """The chosen classifier as Keras layers."""
+        """Fit the chosen classifier, as Keras layers."""
         head = self._new_head(X)
         Z, others = _scaled(head.get_layer("standardise"), X, held_out)
         kernel, bias = self._linear(self.chosen_[1], Z, y)
@@ -97,7 +98,7 @@ class HybridCNN(KerasMethod):
         return head
 
     def _columns(self) -> dict[str, slice]:
-        """Where each base's features are."""
+        """Find the columns of each base's features."""
         ends = np.cumsum(self.widths_)
         slices = map(slice, ends - self.widths_, ends)
         return dict(zip(self.architectures, slices, strict=True))
@@ -114,7 +115,7 @@ class HybridCNN(KerasMethod):
         return linear_layer(CLASSIFIERS[kind](self.seed), Z, y, outputs=self.units)
 
     def _unseen(self, kind: str, Z, y, folds, held_out) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (N, units) of images that the classifier was not fitted on, held out or fold by fold; and their labels."""
+        """Score images that the classifier is not fitted on, held out or fold by fold; give labels too."""
         if held_out is not None:
             kernel, bias = self._linear(kind, Z, y)
             return held_out[0] @ kernel + bias, held_out[1]
@@ -136,17 +137,17 @@ class HybridCNN(KerasMethod):
 
 
 def _scaled(scale, X, held_out, columns=slice(None)):
-    """Standardised columns of the training features, and of the held-out part if there is one."""
+    """Standardise columns of the training features, and of the held-out part if there is one."""
     others = held_out and (np.asarray(scale(held_out[0][:, columns])), held_out[1])
     return np.asarray(scale(X[:, columns])), others
 
 
 def platt(scores, y) -> tuple[np.ndarray, np.ndarray]:
-    """Fit Platt scaling: slope and offset (outputs,) such that sigmoid(slope * score + offset) is a probability.
+    """Fit slope and offset (outputs,) such that sigmoid(slope * score + offset) is a probability.
 
-    Platt, "Probabilistic outputs for support vector machines", 1999, without its smoothing of labels. The order of the
-    scores is never reversed: where these few images would ask for that, by chance, slope 1 and offset 0 leave them as
-    they are.
+    Platt, "Probabilistic outputs for support vector machines", 1999, without its smoothing of labels. The
+    order of the scores is never reversed: where these few images would ask for that, by chance, slope 1 and
+    offset 0 leave them as they are.
 
     Parameters
     ----------

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pandas as pd
-from keras import ops
 
 from bcdlib.data.breakhis import MAGNIFICATIONS
 from bcdlib.methods._keras import KerasMethod
@@ -16,18 +15,19 @@ _HEAD = "probability_"
 class ResNet152(KerasMethod):
     """ResNet-152 with one head a magnification; an image gets the decision over its slide's magnifications.
 
-    Publication: Gandomkar, Brennan & Mello-Thoms, "MuDeRN: Multi-category classification of breast histopathological
-    image using deep residual networks", Artificial Intelligence in Medicine 88, 2018. Printed: 98.77 % (Table II, as
-    printed; split not stated there). The publication was not at hand. Known of it: a ResNet-152 for each magnification,
-    and a decision that combines the magnifications of a patient; it also tells the eight subtypes (``task="subtype"``).
-    Chosen here: one base for all magnifications, frozen or fine-tuned together, with a head of its own for each (one
-    network of 58 million weights rather than four); hidden layers of 256 with ReLU, dropout 0.4; cross-entropy,
-    RMSprop. A magnification that training lacks (40X in the paper's protocol) gets the mean of the heads.
+    Publication: Gandomkar, Brennan & Mello-Thoms, "MuDeRN: Multi-category classification of breast
+    histopathological image using deep residual networks", Artificial Intelligence in Medicine 88, 2018.
+    Printed: 98.77 % (Table II, as printed; split not stated there). The publication was not at hand. Known of
+    it: a ResNet-152 for each magnification, and a decision that combines the magnifications of a patient; it
+    also tells the eight subtypes (``task="subtype"``). Chosen here: one base for all magnifications, frozen
+    or fine-tuned together, with a head of its own for each (one network of 58 million weights rather than
+    four); hidden layers of 256 with ReLU, dropout 0.4; cross-entropy, RMSprop. A magnification that training
+    lacks (40X in the paper's protocol) gets the mean of the heads.
 
-    The decision over a slide (see `slide_decision`) is a mean without weights, each magnification one vote: a fitted one
-    would have to be fitted on probabilities of the training slides, which a trained network has seen and saturates.
-    It uses the slide's images among those asked for, and no label. It needs ``images``; without, and in the saved
-    network by itself, an image gets the mean of the heads.
+    The decision over a slide (see `slide_decision`) is a mean without weights, each magnification one vote: a
+    fitted one would have to be fitted on probabilities of the training slides, which a trained network has
+    seen and saturates. It uses the slide's images among those asked for, and no label. It needs ``images``;
+    without, and in the saved network by itself, an image gets the mean of the heads.
     """
 
     key = "resnet152"
@@ -37,6 +37,7 @@ class ResNet152(KerasMethod):
     magnifications_: tuple = MAGNIFICATIONS
 
     def build_outputs(self, x):
+        """Append a head for each magnification."""
         heads = []
         for magnification in self.magnifications_:
             y = keras.layers.Dense(256, activation="relu", name=f"dense_{magnification}")(x)
@@ -47,17 +48,20 @@ class ResNet152(KerasMethod):
         return keras.layers.Concatenate(name="trained", dtype="float32")(heads)
 
     def build_prediction(self, model):
+        """Average the heads."""
         heads = keras.layers.Reshape((len(self.magnifications_), -1), name="heads")(model.output)
-        return keras.layers.Identity(name="probability")(ops.mean(heads, axis=1))
+        return keras.layers.Identity(name="probability")(keras.ops.mean(heads, axis=1))
 
     def build_loss(self):
+        """Give the loss of the heads' mixture."""
         return heads_loss
 
     def build_metric(self):
+        """Make the accuracy of the heads' mixture."""
         return keras.metrics.MeanMetricWrapper(heads_accuracy, name="accuracy")
 
     def fit(self, X, y, validation_data=None, *, folder=None, images=None):
-        """Train as `KerasMethod.fit`; ``images["magnification"]`` says which head learns which image (without: one)."""
+        """Train as `KerasMethod.fit`, each image its magnification's head (without ``images`` one head)."""
         known = ["all"] if images is None else images["magnification"].unique().tolist()
         self.magnifications_ = tuple(sorted(known))
         return super().fit(X, y, validation_data, folder=folder, images=images)
@@ -69,7 +73,7 @@ class ResNet152(KerasMethod):
 
     @classmethod
     def probabilities(cls, network, X, images=None):
-        """Predict as `KerasMethod.probabilities`; with ``images`` by the head of the magnification, then by slide."""
+        """Predict as `KerasMethod.probabilities`; with ``images`` by magnification, then by slide."""
         if images is None:
             return super().probabilities(network, X)
         heads = {
@@ -84,7 +88,7 @@ class ResNet152(KerasMethod):
 
 
 def shares(magnifications, heads, n: int) -> np.ndarray:
-    """Say how much each head counts for each image: its magnification's alone, or all the same; float64 (n, heads)."""
+    """Weigh the heads for each image: its magnification's alone, or all the same; float64 (n, heads)."""
     share = np.full((n, len(heads)), 1 / len(heads))
     for number, head in enumerate(heads):
         if magnifications is not None:
@@ -112,13 +116,13 @@ def slide_decision(probability, images: pd.DataFrame) -> np.ndarray:
 
 
 def _mixed(y_true, y_pred):
-    heads = ops.reshape(y_pred, (-1, y_true.shape[1] - 1, y_pred.shape[1] // (y_true.shape[1] - 1)))
-    return ops.sum(heads * y_true[:, 1:, None], axis=1)
+    heads = keras.ops.reshape(y_pred, (-1, y_true.shape[1] - 1, y_pred.shape[1] // (y_true.shape[1] - 1)))
+    return keras.ops.sum(heads * y_true[:, 1:, None], axis=1)
 
 
 @keras.saving.register_keras_serializable("bcdlib")
 def heads_loss(y_true, y_pred):
-    """Compute the cross-entropy of the heads' outputs, side by side in ``y_pred``, mixed by their shares in ``y_true``."""
+    """Compute the cross-entropy of the heads' outputs in ``y_pred``, mixed by their shares in ``y_true``."""
     return cross_entropy(y_true[:, :1], _mixed(y_true, y_pred))
 
 

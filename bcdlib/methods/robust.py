@@ -13,26 +13,29 @@ from bcdlib.methods._training import flatten_copies
 class Robust(KerasMethod):
     """Mean and deviation of a frozen ResNet-50's middle stages, and a regularised logistic head.
 
-    Not in the paper. Fitted at once: there are no epochs to draw, and nothing is chosen on ``validation_data``. What the last stage of a network trained on ImageNet knows is objects; what tells one tissue from
-    another in cases that nobody has seen is texture, which the middle stages hold (that they transfer better: Yosinski
-    et al. 2014; deviations beside means: the texture statistics of Andrearczyk & Whelan 2016). The bases always stay
-    frozen: a few dozen cases do not teach 23 million weights anything but those cases. Which part of it helps how much
-    was measured one change at a time (``notebooks/recorded``, drawn by 06_compare).
+    Not in the paper. Fitted at once: there are no epochs to draw, and nothing is chosen on
+    ``validation_data``. What the last stage of a network trained on ImageNet knows is objects; what tells one
+    tissue from another in cases that nobody has seen is texture, which the middle stages hold (that they
+    transfer better: Yosinski et al. 2014; deviations beside means: the texture statistics of Andrearczyk &
+    Whelan 2016). The bases always stay frozen: a few dozen cases do not teach 23 million weights anything but
+    those cases. Which part of it helps how much was measured one change at a time (``notebooks/recorded``,
+    drawn by 06_compare).
 
     Parameters
     ----------
     size : str
-        "WIDTHxHEIGHT" at which the images are looked at, whatever the profile's size: read from the source again.
-        "cache" takes the images as they are given.
+        "WIDTHxHEIGHT" at which the images are looked at, whatever the profile's size: read from the source
+        again. "cache" takes the images as they are given.
     stages : str
         Which stages of ResNet-50, as digits 2 to 5.
     deviations : bool
         Channels' standard deviations beside their means.
     C : float
-        Inverse strength of the head's L2 penalty, as in scikit-learn's LogisticRegression; features are standardised.
+        Inverse strength of the head's L2 penalty, as in scikit-learn's LogisticRegression; features are
+        standardised.
     balance : "case", "class" or "none"
-        "case": in training both classes weigh the same, and within a class every case, however many images it has;
-        `fit` then needs ``images``, without which every image counts as a case of its own.
+        "case": in training both classes weigh the same, and within a class every case, however many images it
+        has; `fit` then needs ``images``, without which every image counts as a case of its own.
     stain_copies : int
         Copies of each training image with its haematoxylin and eosin jittered (see `stain.jitter_stain`).
     """

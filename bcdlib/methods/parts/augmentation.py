@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-# Numbers that the seeds of augmented copies end with. Whoever changes the augmentation writes (1,) here, so that stored
-# features of copies that the one before made are not taken for its own.
+# What the seeds of augmented copies end with. Whoever changes the augmentation writes (1,) here, so that
+# stored features of the copies that it made before are not taken for those that it makes now.
 REVISION: tuple[int, ...] = ()
 
 
@@ -13,10 +13,11 @@ REVISION: tuple[int, ...] = ()
 class FlipAndZoom(keras.layers.Layer):
     """Flip images on both axes (both together: a half turn) and zoom them, anew in each training batch.
 
-    The paper does not say which augmentation it used; tissue has no up or down. A quarter turn would cut a third off a
-    3:2 image, so there is none. The same as keras.layers.RandomFlip and RandomZoom with ``fill_mode="reflect"``; but XLA
-    cannot compile RandomZoom, and one such layer keeps the whole training step from it: on a GPU under TensorFlow, and
-    under JAX everywhere, where Keras then runs it operation by operation. This is one product with a matrix each way.
+    The paper does not say which augmentation it used; tissue has no up or down. A quarter turn would cut a
+    third off a 3:2 image, so there is none. The same as keras.layers.RandomFlip and RandomZoom with
+    ``fill_mode="reflect"``; but XLA cannot compile RandomZoom, and one such layer keeps the whole training
+    step from it: on a GPU under TensorFlow, and under JAX everywhere, where Keras then runs it operation by
+    operation. This is one product with a matrix each way.
 
     Takes and gives float (batch, height, width, channels).
 
@@ -27,7 +28,8 @@ class FlipAndZoom(keras.layers.Layer):
     seed : int
         Of its random numbers; `fitting.fit_network` sets their state in each epoch.
     always : bool
-        Act outside training too. (A network hands its own ``training`` on to its layers, whatever they were called with.)
+        Act outside training too. (A network hands its own ``training`` on to its layers, whatever they were
+        called with.)
     """
 
     def __init__(self, zoom: float = 0.1, seed: int = 0, always: bool = False, **kwargs):
@@ -53,7 +55,7 @@ class FlipAndZoom(keras.layers.Layer):
 
     @staticmethod
     def _weights(size: int, step, dtype):
-        """Weights of linear interpolation (batch, made, from) at steps (batch, 1) between pixels; mirrored outside."""
+        """Weigh pixels (batch, made, from) for linear interpolation at steps (batch, 1), mirrored outside."""
         place = (ops.arange(size, dtype="float32") - (size - 1) / 2) * step + (size - 1) / 2
         place = ops.abs(place + 0.5) - 0.5
         place = ops.clip(size - 0.5 - ops.abs(size - 0.5 - place), 0, size - 1)

@@ -60,7 +60,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a base's weights come from: ``path`` for the constructor (a file, "imagenet" or None), and a label."""
+    """Where a base's weights come from: its constructor's ``path`` (a file, "imagenet", None); a label."""
 
     path: str | None
     label: str
@@ -72,7 +72,7 @@ class Weights:
 
 
 def choose_weights(weights: str | None = None) -> str:
-    """Choose which weights to start from: the argument, else the folder in BCD_WEIGHTS_DIR, else ``"imagenet"``.
+    """Choose where weights come from: the argument, else the folder in BCD_WEIGHTS_DIR, else ``"imagenet"``.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def choose_weights(weights: str | None = None) -> str:
 
 @functools.cache
 def _download_problem(architecture: str) -> str:
-    """Why Keras' ImageNet weights cannot be had, or empty; asked once a process."""
+    """Try to get Keras' ImageNet weights, once a process; gives why they cannot be had, or an empty text."""
     if not ARCHITECTURES[architecture].downloads:
         return f"Keras has no ImageNet weights of {architecture}"
     try:
@@ -102,8 +102,8 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
     architecture : str
         A key of `ARCHITECTURES`.
     weights : str, optional
-        ``"imagenet"`` (Keras downloads them), ``"none"``, or a folder with ``<architecture>_notop.weights.h5``.
-        Default: see `choose_weights`.
+        ``"imagenet"`` (Keras downloads them), ``"none"``, or a folder with
+        ``<architecture>_notop.weights.h5``. Default: see `choose_weights`.
     required : bool
         If False, weights that cannot be had mean random ones.
 
@@ -134,8 +134,8 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
         return Weights(str(path), label)
     if required:
         raise InputError(
-            f"{problem}; name a folder that has {architecture}_notop.weights.h5 with --weights or BCD_WEIGHTS_DIR, "
-            "or start from random weights with --weights none"
+            f"{problem}; name a folder that has {architecture}_notop.weights.h5 with --weights or "
+            "BCD_WEIGHTS_DIR, or start from random weights with --weights none"
         )
     return Weights(None, "random initial weights (ImageNet's could not be had)")
 
@@ -145,13 +145,13 @@ def find_all(
 ) -> dict[str, Weights]:
     """Find the weights of each base of a method with `find_weights`.
 
-    Where weights are required, a method needs them for one of its bases at least: a comparison need not stop because
-    one of four is not at hand. A base of which Keras has no weights is never required. The label says what was used.
+    Where weights are required, a method needs them for one of its bases at least: a comparison need not stop
+    because one of four is not at hand. A base of which Keras has no weights is never required. The label says
+    what was used.
     """
-    names = list(architectures)
-    found = {name: find_weights(name, weights, required=False) for name in names}
+    found = {name: find_weights(name, weights, required=False) for name in architectures}
     if required and not any(w.pretrained for w in found.values()):
-        for name in names:
+        for name in found:
             if ARCHITECTURES[name].downloads:
                 find_weights(name, weights, required=True)  # raises, or the user asked for none
     return found
@@ -176,8 +176,8 @@ def weights_label(found: dict[str, Weights]) -> str:
 def append_normalisation(x, architecture: str, name: str = "normalisation"):
     """Append the layers that turn RGB 0..255 into what the base's ImageNet weights expect.
 
-    Built-in layers only, so that a saved model loads without bcdlib, and in float32 whatever the policy. The tests
-    compare them with ``keras.applications.<architecture>.preprocess_input``.
+    Built-in layers only, so that a saved model loads without bcdlib, and in float32 whatever the policy. The
+    tests compare them with ``keras.applications.<architecture>.preprocess_input``.
     """
     mode = ARCHITECTURES[architecture].mode
     if mode == "tf":
@@ -187,8 +187,8 @@ def append_normalisation(x, architecture: str, name: str = "normalisation"):
         mean, deviation = np.array([103.939, 116.779, 123.68]), np.ones(3)
     else:
         mean, deviation = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
-    settings = {"mean": mean.tolist(), "variance": (deviation**2).tolist()}
-    return keras.layers.Normalization(**settings, name=name, dtype="float32")(x)
+    variance = np.square(deviation).tolist()
+    return keras.layers.Normalization(mean=mean.tolist(), variance=variance, name=name, dtype="float32")(x)
 
 
 def normalise_images(images, architecture: str = "resnet50") -> np.ndarray:
@@ -222,7 +222,7 @@ def normalise_images(images, architecture: str = "resnet50") -> np.ndarray:
 
 
 def normalised_for_display(images, architecture: str = "resnet50") -> np.ndarray:
-    """Normalise images as `normalise_images`, and stretch each channel of each image to 0..1: screens show nothing else.
+    """Normalise images as `normalise_images`, and stretch each image's channels to 0..1, to be looked at.
 
     Returns
     -------
@@ -255,8 +255,9 @@ def append_features(
     batch_norm : float, "frozen" or None
         As in `profiles.Profile`.
     pooling : str
-        "average" (global average), "flatten", or "moments-234": mean and standard deviation of each channel at the end
-        of stages 2, 3 and 4 (of any of the base's stages), side by side; "means-234": the means alone.
+        "average" (global average), "flatten", or "moments-234": mean and standard deviation of each channel
+        at the end of stages 2, 3 and 4 (of any of the base's stages), side by side; "means-234": the means
+        alone.
     patches : int
         Cut the image into patches x patches equal parts and put each through the base.
     name : str
@@ -280,10 +281,9 @@ def append_features(
     height, width = x.shape[1:3]
     factor = -(-about.smallest // min(height, width))
     if factor > 1:  # the base cannot take images this small
-        enlarge = keras.layers.Resizing(
+        x = keras.layers.Resizing(
             factor * height, factor * width, name=f"enlarge_{architecture}", dtype="float32"
-        )
-        x = enlarge(x)
+        )(x)
     suffix = "" if name == "pool" else f"_{architecture}"
     x = append_normalisation(x, architecture, f"normalisation{suffix}")
     keras.utils.set_random_seed(seed)
@@ -292,8 +292,9 @@ def append_features(
             include_top=False, weights=weights.path, input_shape=x.shape[1:], name=architecture
         )
     except (ValueError, OSError, KeyError) as error:
-        problem = f"{weights.path}: does not load as {architecture} ({error})"
-        raise InputError(problem.splitlines()[0]) from None
+        raise InputError(
+            f"{weights.path}: does not load as {architecture} ({error})".splitlines()[0]
+        ) from None
     _set_trainable(base, trainable, batch_norm)
     kind, _, stages = pooling.partition("-")
     if stages:
@@ -315,7 +316,7 @@ def append_features(
 
 
 def cut_patches(x, patches: int):
-    """Cut images into patches x patches equal parts; a rest of fewer pixels at the right and lower edge is left out.
+    """Cut images into patches x patches equal parts; what is left at the right and lower edge is left out.
 
     Parameters
     ----------

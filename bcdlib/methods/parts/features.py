@@ -1,4 +1,4 @@
-"""Features of frozen bases: computed once for each base and image, and stored beside the pixel cache for all to share."""
+"""Features of frozen bases: computed once for each base and image, stored beside the pixel cache, shared."""
 
 import hashlib
 import json
@@ -29,8 +29,9 @@ def cached_features(
 ) -> np.ndarray:
     """Compute the features of all images of a pixel cache, or find them.
 
-    They are stored as ``<cache.folder>/features/<architecture>-<hash>.npy``; the hash covers all that they depend on, so
-    that methods, splits, folds and later processes share them. Found ones are mapped into memory, not read.
+    They are stored as ``<cache.folder>/features/<architecture>-<hash>.npy``; the hash covers all that they
+    depend on, so that methods, splits, folds and later processes share them. Found ones are mapped into
+    memory, not read.
 
     Parameters
     ----------

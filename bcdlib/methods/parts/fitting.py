@@ -20,31 +20,54 @@ from bcdlib.runs.files import atomic_write, explain_disk_errors, write_csv
 EPOCH = "epoch.json"  # member of a checkpoint: how many epochs it has behind it
 
 
-def _targets(y) -> np.ndarray:
-    y = np.asarray(y, dtype="float32")
-    return y[:, None] if y.ndim == 1 else y
+class Ordered(keras.utils.PyDataset):
+    """All rows once, in order, for evaluation and prediction without a copy of the whole.
+
+    Parameters
+    ----------
+    X, y : arrays with rows parallel
+        y is (N,) or (N, outputs), or None for prediction.
+    """
+
+    def __init__(self, X, y=None, batch_size: int = 64):
+        super().__init__()
+        self.X, self.y, self.batch_size = X, y, batch_size
+        if y is not None:
+            y = np.asarray(y, dtype="float32")
+            self.y = y[:, None] if y.ndim == 1 else y
+
+    def __len__(self):
+        return -(-len(self.X) // self.batch_size)
+
+    def __getitem__(self, index):
+        return self._rows(slice(index * self.batch_size, (index + 1) * self.batch_size))
+
+    def __iter__(self):
+        return map(self.__getitem__, range(len(self)))
+
+    def _rows(self, rows) -> tuple:
+        X = np.asarray(self.X[rows])
+        return (X,) if self.y is None else (X, self.y[rows])
 
 
-class Batches(keras.utils.PyDataset):
-    """Training batches in an order that depends on seed and step only, so that a resumed run sees the same ones.
+class Batches(Ordered):
+    """Training batches in an order that depends on seed and step only: a resumed run sees the same ones.
 
     Indexed, it gives those of one epoch; iterated, all from the first of that epoch on, without end.
 
     Parameters
     ----------
-    X, y : arrays with rows parallel; y is (N,) or (N, outputs)
-    batch_size : int
-    steps : int
-        Batches of an epoch.
+    X, y, batch_size : as of `Ordered`
+    steps : int or None
+        Batches of an epoch; by default about as many as show every row once.
     seed : int
     epoch : int
         How many epochs lie behind the one that it stands at.
     """
 
-    def __init__(self, X, y, batch_size: int, steps: int, seed: int, epoch: int = 0):
-        super().__init__()
-        self.X, self.y = X, _targets(y)
-        self.batch_size, self.steps, self.seed, self.epoch = batch_size, steps, seed, epoch
+    def __init__(self, X, y, batch_size: int, steps: int | None, seed: int, epoch: int = 0):
+        super().__init__(X, y, batch_size)
+        self.steps, self.seed, self.epoch = steps or super().__len__(), seed, epoch
 
     def __len__(self):
         return self.steps
@@ -57,42 +80,20 @@ class Batches(keras.utils.PyDataset):
 
     @property
     def _first(self) -> int:
-        return (
-            self.epoch + 1
-        ) * self.steps  # counted from the second epoch, as in all results published before
+        return (self.epoch + 1) * self.steps  # from the second epoch's, as in all results published before
 
-    def _at(self, step: int):
-        rows = batch_rows(len(self.y), self.batch_size, step, seed=self.seed)
-        return np.asarray(self.X[rows]), self.y[rows]
-
-
-class Ordered(keras.utils.PyDataset):
-    """All rows once, in order, for evaluation and prediction without a copy of the whole."""
-
-    def __init__(self, X, y=None, batch_size: int = 64):
-        super().__init__()
-        self.X, self.batch_size = X, batch_size
-        self.y = None if y is None else _targets(y)
-
-    def __len__(self):
-        return -(-len(self.X) // self.batch_size)
-
-    def __getitem__(self, index):
-        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        X = np.asarray(self.X[rows])
-        return (X,) if self.y is None else (X, self.y[rows])
-
-    def __iter__(self):
-        return map(self.__getitem__, range(len(self)))
+    def _at(self, step: int) -> tuple:
+        return self._rows(batch_rows(len(self.y), self.batch_size, step, seed=self.seed))
 
 
 def batch_stream(batches: Batches | Ordered):
     """Turn batches into what Keras' fit, evaluate and predict shall get.
 
-    On TensorFlow that is a ``tf.data.Dataset``: of `Batches` one without end (an epoch is its next ``batches.steps``),
-    so that nothing begins anew between epochs, and always without tf.data's tuning, which Keras has on. Its thread
-    sleeps 10 ms, then twice as long each time, and the end of a data set waits for it: every other epoch or prediction
-    took up to twice as long as it computes (TensorFlow 2.21, Keras 3.15). Other backends take the batches as they are.
+    On TensorFlow that is a ``tf.data.Dataset``: of `Batches` one without end (an epoch is its next
+    ``batches.steps``), so that nothing begins anew between epochs, and always without tf.data's tuning, which
+    Keras has on. Its thread sleeps 10 ms, then twice as long each time, and the end of a data set waits for
+    it: every other epoch or prediction took up to twice as long as it computes (TensorFlow 2.21, Keras 3.15).
+    Other backends take the batches as they are.
     """
     if keras.backend.backend() != "tensorflow":
         return batches
@@ -114,10 +115,10 @@ def predict_batches(network: keras.Model, X, verbose=0):
 class Checkpoint(keras.callbacks.Callback):
     """Save model and optimizer after an epoch; the last good file stays until the next one is whole.
 
-    Writing takes at most a share of the training time (environment variable BCD_CHECKPOINT_SHARE, else 0.02: on a
-    mounted Drive one file can take a minute), however slow the disk: between two checkpoints lie as many epochs as that
-    needs, and the last epoch always has one. Which epochs have one changes no result: those that a cut-off run lost are
-    done again, the same.
+    Writing takes at most a share of the training time (environment variable BCD_CHECKPOINT_SHARE, else 0.02:
+    on a mounted Drive one file can take a minute), however slow the disk: between two checkpoints lie as many
+    epochs as that needs, and the last epoch always has one. Which epochs have one changes no result: those
+    that a cut-off run lost are done again, the same.
     """
 
     def __init__(self, path: Path):
@@ -126,7 +127,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.spent = self.last = 0.0
 
     def on_train_begin(self, logs=None):
-        """Guess how long the first file takes: model and two of the optimizer's copies, at 200 MB a second."""
+        """Guess how long the first file takes: model and the optimizer's two copies, at 200 MB a second."""
         self.started = time.perf_counter()
         self.last = 3 * sum(weight.nbytes for weight in self.model.get_weights()) / 200e6
 
@@ -145,7 +146,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 class HeldOutMetrics(keras.callbacks.Callback):
-    """``val_`` curves on several devices, of any number of rows: Keras cannot divide a last batch unevenly."""
+    """``val_`` curves on several devices for any number of rows: Keras divides no last batch unevenly."""
 
     def __init__(self, X, y, devices: int):
         super().__init__()
@@ -171,16 +172,16 @@ def fit_network(
     batches: Batches,
     held_out,
     *,
-    folder,
+    folder=None,
     epochs: int,
-    seed: int,
-    verbose,
     devices: int = 1,
+    seed: int,
+    verbose=0,
 ):
     """Train a network, going on from ``<folder>/checkpoint.keras`` if an earlier run was cut off.
 
-    The random streams of dropout and augmentation start anew from (seed, epoch) in each epoch. A saved model does not
-    hold their state; so a resumed run draws what it would have drawn.
+    The random streams of dropout and augmentation start anew from (seed, epoch) in each epoch. A saved model
+    does not hold their state; so a resumed run draws what it would have drawn.
 
     Parameters
     ----------
@@ -190,8 +191,8 @@ def fit_network(
     held_out : (X, y) or None
         What the ``val_`` curves are drawn on.
     folder : path-like or None
-        Gets ``checkpoint.keras``, ``history.csv`` and, where TensorFlow is installed, ``tensorboard/``; None keeps
-        nothing.
+        Gets ``checkpoint.keras``, ``history.csv`` and, where TensorFlow is installed, ``tensorboard/``; None
+        keeps nothing.
     epochs : int
         In all, those before the cut included.
     devices : int
@@ -243,7 +244,7 @@ def fit_network(
 
 
 def _resume(model: keras.Model, folder: Path) -> tuple[keras.Model, int]:
-    """Load the checkpoint of a run that was cut off, if there is a usable one, with how many epochs it has behind it."""
+    """Load the checkpoint of a run that was cut off, if there is one, and how many epochs lie behind it."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, history = folder / "checkpoint.keras", folder / "history.csv"
     if checkpoint.is_file():
@@ -271,8 +272,8 @@ def _resume(model: keras.Model, folder: Path) -> tuple[keras.Model, int]:
 def batch_rows(n: int, batch_size: int, step: int, *, seed: int) -> np.ndarray:
     """Draw a training batch of n rows from an endless chain of permutations.
 
-    It depends on nothing but the arguments, so that a run that was cut off goes on with the batch that it would have
-    had. Every row comes once before any comes twice.
+    It depends on nothing but the arguments, so that a run that was cut off goes on with the batch that it
+    would have had. Every row comes once before any comes twice.
 
     Parameters
     ----------

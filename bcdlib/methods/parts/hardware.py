@@ -1,7 +1,8 @@
-"""What a whole network is trained on: the devices that share a batch, the precision, XLA, steps per execution.
+"""What a network is trained on: the devices that share a batch, the precision, XLA, steps per execution.
 
 Several devices of one machine each take a part of every batch and compute the same step together: on JAX by
-`keras.distribution.DataParallel`, on TensorFlow by `tf.distribute.MirroredStrategy`. Other backends train on one.
+`keras.distribution.DataParallel`, on TensorFlow by `tf.distribute.MirroredStrategy`. Other backends train on
+one.
 """
 
 import contextlib
@@ -53,10 +54,10 @@ def used_devices(batch_size: int) -> list[str]:
 def sharing_devices(batch_size: int, verbose=0) -> Iterator[int]:
     """Build, load and train models on all `used_devices`.
 
-    A step's loss and batch norm's statistics are those of the whole batch. On JAX so is all else. On TensorFlow each
-    device draws the same random numbers for its own share: dropout and augmentation differ from those on one device,
-    and are alike for the first image of each share, for the second, and so on; a loss that compares the images of a
-    batch (`csdcnn`) compares those of a share.
+    A step's loss and batch norm's statistics are those of the whole batch. On JAX so is all else. On
+    TensorFlow each device draws the same random numbers for its own share: dropout and augmentation differ
+    from those on one device, and are alike for the first image of each share, for the second, and so on; a
+    loss that compares the images of a batch (`csdcnn`) compares those of a share.
 
     Yields
     ------
@@ -66,8 +67,8 @@ def sharing_devices(batch_size: int, verbose=0) -> Iterator[int]:
     names, found = used_devices(batch_size), available_devices()
     if verbose and len(found) > 1:
         print(
-            f"Training on {len(names)} of {len(found)} devices, {batch_size // len(names)} images of a batch of "
-            f"{batch_size} on each: {', '.join(names)}",
+            f"Training on {len(names)} of {len(found)} devices, {batch_size // len(names)} images of a "
+            f"batch of {batch_size} on each: {', '.join(names)}",
             flush=True,
         )
     with _strategy(names) if len(names) > 1 else contextlib.nullcontext():
@@ -83,7 +84,7 @@ def _strategy(names: list[str]):
 
 
 def share_statistics(model: keras.Model, devices: int) -> None:
-    """Let batch norm use the statistics of the whole batch when several devices train; on JAX it always does."""
+    """Let batch norm use the whole batch's statistics when several devices train; on JAX it always does."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             share_statistics(layer, devices)
@@ -117,10 +118,11 @@ def accelerator() -> tuple[str, float]:
 
 
 def dtype_policy(precision: str = "auto") -> str:
-    """Choose Keras' dtype policy for training a whole network; "auto" means what this machine computes fastest.
+    """Choose Keras' dtype policy for training a whole network; "auto" is what this machine computes fastest.
 
-    bfloat16 on a TPU and on GPUs that have it (compute capability 8.0 and up), float16 on those with tensor cores only
-    (7.0, a T4 or V100), else float32. Weights stay float32, and so do images, normalisation and the probability.
+    bfloat16 on a TPU and on GPUs that have it (compute capability 8.0 and up), float16 on those with tensor
+    cores only (7.0, a T4 or V100), else float32. Weights stay float32, and so do images, normalisation and
+    the probability.
 
     Examples
     --------
@@ -152,12 +154,13 @@ def steps_at_once(steps: int, wanted: int = 0, *, devices: int = 1) -> int:
     Parameters
     ----------
     steps : int
-        Of an epoch. Fewer than wanted are given where they would not divide it: Keras would go on into the next epoch.
+        Of an epoch. Fewer than wanted are given where they would not divide it: Keras would go on into the
+        next epoch.
     wanted : int
         0 means what pays on this machine.
     devices : int
-        On several under TensorFlow it is always 1: Keras 3.15 fails on more ("You must feed a value for placeholder
-        tensor").
+        On several under TensorFlow it is always 1: Keras 3.15 fails on more ("You must feed a value for
+        placeholder tensor").
 
     Examples
     --------
@@ -171,10 +174,11 @@ def steps_at_once(steps: int, wanted: int = 0, *, devices: int = 1) -> int:
 
 
 def describe_hardware(model: keras.Model, name: str) -> str:
-    """Describe in one line the backend, device, dtype policy, XLA and steps per execution of a compiled model."""
+    """Describe in one line backend, device, dtype policy, XLA and steps per execution of a compiled model."""
     kind, capability = accelerator()
     device = kind.upper() + (f" (compute capability {capability})" if capability else "")
+    compiler, steps = "XLA" if model.jit_compile else "no XLA", model.steps_per_execution
     return (
-        f"Training on {keras.backend.backend()}, {device}: {name}, {'XLA' if model.jit_compile else 'no XLA'}, "
-        f"{model.steps_per_execution} step{'s' * (model.steps_per_execution > 1)} an execution"
+        f"Training on {keras.backend.backend()}, {device}: {name}, {compiler}, "
+        f"{steps} step{'s' * (steps > 1)} an execution"
     )
