@@ -1,4 +1,4 @@
-"""Epochs: of the whole network against its bare training steps, of the head against running the frozen base each time."""
+"""Epochs: of the network against its bare training steps, of the head against the frozen base each time."""
 
 import time
 
@@ -13,7 +13,7 @@ from tests.bench import Setting, peers
 from tests.bench.ingest import SIZE
 from tests.bench.ratios import Ratio, paired, seconds
 
-STEPS = 8  # of an epoch of the whole network: 32 pictures take seconds on a CPU
+STEPS = 8  # of an epoch of the whole network: 32 images take seconds on a CPU
 HEAD_EPOCHS, BASE_EPOCHS = 200, 2
 PICTURES = 400  # of these two
 RATE = 0.0001
@@ -55,7 +55,7 @@ def _epoch(setting: Setting, X, y) -> Ratio:
 
 
 def _head(setting: Setting, cache, y):
-    """200 epochs of the head on features that are stored, against 100 times 2 epochs through the frozen base."""
+    """200 epochs of the head on stored features, against 100 times 2 epochs through the frozen base."""
     losses = {}
 
     def method(epochs):

@@ -1,4 +1,4 @@
-"""The paper's recipe on the compiled model and the trial; resuming, saving and loading, through public functions."""
+"""The paper's recipe on the compiled model and the trial; resuming, saving and loading."""
 
 import os
 import subprocess
@@ -56,7 +56,7 @@ def test_paper_recipe_on_the_compiled_model(trial):
     assert type(model.optimizer) is keras.optimizers.RMSprop
     assert float(model.optimizer.learning_rate) == pytest.approx(0.001)
     assert model.loss == "mean_squared_error"
-    # fine-tuned: every weight of the base but the batch norm statistics; the count is ResNet-50's as published by Keras
+    # fine-tuned: every weight of the base but the batch norm statistics; the count is as Keras publishes it
     assert layers["resnet50"].count_params() == 23_587_712
     assert sum(int(np.prod(w.shape)) for w in layers["resnet50"].trainable_weights) == 23_534_592
     norms = [
@@ -337,9 +337,7 @@ def test_flips_and_zooms_are_keras_own():
     X = np.random.default_rng(0).integers(0, 256, (32, 24, 36, 3)).astype("float32")
     flipped = keras.ops.convert_to_numpy(FlipAndZoom(0.0, seed=3)(X, training=True))
     kinds = [X, X[:, ::-1], X[:, :, ::-1], X[:, ::-1, ::-1]]
-    which = [
-        [np.abs(picture - kind[row]).max() < 1e-2 for kind in kinds] for row, picture in enumerate(flipped)
-    ]
+    which = [[np.abs(image - kind[row]).max() < 1e-2 for kind in kinds] for row, image in enumerate(flipped)]
     assert (np.sum(which, axis=1) == 1).all() and (
         np.sum(which, axis=0) > 2
     ).all()  # one of the four, and all four come

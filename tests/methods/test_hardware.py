@@ -1,4 +1,4 @@
-"""Training on several devices: the same as on one. The devices are made up: two parts of this machine's CPU."""
+"""Training on several devices, two parts of this machine's CPU: the same as on one."""
 
 import importlib.util
 import json
@@ -43,7 +43,7 @@ def difference(one, two, name):
 
 @BACKENDS
 def test_the_same_loss_as_on_one_device(backend, tmp_path):
-    """20 steps with batch norm, on JAX also with augmentation and dropout; a held-out part of 37; a batch of 9 on one."""
+    """20 steps with batch norm, on JAX also augmentation and dropout; 37 held out; a batch of 9 on one."""
     found, said = shared(backend, tmp_path, "same_loss")
     assert len(found["1"]["loss"]) == 4 and found["1"]["loss"][0] > 2 * found["1"]["loss"][-1], (
         "nothing was learned"
@@ -92,7 +92,7 @@ def test_which_devices(monkeypatch):
 
 
 def test_a_worker_takes_one_device(monkeypatch):
-    """Workers of one machine share its GPUs: each gets the one that its own list begins with (dask-cuda turns it)."""
+    """Workers of one machine share its GPUs: each gets the first of its own list (dask-cuda turns it)."""
     monkeypatch.delenv(hardware.LIMIT, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,0,1")
     assert {key: worker.worker_environment()[key] for key in ("BCD_DEVICES", "CUDA_VISIBLE_DEVICES")} == {
