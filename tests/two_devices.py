@@ -107,8 +107,8 @@ def resumed(folder: Path) -> dict:
 def resnet50(weights: str) -> dict:
     """Train the paper's network in profile quick's settings, in float64.
 
-    In float32 RMSprop makes much of what rounding leaves of gradients that are 0: after a few steps two runs on
-    one device with other numbers of threads differ as much.
+    In float32 RMSprop makes much of what rounding leaves of gradients that are 0: after a few steps two runs
+    on one device with other numbers of threads differ as much.
     """
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")

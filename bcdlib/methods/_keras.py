@@ -69,7 +69,7 @@ class KerasMethod(KerasTraining):
     choices = {  # what a parameter can be
         "trainable": ("all", "head"),
         "stain": (None, *KINDS),
-        "precision": hardware.PRECISIONS,
+        "precision": ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
         "xla": tuple(hardware.XLA),
     }
 

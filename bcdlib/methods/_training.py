@@ -139,8 +139,10 @@ class KerasTraining(Method):
 
     def _train_whole(self, X, y, held_out, folder) -> None:
         batches, policy = self._batches(X, y), hardware.dtype_policy(self.precision)
-        sharing = hardware.sharing_devices(self.batch_size, self.verbose)
-        with sharing as self.devices_, hardware.computing_dtype(policy):
+        with (
+            hardware.sharing_devices(self.batch_size, self.verbose) as self.devices_,
+            hardware.computing_dtype(policy),
+        ):
             model = self.build(X.shape[1:])
             model.steps_per_execution = hardware.steps_at_once(
                 batches.steps, self.steps_per_execution, devices=self.devices_

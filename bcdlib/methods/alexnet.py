@@ -5,9 +5,6 @@ import numpy as np
 
 from bcdlib.methods._keras import KerasMethod
 
-FUSIONS = ("sum", "product", "max")
-_SMALLEST = 1e-6  # probabilities stay this far from 0, so that one patch alone cannot veto all others
-
 
 class AlexNet(KerasMethod):
     """AlexNet's convolutions on four patches of an image, two dense layers, and a rule that fuses patches.
@@ -33,7 +30,7 @@ class AlexNet(KerasMethod):
     title = "AlexNet on patches"
     architectures = ("alexnet",)
     pooling = "flatten"
-    choices = KerasMethod.choices | {"fusion": FUSIONS}
+    choices = KerasMethod.choices | {"fusion": ("sum", "product", "max")}
 
     def __init__(self, *, fusion="sum", patches=2, **settings):
         super().__init__(**settings)
@@ -83,7 +80,8 @@ def fuse(p, rule: str):
     if two:
         p = keras.ops.concatenate([1 - p, p], axis=-1)
     if rule == "product":
-        p = keras.ops.softmax(keras.ops.sum(keras.ops.log(keras.ops.maximum(p, _SMALLEST)), axis=1), axis=-1)
+        p = keras.ops.maximum(p, 1e-6)  # so that one patch alone cannot veto all others
+        p = keras.ops.softmax(keras.ops.sum(keras.ops.log(p), axis=1), axis=-1)
     else:
         p = (keras.ops.mean if rule == "sum" else keras.ops.max)(p, axis=1)
         p = p / keras.ops.sum(p, axis=-1, keepdims=True)

@@ -99,8 +99,8 @@ class StructureLoss(keras.losses.Loss):
 
     def get_config(self):
         """Give the arguments of the constructor."""
-        own = {"outputs": self.outputs, "margin": self.margin, "constraint": self.constraint}
-        return super().get_config() | own
+        names = ("outputs", "margin", "constraint")
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 @keras.saving.register_keras_serializable("bcdlib")

@@ -38,14 +38,17 @@ class Architecture(NamedTuple):
     stages: dict[str, str] = {}
 
 
-_RESNET50_STAGES = {
-    "2": "conv2_block3_out",
-    "3": "conv3_block4_out",
-    "4": "conv4_block6_out",
-    "5": "conv5_block3_out",
-}
 ARCHITECTURES = {
-    "resnet50": Architecture(keras.applications.ResNet50, "caffe", stages=_RESNET50_STAGES),
+    "resnet50": Architecture(
+        keras.applications.ResNet50,
+        "caffe",
+        stages={
+            "2": "conv2_block3_out",
+            "3": "conv3_block4_out",
+            "4": "conv4_block6_out",
+            "5": "conv5_block3_out",
+        },
+    ),
     "resnet152": Architecture(keras.applications.ResNet152, "caffe"),
     "vgg16": Architecture(keras.applications.VGG16, "caffe"),
     "vgg19": Architecture(keras.applications.VGG19, "caffe"),
@@ -284,8 +287,8 @@ def append_features(
         x = keras.layers.Resizing(
             factor * height, factor * width, name=f"enlarge_{architecture}", dtype="float32"
         )(x)
-    suffix = "" if name == "pool" else f"_{architecture}"
-    x = append_normalisation(x, architecture, f"normalisation{suffix}")
+    normalisation = "normalisation" if name == "pool" else f"normalisation_{architecture}"
+    x = append_normalisation(x, architecture, normalisation)
     keras.utils.set_random_seed(seed)
     try:
         base = about.constructor(

@@ -211,8 +211,7 @@ def fit_network(
         batches.epoch = epoch
         states = [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]
         for number, state in enumerate(states):
-            entropy = np.random.SeedSequence([seed, epoch, number])
-            state.assign(entropy.generate_state(2, dtype="uint32"))
+            state.assign(np.random.SeedSequence([seed, epoch, number]).generate_state(2, dtype="uint32"))
 
     callbacks += [keras.callbacks.LambdaCallback(on_epoch_begin=begin_epoch)]
     if folder is not None:

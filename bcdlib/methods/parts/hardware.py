@@ -14,9 +14,7 @@ import keras
 from bcdlib.errors import InputError
 
 LIMIT = "BCD_DEVICES"  # environment variable: how many devices may be used at most
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 XLA = {"auto": "auto", "on": True, "off": False}  # Keras' jit_compile; its "auto" compiles but on a CPU
-_STEPS = 10  # that an accelerator gets at once: it must not wait for Python between them
 
 
 def available_devices() -> list[str]:
@@ -169,7 +167,8 @@ def steps_at_once(steps: int, wanted: int = 0, *, devices: int = 1) -> int:
     """
     if devices > 1 and keras.backend.backend() == "tensorflow":
         return 1
-    most = min(steps, wanted or (1 if accelerator()[0] == "cpu" else _STEPS))
+    # an accelerator must not wait for Python between steps
+    most = min(steps, wanted or (1 if accelerator()[0] == "cpu" else 10))
     return max(number for number in range(1, most + 1) if steps % number == 0)
 
 
