@@ -8,7 +8,7 @@ from bcdlib.data.cache import PixelCache, build_cache
 from bcdlib.data.cache import run_cache as run_cache  # for notebooks
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones
-from bcdlib.methods.parts.augmentation import FlipAndZoom
+from bcdlib.methods.parts.augmentation import default_augmentation
 from bcdlib.methods.parts.fitting import Batches
 from bcdlib.runs import places
 from bcdlib.runs.files import write_csv
@@ -147,7 +147,7 @@ def first_batch(
     train = cache.rows(splits.fold_of(split, 0).query("role == 'train'")["filename"])
     X, y = Batches(cache.pixels[train], breakhis.class_labels(cache.images)[train], batch_size, 1, seed)[0]
     X = X.astype("float32")
-    return (np.asarray(FlipAndZoom(seed=seed)(X, training=True)) if augment else X), y
+    return (np.asarray(default_augmentation(seed)(X, training=True)) if augment else X), y
 
 
 def normalise_batch(X, architecture: str = "resnet50") -> np.ndarray:

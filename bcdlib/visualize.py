@@ -3,7 +3,6 @@
 All of them return a matplotlib Figure.
 """
 
-import keras
 import numpy as np
 import pandas as pd
 
@@ -14,7 +13,7 @@ from bcdlib.data.decode import decode_all
 from bcdlib.data.stain import RUIFROK_HE
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones
-from bcdlib.methods.parts.augmentation import FlipAndZoom
+from bcdlib.methods.parts.augmentation import augmented
 from bcdlib.plots import style
 
 IMAGES_PER_SLIDE = 24  # enough for a steady mean, few enough for the whole of BreakHis in seconds
@@ -76,7 +75,7 @@ def random_samples_figure(cache, n: int = 12, *, seed: int = 0):
 def augmented_samples_figure(cache, n: int = 4, copies: int = 5, *, seed: int = 0):
     """Draw in each row a cached image, then `copies` versions of it as training sees them."""
     rows = take_turns(cache.images["class"], seed=seed)[:n]
-    versions = augmented_view(np.repeat(cache.pixels[rows], copies, axis=0), seed)
+    versions = augmented(np.repeat(cache.pixels[rows], copies, axis=0), seed)
     stages = {f"augmented {copy + 1}": versions[copy::copies] for copy in range(copies)}
     title = "Left the cached image, then random flips and zooms of up to 10 %"
     return stages_figure(cache, rows, {"cached": cache.pixels[rows]} | stages, title=title)
@@ -95,7 +94,7 @@ def normalised_samples_figure(cache, architecture: str = "resnet50", n: int = 4,
     order = "BGR" if backbones.ARCHITECTURES[architecture].mode == "caffe" else "RGB"
     stages = {
         "cached": cache.pixels[rows],
-        "normalised": normalised_view(cache.pixels[rows], architecture),
+        "normalised": backbones.normalised_for_display(cache.pixels[rows], architecture),
         "histogram of the channels": [None] * len(rows),
     }
     title = f"Normalised for {architecture}: channels {order} in this order, each rescaled for display"
@@ -131,30 +130,6 @@ def stages_figure(cache, rows, stages: dict, *, title: str):
         captions += [f"{caption}\nslide {slide}"] + [""] * (len(stages) - 1)
     colours = np.repeat(cache.images["class"].iloc[rows].map(style.COLOURS), len(stages))
     return style.image_grid(images, captions, len(stages), title=title, headings=stages, colours=colours)
-
-
-def augmented_view(images, seed: int = 0) -> np.ndarray:
-    """Return images (N, height, width, 3) as training sees them, randomly augmented; uint8."""
-    augmented = FlipAndZoom(seed=seed)(np.asarray(images, dtype="float32"), training=True)
-    return keras.ops.convert_to_numpy(augmented).round().clip(0, 255).astype("uint8")
-
-
-def normalised_view(images, architecture: str = "resnet50") -> np.ndarray:
-    """Return images as the network gets them, each channel stretched to its own range for display.
-
-    Parameters
-    ----------
-    images : uint8 array (N, height, width, 3), RGB
-    architecture : str
-        See `backbones.normalise_images`.
-
-    Returns
-    -------
-    uint8 array of the same shape, in the network's order of channels.
-    """
-    values = backbones.normalise_images(images, architecture)
-    low, high = values.min(axis=(1, 2), keepdims=True), values.max(axis=(1, 2), keepdims=True)
-    return (255 * (values - low) / np.maximum(high - low, 1e-6)).round().astype("uint8")
 
 
 def counts_figure(images: pd.DataFrame):

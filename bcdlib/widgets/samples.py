@@ -14,6 +14,8 @@ from bcdlib import visualize
 from bcdlib.data import custom, decode, sources, stain
 from bcdlib.data.captions import image_caption
 from bcdlib.errors import InputError
+from bcdlib.methods.parts import backbones
+from bcdlib.methods.parts.augmentation import augmented
 from bcdlib.plots import panel, style
 from bcdlib.runs.folder import Run
 
@@ -91,8 +93,8 @@ class Views:
         self.views = {"raw": self._originals} if raw else {}
         self.views |= {
             "resized": lambda rows: pixels[rows],
-            "normalised": lambda rows: visualize.normalised_view(pixels[rows]),
-            "augmented": lambda rows: visualize.augmented_view(pixels[rows], seed),
+            "normalised": lambda rows: backbones.normalised_for_display(pixels[rows]),
+            "augmented": lambda rows: augmented(pixels[rows], seed),
         }
         some = np.random.default_rng(seed).permutation(len(pixels))[:STAIN_REFERENCE]
         with contextlib.suppress(InputError):  # no image shows stained tissue

@@ -1,7 +1,7 @@
-"""``python -m bcdlib bench``: ratios of what the library does to its peers and to the machine's limits, side by side.
+"""Ratios of what the library does to its peers and to the machine's limits: ``python -m tests.bench``.
 
-Single times say more of a machine than of a program, so each comparison runs both sides in turn, several pairs, on the same
-files under the same process conditions, and what counts is the ratio of each pair.
+Single times say more of a machine than of a program, so each comparison runs both sides in turn, several
+pairs, on the same files under the same process conditions, and what counts is the ratio of each pair.
 """
 
 import functools
@@ -20,7 +20,7 @@ PARTS = (
     "inference",
     "scale",
 )  # modules here, each with a generator `comparisons`
-LEAST = 2400  # pictures that ingest is measured on: what it takes once is for BreakHis's 7909
+LEAST = 2400  # images that ingest is measured on: what it takes once is for BreakHis's 7909
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Setting:
 
     @functools.cached_property
     def pictures(self) -> Path:
-        """A folder of at least `LEAST` of the source's pictures as files of their own, in BreakHis's manner."""
+        """A folder of at least `LEAST` of the source's images as files, named as BreakHis's."""
         return copies(self.source, self.folder / "pictures", LEAST)
 
 
@@ -43,9 +43,11 @@ def run(setting: Setting, only=()) -> Iterator[Ratio]:
 
     Parameters
     ----------
-    setting : source (`sources.Source` of pictures at their original size), folder (for copies and caches; a GiB,
-        some 80,000 files), weights (as in `backbones.find_weights`), pairs
-    only : names of parts; empty means all of `PARTS`
+    setting : Setting
+        Its source has images at their original size; its folder is for copies and caches (a GiB, some 80,000
+        files); its weights are as in `backbones.find_weights`.
+    only : iterable of str
+        Names of parts; empty means all of `PARTS`.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def run(setting: Setting, only=()) -> Iterator[Ratio]:
 
 
 def copies(source, folder: Path, least: int) -> Path:
-    """The PNG pictures of a source as files of their own in folders of their class; few come several times.
+    """The PNG images of a source as files of their own in folders of their class; few come several times.
 
     Their names are of BreakHis's kind and made up: year 99, alternately adenosis and ductal carcinoma.
     """
@@ -75,13 +77,11 @@ def copies(source, folder: Path, least: int) -> Path:
                 (folder / name[4] / name).write_bytes(content)
                 number += 1
         if number == before:
-            raise InputError(
-                f"{source.path}: has no readable PNG picture; bench compares ways to decode them"
-            )
+            raise InputError(f"{source.path}: has no readable PNG image; bench compares ways to decode them")
     return folder
 
 
 def made_up(number: int) -> str:
     """A name of BreakHis's kind; benign and malignant alternate, 16 images a slide."""
-    kind = ("B_A", "M_DC")[number % 2]
-    return f"SOB_{kind}-99-{20000 + number // 32 * 2 + number % 2}-{(40, 100)[number // 2 % 2]}-{number % 1000:03d}.png"
+    kind, magnification = ("B_A", "M_DC")[number % 2], (40, 100)[number // 2 % 2]
+    return f"SOB_{kind}-99-{20000 + number // 32 * 2 + number % 2}-{magnification}-{number % 1000:03d}.png"

@@ -1,4 +1,4 @@
-"""``python -m tests.bench``: ratios of this library's speed to its peers' and to the machine's limits; half an hour."""
+"""``python -m tests.bench``: its speed beside its peers' and the machine's limits; half an hour."""
 
 import contextlib
 import json

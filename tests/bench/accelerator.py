@@ -1,7 +1,7 @@
-"""The paper's recipe on an accelerator: images/s, share of the chip's peak, and the same network in PyTorch, in one call.
+"""The paper's recipe on an accelerator: images/s, share of the chip's peak, the same network in PyTorch.
 
-``python -m tests.bench.accelerator --batches 32,128,512`` with any of Keras' backends; JSON on stdout. On a CPU it runs
-too, with ``--steps 2 --batches 4 --size 72x48``, to see that it does.
+``python -m tests.bench.accelerator --batches 32,128,512`` with any of Keras' backends; JSON on stdout. On a
+CPU it runs too, with ``--steps 2 --batches 4 --size 72x48``, to see that it does.
 """
 
 import importlib.util
@@ -18,6 +18,7 @@ import numpy as np
 from bcdlib import methods
 from bcdlib.methods.parts import hardware
 from bcdlib.methods.parts.fitting import Batches, fit_network
+from tests.bench.report import machine
 
 # dense bf16 (T4: float16) TFLOP/s of the data sheets; a chip that is not here has the measured ceiling alone
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L4": 121, "T4": 65, "V100": 125}
@@ -70,7 +71,7 @@ def main(batches, steps, size, precision, torch):
 
 
 def ours(batch: int, steps: int, height: int, width: int, precision: str = "auto") -> float:
-    """Images/s of `fit` as the suite calls it: batches from the host, augmentation inside the compiled step."""
+    """Images/s of `fit` as the suite calls it: batches from the host, augmentation in the compiled step."""
     X = np.random.default_rng(0).integers(0, 256, (max(PICTURES, batch), height, width, 3), dtype="uint8")
     y = np.arange(len(X)) % 2
     method = methods.get_method("resnet50")(weights="none", precision=precision, verbose=0)
@@ -110,8 +111,11 @@ def with_shares(rate: float, batch: int, known: dict) -> dict:
 
 
 def operations(height: int, width: int) -> int:
-    """Floating-point operations of a training step a picture: twice the multiply-adds of convolutions and dense layers,
-    three times (forward, gradient by the input, gradient by the weights), but for the first layer's input."""
+    """Floating-point operations of a training step for one image.
+
+    Twice the multiply-adds of convolutions and dense layers, three times (forward, gradient by the input,
+    gradient by the weights), but for the first layer's input.
+    """
     total = 0
     for layer in _layers(height, width):
         weights = math.prod(layer.kernel.shape)
@@ -126,7 +130,7 @@ def _layers(height: int, width: int):
 
 
 def compilers_count(height: int, width: int, batch: int = 8) -> float | None:
-    """What XLA counts for a training step a picture; only on JAX, None elsewhere."""
+    """What XLA counts for a training step for one image; only on JAX, None elsewhere."""
     if keras.backend.backend() != "jax":
         return None
     import jax
@@ -147,7 +151,7 @@ def compilers_count(height: int, width: int, batch: int = 8) -> float | None:
 
 
 def matmul_ceiling(policy: str, side: int = 0) -> float:
-    """TFLOP/s of a large matrix product in the policy's compute type: what this chip, as it is, can do at best."""
+    """TFLOP/s of a large matrix product in the policy's compute type: what this chip can do at best."""
     side = side or (8192 if hardware.accelerator()[0] != "cpu" else 1024)
     dtype = keras.DTypePolicy(policy).compute_dtype
     a = keras.ops.cast(keras.random.normal((side, side), seed=1), dtype)
@@ -173,9 +177,7 @@ def device_name() -> str:
         return tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0]).get(
             "device_name", "GPU"
         )
-    from bcdlib.bench.report import machine as host
-
-    return host()["processor"]
+    return machine()["processor"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Predicting with a saved network, from picture files, against Keras on arrays that are decoded already."""
+"""Predicting with a saved network, from image files, against Keras on arrays that are decoded already."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""From picture files to the pixel cache: against decoding alone, an archive, and the ways that others take."""
+"""From image files to the pixel cache: against decoding alone, an archive, and the ways that others take."""
 
 import importlib.util
 import shutil

@@ -1,4 +1,4 @@
-"""The ways that others take from picture files to batches; each as its documentation shows it."""
+"""The ways that others take from image files to batches; each as its documentation shows it."""
 
 import functools
 import io
@@ -36,7 +36,7 @@ def keras_directory(folder, size, interpolation: str = "lanczos3"):
 
 
 def keras_directory_antialiased(folder, size, original=(700, 460)):
-    """The same, its pictures resized by tf.data's map with what the function's own argument does not offer: antialiasing."""
+    """The same, its images resized by tf.data's map with antialiasing, which the function lacks."""
     import keras
     import tensorflow as tf
 
@@ -100,7 +100,7 @@ class Pictures:
 
 @functools.cache
 def keras_generator(folder, size, seed: int = 0):
-    """The paper's way: ImageDataGenerator.flow_from_dataframe, with the augmentation that we use; an endless iterator."""
+    """The paper's way: ImageDataGenerator.flow_from_dataframe with our augmentation; an endless iterator."""
     import pandas as pd
     from tensorflow.keras.preprocessing.image import ImageDataGenerator
 

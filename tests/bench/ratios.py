@@ -77,9 +77,10 @@ def paired(
     pairs: int = PAIRS,
     note: str = "",
 ) -> Ratio:
-    """Run two things in turn, after each has run once to warm up. Each returns its figure: images/s, or seconds.
+    """Run two things in turn, after each has run once to warm up; each returns images/s, or seconds.
 
-    In every second pair the other one comes first: what a run leaves behind (a warm cache, a hot chip) favours neither.
+    In every second pair the other one comes first: what a run leaves behind (a warm cache, a hot chip)
+    favours neither.
     """
     one(), other()
     first, second = [], []

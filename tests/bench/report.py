@@ -55,7 +55,7 @@ def _processor() -> str:
 
 
 def table(found: list[Ratio]) -> pd.DataFrame:
-    """One row a comparison: what, goal, ratio (median), lowest, highest, met, and the medians of both sides."""
+    """One row a comparison: what, goal, ratio (median), lowest, highest, met, the medians of both sides."""
     rows = [
         {
             "what": one.what,
@@ -124,7 +124,7 @@ def figure(found: dict):
 
 
 def facts(found: list[Ratio], pictures: str) -> dict:
-    """All that was found, as JSON takes it: machine, pictures, comparisons (`Ratio.facts`).
+    """All that was found, as JSON takes it: machine, images, comparisons (`Ratio.facts`).
 
     Parameters
     ----------

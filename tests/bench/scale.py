@@ -14,7 +14,7 @@ from pathlib import Path
 
 FEW, MANY = 5_000, 80_000
 BREAKHIS = 7_909
-DRAWN = 64  # pictures that differ; the others are links to them
+DRAWN = 64  # images that differ; the others are links to them
 MEMORY = 1536  # MiB beyond what the framework takes by itself
 
 
@@ -64,7 +64,7 @@ def comparisons(setting):
 
 
 def linked(folder: Path, number: int) -> Path:
-    """A folder of so many names for drawn pictures of 210x138, of which `DRAWN` differ."""
+    """A folder of so many names for drawn images of 210x138, of which `DRAWN` differ."""
     import cv2
 
     from bcdlib import bench, synthetic
@@ -92,7 +92,7 @@ def _measured(work: str, data: Path, folder: Path) -> dict:
 
 
 def ingest(data: Path, folder: Path) -> dict:
-    """Pixel cache and an epoch of batches; highest anonymous memory (MiB) beyond what was there before, and seconds."""
+    """Pixel cache and an epoch of batches: highest anonymous memory beyond that before (MiB), and seconds."""
     import keras
 
     from bcdlib.data import breakhis, cache, sources
@@ -115,7 +115,7 @@ def ingest(data: Path, folder: Path) -> dict:
 
 
 def again(data: Path, folder: Path) -> dict:
-    """Stages 1 and 2 of a run and its first batch: seconds, and how many pictures were decoded."""
+    """Stages 1 and 2 of a run and its first batch: seconds, and how many images were decoded."""
     import keras
 
     from bcdlib import mount, preprocess
@@ -143,7 +143,7 @@ def again(data: Path, folder: Path) -> dict:
 
 @contextlib.contextmanager
 def highest():
-    """Yields a list whose one number becomes the most MiB of anonymous memory that were resident beyond those now."""
+    """Yields a list whose one number becomes the most MiB of anonymous memory resident beyond those now."""
     before, found, stop = _anonymous(), [0.0], threading.Event()
 
     def watch():

@@ -1,4 +1,4 @@
-"""bench: what a ratio is, that both sides do the same work, and what comes out; not how fast this machine is."""
+"""bench: what a ratio is, that both sides do the same work, what comes out; not how fast this machine is."""
 
 import json
 import subprocess
@@ -11,6 +11,7 @@ from PIL import Image
 
 from bcdlib.data import sources
 from bcdlib.data.breakhis import images_table
+from bcdlib.data.decode import decode_image
 from bcdlib.errors import InputError
 from tests import bench
 from tests.bench import accelerator, peers, report, scale
@@ -54,13 +55,11 @@ def test_made_up_names_are_names_of_breakhis_kind_and_all_different():
 
 
 def test_peers_resize_as_we_do(breakhis, tmp_path):
-    """The same pictures to the same size: Pillow and tf.data as exactly as they can; Keras alone without antialiasing."""
+    """Images of the same size: Pillow and tf.data as exactly as they can; Keras without antialiasing."""
     folder = bench.copies(sources.open_source(breakhis / "original"), tmp_path / "pictures", 4)
     files = sorted(folder.rglob("*.png"))
     assert len(files) == 29 and {file.parent.name for file in files} == {"B", "M"}
-    from bcdlib.data import cache
-
-    ours = np.stack([cache.decode(file.read_bytes(), (144, 96)) for file in files]).astype(float)
+    ours = np.stack([decode_image(file.read_bytes(), (144, 96)) for file in files]).astype(float)
     pillow = np.stack([peers.Pictures(files, (144, 96))[number] for number in range(len(files))])
     assert pillow.shape == ours.shape and np.abs(pillow - ours).mean() < 1
     keras_own = np.concatenate(
@@ -115,7 +114,8 @@ def test_scale_measures_memory_and_a_second_run(tmp_path, monkeypatch):
 def test_the_memory_that_is_measured_is_anonymous_memory():
     code = (
         "import numpy as np; from tests.bench import scale\n"
-        "with scale.highest() as found: x = np.ones(2**27, 'uint8'); import time; time.sleep(0.2)\nprint(found[0])"
+        "with scale.highest() as found:\n    x = np.ones(2**27, 'uint8'); import time; time.sleep(0.2)\n"
+        "print(found[0])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(128, abs=8)

@@ -1,4 +1,4 @@
-"""The same network and recipe in PyTorch as its users write it: channels_last, autocast, torch.compile, data on the device.
+"""The same network and recipe in PyTorch as its users write it: channels_last, autocast, torch.compile.
 
 ``python -m tests.bench.torch_peer BATCHES STEPS SIZE POLICY`` prints images/s by batch size, as JSON.
 """

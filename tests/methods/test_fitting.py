@@ -1,4 +1,4 @@
-"""The paper's recipe on the compiled model and the trial; resuming, saving and loading, through public functions."""
+"""The paper's recipe on the compiled model and the trial; resuming, saving and loading."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from bcdlib import methods
 from bcdlib.data import breakhis, sources, splits
 from bcdlib.data.cache import build_cache
 from bcdlib.errors import InputError
-from bcdlib.methods.parts import backbones, fitting, hardware
+from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.methods.parts.augmentation import FlipAndZoom
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials.trial import Trial, run_trial
@@ -56,7 +56,7 @@ def test_paper_recipe_on_the_compiled_model(trial):
     assert type(model.optimizer) is keras.optimizers.RMSprop
     assert float(model.optimizer.learning_rate) == pytest.approx(0.001)
     assert model.loss == "mean_squared_error"
-    # fine-tuned: every weight of the base but the batch norm statistics; the count is ResNet-50's as published by Keras
+    # fine-tuned: every weight of the base but the batch norm statistics; the count is as Keras publishes it
     assert layers["resnet50"].count_params() == 23_587_712
     assert sum(int(np.prod(w.shape)) for w in layers["resnet50"].trainable_weights) == 23_534_592
     norms = [
@@ -101,7 +101,8 @@ def test_normalisation_is_keras_own(weights_dir):
         include_top=False, weights=file, input_shape=X.shape[1:], pooling="avg"
     )
     expected = base.predict(keras.applications.resnet50.preprocess_input(X.astype("float32")), verbose=0)
-    np.testing.assert_allclose(method.transform(X), expected, rtol=1e-5, atol=1e-5)
+    found = features.extract_features(X, "resnet50", method.weights_)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_trial_cut_off_and_resumed_equals_undisturbed(trial, cache, tmp_path):
@@ -336,9 +337,7 @@ def test_flips_and_zooms_are_keras_own():
     X = np.random.default_rng(0).integers(0, 256, (32, 24, 36, 3)).astype("float32")
     flipped = keras.ops.convert_to_numpy(FlipAndZoom(0.0, seed=3)(X, training=True))
     kinds = [X, X[:, ::-1], X[:, :, ::-1], X[:, ::-1, ::-1]]
-    which = [
-        [np.abs(picture - kind[row]).max() < 1e-2 for kind in kinds] for row, picture in enumerate(flipped)
-    ]
+    which = [[np.abs(image - kind[row]).max() < 1e-2 for kind in kinds] for row, image in enumerate(flipped)]
     assert (np.sum(which, axis=1) == 1).all() and (
         np.sum(which, axis=0) > 2
     ).all()  # one of the four, and all four come
@@ -378,7 +377,8 @@ def test_the_head_learns_from_augmented_copies_too(cache, tmp_path):
     method = methods.get_method("resnet50")(trainable="head", augmented_copies=2, weights="none", verbose=0)
     copies = method.inputs(cache)
     assert copies.shape == (96, 3, 2048)
-    np.testing.assert_allclose(copies[:, 0], method.transform(cache.pixels), rtol=1e-4, atol=1e-5)
+    plain = features.extract_features(cache.pixels, "resnet50", method.weights_)
+    np.testing.assert_allclose(copies[:, 0], plain, rtol=1e-4, atol=1e-5)
     change = np.abs(copies[:, 1:] - copies[:, :1]).mean(axis=(1, 2))
     assert (change > 1e-4).all() and not np.array_equal(copies[:, 1], copies[:, 2])
     plain = run_trial(

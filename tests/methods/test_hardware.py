@@ -1,4 +1,4 @@
-"""Training on several devices: the same as on one. The devices are made up: two parts of this machine's CPU."""
+"""Training on several devices, two parts of this machine's CPU: the same as on one."""
 
 import importlib.util
 import json
@@ -21,11 +21,11 @@ BACKENDS = pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 
 
 def shared(backend, where, what):
-    """What tests/shared.py finds, and what it printed before."""
+    """What tests/two_devices.py finds, and what it printed before."""
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     done = subprocess.run(
-        [sys.executable, HERE / "shared.py", str(where), what],
+        [sys.executable, HERE / "two_devices.py", str(where), what],
         capture_output=True,
         text=True,
         timeout=1500,
@@ -43,21 +43,21 @@ def difference(one, two, name):
 
 @BACKENDS
 def test_the_same_loss_as_on_one_device(backend, tmp_path):
-    """20 steps with batch norm, on JAX also with augmentation and dropout; a held-out part of 37; a batch of 9 on one."""
+    """20 steps with batch norm, on JAX also augmentation and dropout; 37 held out; a batch of 9 on one."""
     found, said = shared(backend, tmp_path, "same_loss")
     assert len(found["1"]["loss"]) == 4 and found["1"]["loss"][0] > 2 * found["1"]["loss"][-1], (
         "nothing was learned"
     )
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "probability"):
         assert difference(found["1"], found["2"], name) < 1e-5, name
-    assert said.count("Training on 1 of 2 devices, 9 pictures of a batch of 9 on each: ") == 1
+    assert said.count("Training on 1 of 2 devices, 9 images of a batch of 9 on each: ") == 1
 
 
 @BACKENDS
 def test_cut_off_and_resumed_and_saved_on_two_devices(backend, tmp_path):
     found, said = shared(backend, tmp_path, "resumed")
     assert found["whole"] == found["resumed"], "bit for bit"
-    assert "Training on 2 of 2 devices, 4 pictures of a batch of 8 on each: " in said
+    assert "Training on 2 of 2 devices, 4 images of a batch of 8 on each: " in said
     assert "Epoch 3/4" in said and "Epoch 2/4" not in said, "did not go on where it was"
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         assert b'"synchronized": true' not in archive.read("config.json")
@@ -92,7 +92,7 @@ def test_which_devices(monkeypatch):
 
 
 def test_a_worker_takes_one_device(monkeypatch):
-    """Workers of one machine share its GPUs: each gets the one that its own list begins with (dask-cuda turns it)."""
+    """Workers of one machine share its GPUs: each gets the first of its own list (dask-cuda turns it)."""
     monkeypatch.delenv(hardware.LIMIT, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,0,1")
     assert {key: worker.worker_environment()[key] for key in ("BCD_DEVICES", "CUDA_VISIBLE_DEVICES")} == {

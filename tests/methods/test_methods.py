@@ -1,4 +1,4 @@
-"""The methods of Table II: networks by their published figures, losses and rules by hand, trials from end to end."""
+"""The methods of Table II: networks as published, losses and rules by hand, trials from end to end."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def trial(method, tables, split="magnification", **settings):
     return Trial(method, split, tables[split], **({"trainable": "head"} | settings))
 
 
-def pictures(cache, table):
+def shown(cache, table):
     rows = cache.rows(table["filename"])
     return cache.pixels[rows], cache.images.iloc[rows]
 
@@ -77,9 +77,9 @@ def alone(results, cache, tmp_path_factory):
 
 
 def predicted_alone(results, cache, folder):
-    """Of saved models in one new process that knows Keras only; pictures stained as the file says."""
+    """Of saved models in one new process that knows Keras only; images stained as the file says."""
     for name, result in results.items():
-        X, _ = pictures(cache, result.predictions)
+        X, _ = shown(cache, result.predictions)
         target = methods.load_method(result.folder / "model.keras").target
         np.save(folder / f"{name}.npy", X if target is None else stain.normalise_stain(X, target))
     models = {name: str(result.folder / "model.keras") for name, result in results.items()}
@@ -94,7 +94,7 @@ def predicted_alone(results, cache, folder):
     return {name: np.load(folder / f"p_{name}.npy") for name in results}
 
 
-# --- the registry and the table -------------------------------------------------------------------------------------
+# --- the registry and the table -----------------------------------------------------------------------------
 
 
 def test_all_of_table_ii_are_there():
@@ -114,7 +114,7 @@ def test_labels_and_weights_of_a_row(results):
         assert weights == "no pre-trained weights" if name in FROM_SCRATCH else "random" in weights
 
 
-# --- saved models ---------------------------------------------------------------------------------------------------
+# --- saved models -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -122,7 +122,7 @@ def test_saved_model_alone_in_a_new_process(name, results, alone, cache):
     predictions = results[name].predictions
     expected = predictions["probability"].to_numpy()
     if name == "resnet152":  # alone it cannot know slides: the mean of the heads
-        X, _ = pictures(cache, predictions)
+        X, _ = shown(cache, predictions)
         expected = methods.load_method(results[name].folder / "model.keras").predict_proba(X)[:, 1]
     assert predictions["probability"].nunique() > 1
     np.testing.assert_allclose(alone[name][:, 0], expected, atol=1e-5)
@@ -140,7 +140,7 @@ def test_reshist_from_end_to_end(cache, tables, tmp_path):
 def test_load_applies_the_stain_step_and_the_slide_decision(name, results, cache):
     result = results[name]
     saved = methods.load_method(result.folder / "model.keras")
-    X, images = pictures(cache, result.predictions)
+    X, images = shown(cache, result.predictions)
     np.testing.assert_allclose(
         saved.predict_proba(X, images)[:, 1], result.predictions["probability"], atol=1e-5
     )
@@ -168,7 +168,7 @@ def test_load_of_a_foreign_model(tmp_path, cache):
             methods.load_method(tmp_path / file)
 
 
-# --- networks -------------------------------------------------------------------------------------------------------
+# --- networks -----------------------------------------------------------------------------------------------
 
 
 def convolution(size, channels, filters):
@@ -178,7 +178,8 @@ def convolution(size, channels, filters):
 def test_googlenet_layer_by_layer():
     model = architectures.GoogLeNet(input_shape=(224, 224, 3))
     count = convolution(7, 3, 64) + convolution(1, 64, 64) + convolution(3, 64, 192)
-    blocks = [  # Szegedy et al. 2015, Table 1: what comes in, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj
+    # Szegedy et al. 2015, Table 1: what comes in, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj
+    blocks = [
         (192, 64, 96, 128, 16, 32, 32),
         (256, 128, 128, 192, 32, 96, 64),
         (480, 192, 96, 208, 16, 48, 64),
@@ -252,7 +253,7 @@ def test_normalisation_is_that_of_keras(architecture, module):
 
 
 @pytest.mark.parametrize("architecture", ["xception", "alexnet"])
-def test_small_pictures_are_enlarged(architecture):
+def test_small_images_are_enlarged(architecture):
     X = keras.Input((48, 72, 3))
     found = backbones.append_features(X, architecture, backbones.Weights(None, ""), seed=0)
     enlarged = keras.Model(X, found).get_layer(f"enlarge_{architecture}").output
@@ -276,7 +277,7 @@ def test_weights_of_a_base_that_keras_has_none_of(tmp_path):
         methods.get_method("hybrid_cnn")(weights=str(tmp_path)).build((32, 48, 3))
 
 
-# --- losses and rules, by hand --------------------------------------------------------------------------------------
+# --- losses and rules, by hand ------------------------------------------------------------------------------
 
 
 def test_class_structure_by_hand():
@@ -338,12 +339,12 @@ def test_wrong_parameters_are_named():
             methods.get_method(name)(weights="none", **settings).build((32, 48, 3))
 
 
-# --- nothing from the test part -------------------------------------------------------------------------------------
+# --- nothing from the test part -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def other_test_part(cache, tables, tmp_path):
-    """The same training images; other pictures and the other class for all test images."""
+    """The same training images; other images and the other class for all test images."""
     split = tables["magnification"]
     rows = cache.rows(split.loc[split["role"] == "test", "filename"])
     altered, images = np.array(cache.pixels), cache.images.copy()
@@ -387,7 +388,7 @@ def test_stain_target_is_fitted_on_training_images_only(cache, other_test_part, 
     assert list(stain.fit_stain("reinhard", train).values) == found[0]["values"]
 
 
-# --- the hybrid's choice --------------------------------------------------------------------------------------------
+# --- the hybrid's choice ------------------------------------------------------------------------------------
 
 
 def test_hybrid_finds_the_informative_base_and_gives_probabilities():
@@ -408,7 +409,7 @@ def test_hybrid_finds_the_informative_base_and_gives_probabilities():
             assert abs(p[:, 1].mean() - 0.5) < 0.02
 
 
-# --- the second task ------------------------------------------------------------------------------------------------
+# --- the second task ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["csdcnn", "resnet152", "hybrid_cnn", "alexnet", "googlenet", "lenet5"])
@@ -437,7 +438,7 @@ def test_subtypes(name, results, cache, tables, tmp_path):
     if (result.folder / "model.keras").is_file():
         saved = methods.load_method(result.folder / "model.keras")
         assert saved.classes == tuple(breakhis.SUBTYPES)
-        np.testing.assert_allclose(saved.predict_proba(*pictures(cache, table)), eight, atol=1e-5)
+        np.testing.assert_allclose(saved.predict_proba(*shown(cache, table)), eight, atol=1e-5)
 
 
 def test_task_or_stain_that_a_method_cannot(cache, tables, twelfth):
@@ -446,7 +447,7 @@ def test_task_or_stain_that_a_method_cannot(cache, tables, twelfth):
             trial(str(twelfth["prior"]), tables, **settings).estimator(TINY)
 
 
-# --- shared features ------------------------------------------------------------------------------------------------
+# --- shared features ----------------------------------------------------------------------------------------
 
 
 def test_features_are_computed_once(cache, monkeypatch):
@@ -477,7 +478,7 @@ def test_random_weights_do_not_depend_on_what_was_built_before(cache):
     )
 
 
-# --- fine-tuning ----------------------------------------------------------------------------------------------------
+# --- fine-tuning --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["alexnet", "csdcnn"])
@@ -504,7 +505,7 @@ def test_fine_tuned_whole_and_resumed(name, cache, tmp_path):
     )
 
 
-# --- a twelfth method -----------------------------------------------------------------------------------------------
+# --- a twelfth method ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

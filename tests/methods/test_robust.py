@@ -1,4 +1,4 @@
-"""Our own method: its features, its weights, and how it reads pictures at a size of its own."""
+"""Our own method: its features, its weights, and how it reads images at a size of its own."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from bcdlib.data.cache import build_cache, resized_cache
 from bcdlib.data.decode import resize_image
 from bcdlib.errors import InputError
 from bcdlib.explain import gradcam
-from bcdlib.methods.parts import backbones
+from bcdlib.methods.parts import backbones, features
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials import trial
 
@@ -70,7 +70,8 @@ def independent_features(X, stages=("conv3_block4_out", "conv4_block6_out")):
 def test_features_and_head_against_keras_and_scikit_learn(cache, method):
     y, case = breakhis.class_labels(cache.images)[:60], cache.images["case"][:60]
     X = independent_features(cache.pixels)
-    np.testing.assert_allclose(method.transform(cache.pixels), X, rtol=1e-3, atol=1e-3 * X.std())
+    found = features.extract_features(cache.pixels, "resnet50", method.weights_, pooling=method.pooling)
+    np.testing.assert_allclose(found, X, rtol=1e-3, atol=1e-3 * X.std())
     per_case = case.map(case.value_counts()).to_numpy()
     weights = 1 / per_case
     for kind in (0, 1):
@@ -116,8 +117,8 @@ def test_a_trial_reads_its_own_size_once(cache, split, tmp_path):
     larger = resized_cache(cache, (64, 40))
     assert larger.size == (64, 40) and larger.images["filename"].tolist() == cache.images["filename"].tolist()
     name = cache.images["filename"][7]
-    with Image.open(os.path.join(_place(cache), breakhis.official_path(name))) as picture:
-        expected = resize_image(np.asarray(picture.convert("RGB")), (64, 40))
+    with Image.open(os.path.join(_place(cache), breakhis.official_path(name))) as image:
+        expected = resize_image(np.asarray(image.convert("RGB")), (64, 40))
     np.testing.assert_allclose(larger.pixels[7].astype(int), np.asarray(expected, dtype=int), atol=1)
     rows = cache.rows(result.predictions["filename"])
     again = methods.load_method(result.folder / "model.keras").predict_proba(larger.pixels[rows])[:, 1]
@@ -188,7 +189,7 @@ def test_settings_get_the_types_of_the_defaults():
 
 
 def test_jitter_against_scikit_image():
-    # scikit-image cuts negative amounts off, so pictures that have none
+    # scikit-image cuts negative amounts off, so images that have none
     X = (hed2rgb(np.random.default_rng(0).uniform(0.03, 0.08, (2, 6, 5, 3))) * 255).round().astype("uint8")
     found = stain.jitter_stain(X, [3, 1])
     assert found.dtype == np.uint8 and np.array_equal(found, stain.jitter_stain(X, [3, 1]))

@@ -1,4 +1,4 @@
-"""Training on two made-up devices, parts of the CPU, in a process of its own: python shared.py FOLDER WHAT; prints JSON."""
+"""Train on two made-up devices, parts of the CPU: ``python two_devices.py FOLDER WHAT`` prints JSON."""
 
 import json
 import os
@@ -40,7 +40,7 @@ SMALL = {
 
 
 class Pieces(KerasMethod):
-    """The pieces of the paper's network on a small base: batch norm, pooling, a dense layer, dropout, MSE, RMSprop."""
+    """The pieces of the paper's network on a small base: batch norm, pooling, dropout, MSE, RMSprop."""
 
     key, title, loss = "pieces", "test", "mean_squared_error"
 
@@ -67,7 +67,7 @@ def fitted(method, count: int, folder=None, held_out=37) -> dict:
     os.environ["BCD_DEVICES"] = str(count)
     X, y = data()
     # an odd number of rows, in batches that two do not divide
-    method.fit(X, y, (X[:held_out], y[:held_out]), folder)
+    method.fit(X, y, (X[:held_out], y[:held_out]), folder=folder)
     return {**method.history_.to_dict("list"), "probability": method.predict_proba(X[:37])[:, 1].tolist()}
 
 
@@ -105,8 +105,11 @@ def resumed(folder: Path) -> dict:
 
 
 def resnet50(weights: str) -> dict:
-    """The paper's network in profile quick's settings, in float64: in float32 RMSprop makes much of what rounding leaves of
-    gradients that are 0, and after a few steps two runs on one device with other numbers of threads differ as much."""
+    """Train the paper's network in profile quick's settings, in float64.
+
+    In float32 RMSprop makes much of what rounding leaves of gradients that are 0: after a few steps two runs
+    on one device with other numbers of threads differ as much.
+    """
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     if keras.backend.backend() == "jax":
