@@ -247,8 +247,8 @@ def test_what_is_no_scheduler(tmp_path):
     (tmp_path / "scheduler.json").write_text(json.dumps({"address": "tcp://127.0.0.1:1"}))
     with pytest.raises(InputError, match="does not answer; 0 of 1"):
         list(
-            cluster.map_on_cluster(
-                str(tmp_path / "scheduler.json"), "os:getpid", [{}], keys=["a"], progress=False
+            cluster.map_items(
+                "os:getpid", {"a": {}}, scheduler=str(tmp_path / "scheduler.json"), progress=False
             )
         )
 
@@ -327,23 +327,19 @@ def test_a_machine_without_the_cache_builds_its_own_once(slow, tiny, tmp_path, m
     planned = [
         trial.Trial(f"{slow}:seconds=0", "image", splits.read_split(run, "image"), fold) for fold in range(2)
     ]
-    job = jobs.write_job(
-        str(run.folder / "trials"),
+    found = jobs.run_trials(
+        planned,
         cache,
         PROFILE,
-        planned=planned,
-        root=str(run.folder / "trials"),
-        weights=None,
-        keep_models=False,
-        store="",
+        root=run.folder / "trials",
         source=run.settings["source"],
+        scheduler="local:2",
+        progress=False,
+        weights=None,
+        keep_model=False,
+        store="",
     )
-    found = dict(
-        cluster.map_on_cluster(
-            "local:2", "bcdlib.trials.jobs:run_job", *jobs.job_items(job, planned), progress=False
-        )
-    )
-    assert sorted(found) == [0, 1] and all(isinstance(name, str) for name in found.values()), found
+    assert [result.trial.fold for result in found] == [0, 1], found
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [first.name]
 
 
@@ -357,19 +353,18 @@ def test_a_machine_without_the_run_folder_works_from_the_store(slow, tiny, tmp_p
     planned = [
         trial.Trial(f"{slow}:seconds=0", "image", splits.read_split(run, "image"), fold) for fold in range(2)
     ]
-    job = jobs.write_job(
-        store,
+    items = jobs.write_job(
+        planned,
         cache.run_cache(run),
         PROFILE,
-        planned=planned,
         root=root,
         weights=None,
-        keep_models=False,
+        keep_model=False,
         store=store,
         notebooks=False,
         source=run.settings["source"],
     )
-    names = [jobs.run_job(**item) for item in jobs.job_items(job, planned)[0]]
+    names = [jobs.run_job(**item) for item in items.values()]
     assert all(fetch_trial(store, run.folder / "trials" / name) for name in names) and not Path(root).exists()
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["trials"]
 
