@@ -159,15 +159,31 @@ def choose_methods(
     return predictions
 
 
+def expand_methods(names: Iterable[str]) -> list[str]:
+    """Put the registry's methods in the place of "all"; each name stands once.
+
+    Raises
+    ------
+    InputError
+        Unknown method or setting.
+
+    Examples
+    --------
+    >>> expand_methods(["robust:stages=4", "lenet5", "lenet5"])
+    ['robust:stages=4', 'lenet5']
+    """
+    found = [key for name in names for key in (methods.method_names() if name == "all" else [name])]
+    for name in found:
+        methods.method_settings(name)  # an unknown one is a mistake, not a failed trial
+    return list(dict.fromkeys(found))
+
+
 def _plan(
     run: Run, profile: Profile, images: pd.DataFrame, *, method_names, split_names, seeds, **settings
 ) -> list[Trial]:
-    keys = [key for name in method_names for key in (methods.method_names() if name == "all" else (name,))]
-    for key in keys:
-        methods.method_settings(key)  # an unknown one is a mistake, not a failed trial
     return [
-        Trial(key, split, table, fold=int(fold), seed=seed, **settings)
-        for key in dict.fromkeys(keys)
+        Trial(method, split, table, fold=int(fold), seed=seed, **settings)
+        for method in expand_methods(method_names)
         for seed in seeds
         for split, table in _split_tables(run, profile, images, names=tuple(split_names), seed=seed).items()
         for fold in sorted(table["fold"].unique())

@@ -55,7 +55,9 @@ def run_trials(
     else:
         work, items = "run_job", write_job(planned, cache, profile, root=root, source=source, **options)
     outcomes = dict(
-        cluster.map_items(f"{__name__}:{work}", items, scheduler=scheduler, label="Compare", progress=progress)
+        cluster.map_items(
+            f"{__name__}:{work}", items, scheduler=scheduler, label="Compare", progress=progress
+        )
     )
     found = []
     for trial in planned:
@@ -105,7 +107,10 @@ def write_job(
         "splits": {_split_name(trial): trial.split_table.to_csv(index=False) for trial in planned},
     }
     content = json.dumps(facts).encode()
-    job = {"place": options["store"] or str(root), "name": f"job-{hashlib.sha256(content).hexdigest()[:16]}.json"}
+    job = {
+        "place": options["store"] or str(root),
+        "name": f"job-{hashlib.sha256(content).hexdigest()[:16]}.json",
+    }
     store.write_file(job["place"], job["name"], content)
     return {
         str(trial): job
@@ -122,7 +127,9 @@ def run_job(place: str, name: str, trial: dict) -> str:
     """Run a trial on a worker, or find it finished; return the name of its folder."""
     facts, cache, profile, tables = _read_job(place, name)
     root = Path(facts["root"])
-    if facts["options"]["store"] and not root.parent.is_dir():  # not seen from here: the store keeps the trials
+    if (
+        facts["options"]["store"] and not root.parent.is_dir()
+    ):  # not seen from here: the store keeps the trials
         root = _own_folder() / "trials"
         root.mkdir(parents=True, exist_ok=True)
     planned = Trial(**trial | {"split_table": tables[trial["split_table"]]})

@@ -67,9 +67,7 @@ def nested_cv(
     for trial in outer:
         places.setdefault((trial.split, trial.seed, trial.fold), []).append(trial)
     tables = [
-        inner_split(
-            cache.images, trials[0].split_table, fold, protocol=split, folds=INNER_FOLDS, seed=seed
-        )
+        inner_split(cache.images, trials[0].split_table, fold, protocol=split, folds=INNER_FOLDS, seed=seed)
         for (split, seed, fold), trials in places.items()
     ]
     with tqdm(total=len(outer), desc="Choose", unit="trial", disable=not progress) as bar:

@@ -24,7 +24,13 @@ _NAME = "trial.ipynb"
 
 
 def run_with_notebook(
-    trial: Trial, cache: PixelCache, profile: Profile, *, weights: str | None = None, store: str = "", **options
+    trial: Trial,
+    cache: PixelCache,
+    profile: Profile,
+    *,
+    weights: str | None = None,
+    store: str = "",
+    **options,
 ) -> Result:
     """Run a trial; if its folder has no ``trial.ipynb``, make it, and put it into the store too.
 

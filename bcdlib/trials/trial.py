@@ -252,7 +252,10 @@ def _train(
     weights_label = getattr(getattr(estimator, "weights_", None), "label", "no pre-trained weights")
     if keep_model:
         estimator.save(folder / "model.keras")
-    for role, name in (("validation", "validation.csv"), ("test", "predictions.csv")):  # the test part is read last
+    for role, name in (
+        ("validation", "validation.csv"),
+        ("test", "predictions.csv"),
+    ):  # the test part is read last
         probability = np.zeros((0, len(TASKS[trial.task])))
         if len(rows[role]):
             probability = estimator.predict_proba(inputs[rows[role]], **images_of(role))

@@ -67,7 +67,9 @@ def call_worker(work: str, item: dict):
 
 @functools.cache
 def _start():
-    multiprocessing.current_process().daemon = False  # Dask's workers are daemons, which may not start processes
+    multiprocessing.current_process().daemon = (
+        False  # Dask's workers are daemons, which may not start processes
+    )
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, worker_environment()), daemon=True)
