@@ -35,7 +35,8 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Seed of
 weights_option = click.option(
     "--weights",
     default=None,
-    help="'imagenet', 'none', or a folder with <architecture>_notop.weights.h5.  [default: $BCD_WEIGHTS_DIR or imagenet]",
+    help="'imagenet', 'none', or a folder with <architecture>_notop.weights.h5.  "
+    "[default: $BCD_WEIGHTS_DIR or imagenet]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
 TRAINING_OPTIONS = (
@@ -47,7 +48,8 @@ TRAINING_OPTIONS = (
         "--scheduler",
         default="none",
         show_default=True,
-        help="Where work is done: none (this process), local:N (N processes), tcp://host:port or a Dask scheduler file.",
+        help="Where work is done: none (this process), local:N (N processes), tcp://host:port "
+        "or a Dask scheduler file.",
     ),
     click.option("--strict", is_flag=True, help="Stop if an image has to be left out, with exit status 2."),
     seed_option,
@@ -130,7 +132,7 @@ def run(out, only, sweep, scheduler, **parameters):
 @main.command()
 @click.argument("source")
 def verify(source):
-    """Hold a copy of BreakHis against data_manifest.csv: missing, extra, unreadable, sizes. (Not for other images.)"""
+    """Compare a copy of BreakHis with data_manifest.csv: missing, extra, unreadable, other sizes."""
     from bcdlib.data import sources
 
     found = checks.verify_copy(sources.open_source(source))
@@ -170,7 +172,7 @@ def verify(source):
 @seed_option
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
 def audit(data, manifest, split, folds, seed, as_json):
-    """Who leaks into whose test set: images, slides, cases and near-identical pictures on both sides of a split."""
+    """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
     import json
 
     from bcdlib.data import splits
@@ -267,11 +269,12 @@ def compare(
     import pandas as pd
 
     from bcdlib import compare, mount, preprocess
-    from bcdlib.runs import places, profiles
+    from bcdlib.runs.profiles import get_profile
+    from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
 
     cluster.check_scheduler(options["scheduler"])
-    settings = profiles.get_profile(profile, folds=folds)
+    settings = get_profile(profile, folds=folds)
     asked = {
         "method_names": comparison.expand_methods(_names(methods)),
         "split_names": _names(splits),
@@ -280,17 +283,13 @@ def compare(
         "weights": weights,
     }
     run = mount.open_run(out, data, profile)
-    mount.start_run(run, data, seed, manifest=manifest)
-    cache = preprocess.resize_images(
-        run, settings, mount.open_data(run), cache_root=places.cache_root(), strict=strict
-    )
-    note = preprocess.splits_note(preprocess.write_splits(run, settings, cache, seed))
+    made = prepare_run(run, settings, data, manifest=manifest, strict=strict, data_seed=seed, split_seed=seed)
     predictions = comparison.run_comparison(run, settings, **asked, **options)
     if choose:
         chosen = comparison.choose_methods(run, settings, **asked)
         predictions = pd.concat([predictions, chosen], ignore_index=True)
     click.echo(compare.protocol_table(predictions).drop(columns="what is shared").to_string(index=False))
-    if note:
+    if note := preprocess.splits_note(made):
         click.echo(note.strip("*"))
     click.echo(f"Table: {run.folder / 'comparison.csv'}")
     _print_failed(comparison.failed_trials(run))
@@ -330,7 +329,10 @@ def evaluate(predictions, out, **options):
 @click.argument("images", nargs=-1, required=True)
 @json_option
 def predict(model, images, as_json):
-    """Classify images (or folders, archives) with a saved model. For research and teaching, not a medical device."""
+    """Classify images (or folders, archives) with a saved model.
+
+    For research and teaching, not a medical device.
+    """
     from bcdlib import evaluate
 
     table = evaluate.predict_files(model, images, progress=True)
@@ -348,7 +350,7 @@ def predict(model, images, as_json):
     "--against", default="resnet50-head", show_default=True, help="The method that others are compared with."
 )
 def record(name, runs, pretrained, commands, against):
-    """Store the comparisons of run folders under notebooks/recorded (small tables and their figure, no images)."""
+    """Store the comparisons of run folders under notebooks/recorded: small tables and a figure, no images."""
     import pandas as pd
 
     from bcdlib import compare
@@ -372,7 +374,7 @@ def stamp():
 
 
 def exit_in_one_line(command) -> None:
-    """Run a click command; turn a user's mistake, or a failed notebook, into one line on stderr and an exit status."""
+    """Run a click command; end with one line on stderr and status 2 (bad input) or 1 (a notebook failed)."""
     try:
         with explain_disk_errors("results"):  # where no file of ours is named
             command()

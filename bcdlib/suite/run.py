@@ -1,17 +1,19 @@
-"""The whole suite in one go: papermill runs the six notebooks, nbconvert and Jinja2 make one report of them."""
+"""The whole suite in one go: check what was asked for, execute the six notebooks, write the report."""
 
 import os
 import sys
 from pathlib import Path
 
-from bcdlib import methods, mount
+import pandas as pd
+
+from bcdlib import methods, mount, preprocess
 from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics, thresholds
 from bcdlib.methods.parts import backbones
 from bcdlib.runs.folder import Run
-from bcdlib.runs.places import shipped
-from bcdlib.runs.profiles import get_profile
+from bcdlib.runs.places import cache_root, shipped
+from bcdlib.runs.profiles import Profile, get_profile
 from bcdlib.suite import report
 from bcdlib.trials.notebook import STAGES, execute_notebook
 
@@ -75,6 +77,36 @@ def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
         backbones.find_weights("resnet50", parameters["weights"], required=profile.needs_pretrained)
 
 
+def prepare_run(
+    run: Run,
+    profile: Profile,
+    data: str,
+    *,
+    manifest: str = "",
+    strict: bool = False,
+    data_seed: int = 0,
+    split_seed: int = 0,
+) -> pd.DataFrame:
+    """Do what 01_mount and 02_preprocess do.
+
+    Parameters
+    ----------
+    run, profile, data, manifest, strict
+        As in `mount.start_run` and `preprocess.resize_images`.
+    data_seed, split_seed : int
+        Of drawn data, and of the splits.
+
+    Returns
+    -------
+    DataFrame
+        The splits, from `preprocess.write_splits`.
+    """
+    mount.start_run(run, data, data_seed, manifest=manifest)
+    source = mount.open_data(run)
+    cache = preprocess.resize_images(run, profile, source, cache_root=cache_root(), strict=strict)
+    return preprocess.write_splits(run, profile, cache, split_seed)
+
+
 def evaluation_parameters(
     predictions, *, validation="", rule: str, sensitivity: float, calibration: str
 ) -> dict:
@@ -105,7 +137,7 @@ def evaluation_parameters(
 
 
 def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = ()) -> dict:
-    """Execute the notebooks in order into ``<run>/notebooks``, then write ``report.html`` and ``summary.json``.
+    """Execute the notebooks in order into ``<run>/notebooks``; write ``report.html`` and ``summary.json``.
 
     Parameters
     ----------

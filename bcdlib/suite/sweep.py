@@ -1,4 +1,4 @@
-"""Every combination of notebook parameters in a YAML file: 04_train and 05_evaluate, each in a run folder of its own."""
+"""Sweeps: 04_train and 05_evaluate for every combination of parameters, each in a run folder of its own."""
 
 import ast
 import functools
@@ -16,15 +16,15 @@ import pandas as pd
 import papermill
 import yaml
 
-from bcdlib import methods, mount, preprocess
+from bcdlib import methods
 from bcdlib.data import splits
 from bcdlib.errors import InputError, describe_error, one_line
 from bcdlib.evaluation import metrics
 from bcdlib.runs.files import write_csv, write_json
 from bcdlib.runs.folder import Run, open_run_folder
-from bcdlib.runs.places import cache_root, shipped
+from bcdlib.runs.places import shipped
 from bcdlib.runs.profiles import get_profile
-from bcdlib.suite.run import check_inputs, run_suite
+from bcdlib.suite.run import check_inputs, prepare_run, run_suite
 from bcdlib.trials import cluster
 
 SWEEP_STAGES = ("04_train", "05_evaluate")
@@ -47,7 +47,8 @@ def sweepable_parameters() -> dict[str, dict]:
     Returns
     -------
     dict
-        Name -> its ``default`` and ``choices``: what the notebook's form offers, a list, or None if it offers none.
+        Name -> its ``default`` and ``choices``: what the notebook's form offers, a list, or None if it offers
+        none.
     """
     found = {}
     for stage in SWEEP_STAGES:
@@ -66,8 +67,8 @@ def read_sweep(path) -> dict[str, list]:
     Raises
     ------
     InputError
-        If the file cannot be read, is no YAML mapping, names a parameter that the notebooks do not declare, or gives a
-        value of another type or one that the notebook does not offer.
+        If the file cannot be read, is no YAML mapping, names a parameter that the notebooks do not declare,
+        or gives a value of another type or one that the notebook does not offer.
     """
     try:
         given = yaml.safe_load(Path(path).read_bytes())
@@ -121,8 +122,8 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Execute every combination that is not finished yet; one that fails does not stop the others.
 
-    Data are listed, decoded and split here, once for each profile and seed; a combination's folder starts as a copy of
-    that (small tables; the pixels lie in the cache). Writes ``sweep.csv``.
+    Data are listed, decoded and split here, once for each profile and seed; a combination's folder starts as
+    a copy of that (small tables; the pixels lie in the cache). Writes ``sweep.csv``.
 
     Parameters
     ----------
@@ -131,16 +132,17 @@ def run_sweep(
     given : dict
         From `read_sweep`.
     base : dict
-        Parameters that are the same for all, unless `given` has them: data, manifest, profile, seed, weights, method,
-        strict. Its seed is also that of drawn data.
+        Parameters that are the same for all, unless `given` has them: data, manifest, profile, seed, weights,
+        method, strict. Its seed is also that of drawn data.
     scheduler : str
         As in `cluster.check_scheduler`; "none": one after the other in this process.
 
     Returns
     -------
     DataFrame
-        One row a combination and split: the parameters in `given`, ``label`` and `metrics.metrics_table` at threshold
-        0.5, some of it again at the locked threshold (``_locked``), ``error`` (text, else NaN), ``folder``.
+        One row a combination and split: the parameters in `given`, ``label`` and `metrics.metrics_table` at
+        threshold 0.5, some of it again at the locked threshold (``_locked``), ``error`` (text, else NaN),
+        ``folder``.
 
     Raises
     ------
@@ -154,12 +156,22 @@ def run_sweep(
     done = len(planned) - len(waiting)
     print(f"{done} of {len(planned)} combinations are finished already", flush=True)
     settings = dict.fromkeys((one["profile"], one["seed"]) for one in waiting.values())
-    prepared = {(profile, seed): _prepare(out, base, profile, seed=seed) for profile, seed in settings}
+    prepared = {one: out.folder / "prepared" / "{}-seed{}".format(*one) for one in settings}
+    for (profile, seed), folder in prepared.items():
+        prepare_run(
+            open_run_folder(folder),
+            get_profile(profile),
+            base["data"],
+            manifest=base["manifest"],
+            strict=base["strict"],
+            data_seed=base["seed"],
+            split_seed=seed,
+        )
     items = {
         folder.name: {
             "folder": str(folder),
             "parameters": one,
-            "prepared": prepared[one["profile"], one["seed"]],
+            "prepared": str(prepared[one["profile"], one["seed"]]),
         }
         for folder, one in waiting.items()
     }
@@ -189,17 +201,6 @@ def _plan(out: Run, given: dict[str, list], base: dict) -> dict[Path, dict]:
         folder = out.folder / f"{words}-{digest}"
         found[folder] = one | {"out": str(folder)}
     return found
-
-
-def _prepare(out: Run, base: dict, profile: str, *, seed: int) -> str:
-    """What 01_mount and 02_preprocess make."""
-    run, settings = open_run_folder(out.folder / "prepared" / f"{profile}-seed{seed}"), get_profile(profile)
-    mount.start_run(run, base["data"], base["seed"], manifest=base["manifest"])
-    cache = preprocess.resize_images(
-        run, settings, mount.open_data(run), cache_root=cache_root(), strict=base["strict"]
-    )
-    preprocess.write_splits(run, settings, cache, seed)
-    return str(run.folder)
 
 
 def run_combination(folder: str, parameters: dict, prepared: str) -> None:

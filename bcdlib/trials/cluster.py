@@ -1,7 +1,8 @@
-"""Many pieces of work: in this process, or on the processes of a Dask scheduler, on this machine or on a cluster.
+"""Many pieces of work: in this process, or on the workers of a Dask scheduler, here or on a cluster.
 
-What is handed out is small (names and settings) and so is what comes back: results lie in files that all can see.
-Work must be idempotent: a worker that dies has its piece done again by another, and pieces that were done stay done.
+What is handed out is small (names and settings) and so is what comes back: results lie in files that all can
+see. Work must be idempotent: a worker that dies has its piece done again by another, and pieces that were
+done stay done.
 """
 
 import contextlib
@@ -68,9 +69,9 @@ def map_items(
 ) -> Iterator[tuple[str, object]]:
     """Call a function for every item; one that fails does not stop the others.
 
-    On a scheduler each call is made in a process of its own (see `worker.call_worker`). With "local:N" each process
-    gets its share of the cores. A worker takes one item at a time; where workers have the resource GPU
-    (``dask worker --resources GPU=1``), an item takes one.
+    On a scheduler each call is made in a process of its own (see `worker.call_worker`). With "local:N" each
+    process gets its share of the cores. A worker takes one item at a time; where workers have the resource
+    GPU (``dask worker --resources GPU=1``), an item takes one.
 
     Parameters
     ----------
@@ -83,10 +84,8 @@ def map_items(
     label : str
         Of the progress bar.
 
-    Yields
-    ------
-    (name, what the function returned or the exception that it raised), as they are completed. Exceptions on a scheduler
-    are `worker.WorkError`.
+    Yields ------ (name, what the function returned or the exception that it raised), as they are completed.
+    Exceptions on a scheduler are `worker.WorkError`.
 
     Raises
     ------
@@ -141,7 +140,7 @@ def _on_workers(scheduler: str, work: str, items: dict[str, dict]) -> Iterator[t
 
 
 @contextlib.contextmanager
-def _client(scheduler: str) -> Iterator["distributed.Client"]:
+def _client(scheduler: str):
     """Connect to the scheduler; that of "local:N" lives as long as the client."""
     import dask
     import distributed

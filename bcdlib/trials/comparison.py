@@ -36,9 +36,9 @@ def run_comparison(
 ) -> pd.DataFrame:
     """Run every method x split x fold x seed; trials that are finished already are read, not run.
 
-    Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it was. At the
-    end its rows go into ``comparison_predictions.csv`` and ``comparison_validation.csv`` of the run, in place of older
-    ones of the same methods and splits, and ``comparison.csv`` is written.
+    Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it
+    was. At the end its rows go into ``comparison_predictions.csv`` and ``comparison_validation.csv`` of the
+    run, in place of older ones of the same methods and splits, and ``comparison.csv`` is written.
 
     Parameters
     ----------
@@ -57,9 +57,11 @@ def run_comparison(
     task, stain
         As in `trial.Trial`.
     keep_models : bool
-        Store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run again.
+        Store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run
+        again.
     scheduler : str
-        Where they run: "none" (this process, one after the other), "local:N", or Dask's; see `cluster.check_scheduler`.
+        Where they run: "none" (this process, one after the other), "local:N", or Dask's; see
+        `cluster.check_scheduler`.
     store : str
         URL where finished trials are kept too, and looked for; see `trial.run_trial`.
     notebooks : bool
@@ -74,7 +76,8 @@ def run_comparison(
     ------
     InputError
         Unknown method or split, or a split that these images do not allow. A trial that fails is kept in
-        ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is raised.
+        ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is
+        raised.
     """
     cache = run_cache(run)
     asked = {"method_names": method_names, "split_names": split_names, "seeds": seeds}
@@ -126,7 +129,8 @@ def choose_methods(
 ) -> pd.DataFrame:
     """Choose among methods inside each training part by nested cross-validation; see `nested_cv`.
 
-    The predictions join those of the run as method "chosen"; which method was chosen where stands in ``choices.csv``.
+    The predictions join those of the run as method "chosen"; which method was chosen where stands in
+    ``choices.csv``.
 
     Parameters
     ----------
@@ -193,7 +197,7 @@ def _plan(
 def _split_tables(
     run: Run, profile: Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
 ) -> dict[str, pd.DataFrame]:
-    """The run's own seed uses what 02_preprocess wrote; another seed shuffles the folds anew."""
+    """Read what 02_preprocess wrote for the run's own seed; for another seed shuffle the folds anew."""
     if not names:
         names = [name for name in profile.compare_splits if (run.folder / "splits" / f"{name}.csv").is_file()]
     tables = {}
@@ -233,7 +237,7 @@ def all_predictions(run: Run) -> pd.DataFrame:
 
 
 def failed_trials(run: Run) -> list[str]:
-    """List the trials of the last comparison that failed, a line each: method, split, fold and seed, reason."""
+    """List the trials of the last comparison that failed, a line each: method, split, fold, seed, reason."""
     table = run.read_csv("comparison.csv", "06_compare")
     rows = table[table["error"].notna()]
     return [f"{row.method}, split {row.split}, {row.error}" for row in rows.itertuples()]

@@ -1,4 +1,4 @@
-"""Trials as pieces of work: on workers one file says all that they have in common, what is handed out is a line each."""
+"""Trials as pieces of work; for workers, one file says all that the trials have in common."""
 
 import dataclasses
 import functools
@@ -84,7 +84,7 @@ def run_here(trial: Trial, cache: PixelCache, profile: Profile, *, notebooks: bo
 def write_job(
     planned: list[Trial], cache: PixelCache, profile: Profile, *, root: Path, source: str, **options
 ) -> dict[str, dict]:
-    """Write the file that all these trials have in common, into the store if there is one, else beside the trials.
+    """Write what trials have in common into a file, in the store if there is one, else beside the trials.
 
     Parameters
     ----------

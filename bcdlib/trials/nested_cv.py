@@ -1,9 +1,9 @@
-"""Nested cross-validation: what choosing among methods is worth, measured on images that took no part in the choice.
+"""Nested cross-validation: what choosing among methods is worth, measured on images kept out of the choice.
 
-The best of many variants, by the same test folds that it was chosen by, looks better than it is. Here each fold's
-training part is cut into folds of its own (grouped as the split is), every method is tried on these, and the one with
-the best AUC there predicts the fold's test part (Varma & Simon 2006, "Bias in error estimation when using
-cross-validation for model selection").
+The best of many variants, by the same test folds that it was chosen by, looks better than it is. Here each
+fold's training part is cut into folds of its own (grouped as the split is), every method is tried on these,
+and the one with the best AUC there predicts the fold's test part (Varma & Simon 2006, "Bias in error
+estimation when using cross-validation for model selection").
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ INNER_FOLDS = 3  # of each training part
 def inner_split(
     images: pd.DataFrame, split: pd.DataFrame, fold: int, *, protocol: str, folds: int, seed: int
 ) -> pd.DataFrame:
-    """Make a split table of one fold's training and validation images alone; none of its test images is in it.
+    """Make a split table of one fold's training and validation images alone, without its test images.
 
     Raises
     ------

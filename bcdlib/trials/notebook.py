@@ -1,4 +1,4 @@
-"""Notebooks executed by papermill; a finished trial's is 04_train for this trial alone: it shows network and curves."""
+"""Notebooks executed by papermill; that of a finished trial is 04_train for this trial alone."""
 
 import json
 import os
@@ -51,7 +51,8 @@ def run_with_notebook(
         named = get_profile(profile.name)
         if trial.estimator(named, weights).get_params() != trial.estimator(profile, weights).get_params():
             raise InputError(
-                f"profile {profile.name!r} was changed: 04_train knows profiles by name only, and would train anew"
+                f"profile {profile.name!r} was changed: 04_train knows profiles by name only, "
+                "and would train anew"
             )
         _make_notebook(result, cache, profile, weights=weights)
         if store:
@@ -60,7 +61,7 @@ def run_with_notebook(
 
 
 def _make_notebook(result: Result, cache: PixelCache, profile: Profile, *, weights: str | None) -> None:
-    """In a run folder for the while, which has the trial's split alone and the trial's own folder of trials."""
+    """Execute 04_train in a temporary run folder that has the trial's split alone and its folder of trials."""
     trial, half = result.trial, result.folder / f".{_NAME}"
     with tempfile.TemporaryDirectory(prefix="bcdlib-") as folder:
         scratch = Run(Path(folder))
@@ -83,7 +84,7 @@ def _make_notebook(result: Result, cache: PixelCache, profile: Profile, *, weigh
             "keep_model": False,
         }
         env = {
-            # beside the process that trained, and that may hold all of a GPU's memory; to show a network takes none
+            # the process that trained may hold all of a GPU's memory; to show a network takes none
             "CUDA_VISIBLE_DEVICES": "-1",
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": worker_environment()["PYTHONPATH"],

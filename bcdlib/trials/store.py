@@ -1,4 +1,4 @@
-"""Finished trials where many machines can see them: a folder, ``gs://``, ``s3://``, anything that fsspec knows."""
+"""Finished trials where many machines see them: a folder, ``gs://``, ``s3://``, what fsspec knows."""
 
 from pathlib import Path
 

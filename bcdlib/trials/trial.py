@@ -36,8 +36,8 @@ class Trial:
     Attributes
     ----------
     method : str
-        A key of the registry or the path of a method file; changed settings may follow (``robust:stages=4``, see
-        `methods.method_settings`).
+        A key of the registry or the path of a method file; changed settings may follow (``robust:stages=4``,
+        see `methods.method_settings`).
     split : str
         Name of the protocol.
     split_table : DataFrame
@@ -67,8 +67,8 @@ class Trial:
     def label(self) -> str:
         """The method's name in tables.
 
-        Its key, with ``-head`` if its base stays frozen where it could be fine-tuned, ``-subtype`` for the second task,
-        the stain normalisation if one was asked for, and settings that were changed.
+        Its key, with ``-head`` if its base stays frozen where it could be fine-tuned, ``-subtype`` for the
+        second task, the stain normalisation if one was asked for, and settings that were changed.
         """
         kind = methods.get_method(self.method)
         offered = "trainable" in kind().get_params() and kind.trains("head") != kind.trains("all")
@@ -82,7 +82,7 @@ class Trial:
         return "-".join(filter(None, parts))
 
     def estimator(self, profile: Profile, weights: str | None = None, verbose=None) -> Method:
-        """Return the untrained method with this profile's settings (those that it knows), or its own in their place.
+        """Return the untrained method with this profile's settings, or its own in their place.
 
         Parameters
         ----------
@@ -160,11 +160,11 @@ class Result:
 
     @property
     def held_out(self) -> str:
-        """Which part the curves beside the training curves are drawn on: validation, or test (as the paper drew)."""
+        """The part that the second curves are drawn on: "validation", or "test" (as the paper drew them)."""
         return json.loads((self.folder / "trial.json").read_text())["curves_on"]
 
 
-# BLAS sums in another order with other numbers of threads: with one, results do not depend on the machine's cores
+# BLAS sums in another order with other numbers of threads: with one, results do not depend on the cores
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def run_trial(
     trial: Trial,
@@ -189,10 +189,11 @@ def run_trial(
     weights, verbose
         As in `Trial.estimator`.
     keep_model : bool
-        Whether to store ``model.keras``, with ``model-card.md`` beside it; a trial that has none is then run again.
+        Whether to store ``model.keras``, with ``model-card.md`` beside it; a trial that has none is then run
+        again.
     store : str
-        URL for fsspec, for example ``gs://bucket/trials``, where finished trials are also kept and looked for:
-        `FINISHED`, and what else a trial's folder holds, model included. Empty: only under ``root``.
+        URL for fsspec, for example ``gs://bucket/trials``, where finished trials are also kept and looked
+        for: `FINISHED`, and what else a trial's folder holds, model included. Empty: only under ``root``.
 
     Raises
     ------
@@ -279,7 +280,7 @@ def _train(
 
 
 def _finish(folder: Path, images: pd.DataFrame, part: pd.DataFrame) -> None:
-    """What comes after the trial's results are stored; done later if it was cut off there."""
+    """Do what comes after the trial's results are stored; called again if it was cut off there."""
     if (folder / "model.keras").is_file() and not (folder / model_card.CARD_NAME).is_file():
         model_card.write_card(folder, images, part)
     (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
@@ -324,7 +325,7 @@ def load_trial(trial: Trial, folder) -> Result:
 
 
 def add_predictions(path, new: pd.DataFrame) -> pd.DataFrame:
-    """Put trials' predictions into a table on disk, in place of those of the same trials; return the whole table."""
+    """Put predictions into a table on disk, in place of those of the same trials; return the whole table."""
     path = Path(path)
     if path.is_file():
         old = pd.read_csv(path, dtype={"slide": str, "case": str})

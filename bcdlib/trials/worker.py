@@ -1,7 +1,7 @@
-"""A process beside each Dask worker, which does the work: alone with its random numbers, and gone when the worker is.
+"""A process beside each Dask worker that does the work: alone with its random numbers, gone with the worker.
 
-Dask's own threads draw from Python's random numbers at moments of their own, and Keras seeds its layers from the same:
-in the worker's own process the same seed would not give the same network.
+Dask's own threads draw from Python's random numbers at moments of their own, and Keras seeds its layers from
+the same: in the worker's own process the same seed would not give the same network.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ def _end_with_parent() -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return the environment of that process: it finds this package, and takes its share of the machine's devices.
+    """Return the environment of a worker's process: it finds this package, and takes its share of devices.
 
     That is BCD_DEVICES of them, or one: the others belong to other workers.
     """
