@@ -38,7 +38,7 @@ weights_option = click.option(
     "[default: $BCD_WEIGHTS_DIR or imagenet]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
-TRAINING_OPTIONS = (
+_TRAINING_OPTIONS = (
     data_option,
     manifest_option,
     click.option("--profile", default="demo", show_default=True, help="demo, quick or paper."),
@@ -58,7 +58,7 @@ TRAINING_OPTIONS = (
 
 def training_options(command):
     """Give a command the options that ``run`` and ``compare`` share."""
-    for option in reversed(TRAINING_OPTIONS):
+    for option in reversed(_TRAINING_OPTIONS):
         command = option(command)
     return command
 
@@ -169,7 +169,7 @@ def verify(source):
 )
 @click.option("--folds", default=5, show_default=True)
 @seed_option
-@click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
+@json_option
 def audit(data, manifest, split, folds, seed, as_json):
     """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
     import json

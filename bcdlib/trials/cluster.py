@@ -19,15 +19,10 @@ from tqdm import tqdm
 from bcdlib.errors import InputError
 from bcdlib.trials.worker import call_worker
 
-DEATHS = 10  # of workers that one piece of work may cost before it is given up
 PATIENCE = 60  # seconds that a scheduler which has gone may take to come back
 _LOCAL = re.compile(r"local:([1-9][0-9]{0,3})")
 _THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "TF_NUM_INTRAOP_THREADS",
-    "TF_NUM_INTEROP_THREADS",
+    "OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS TF_NUM_INTRAOP_THREADS TF_NUM_INTEROP_THREADS"
 )
 
 
@@ -48,14 +43,12 @@ def check_scheduler(scheduler: str) -> None:
     --------
     >>> check_scheduler("none")
     """
-    if scheduler == "none":
-        return
-    address = _LOCAL.fullmatch(scheduler) or re.match(r"(tcp|tls|ws|wss)://.+", scheduler)
+    address = re.fullmatch(rf"none|{_LOCAL.pattern}|(tcp|tls|ws|wss)://.+", scheduler)
     if not address and not Path(scheduler).is_file():
         raise InputError(
             f"--scheduler {scheduler}: use none, local:N (N processes), tcp://host:port, or a scheduler file"
         )
-    if importlib.util.find_spec("distributed") is None:
+    if scheduler != "none" and importlib.util.find_spec("distributed") is None:
         raise InputError("--scheduler needs dask.distributed: pip install distributed")
 
 
@@ -141,30 +134,33 @@ def _on_workers(scheduler: str, work: str, items: dict[str, dict]) -> Iterator[t
 
 @contextlib.contextmanager
 def _client(scheduler: str):
-    """Connect to the scheduler; that of "local:N" lives as long as the client."""
+    """Connect to the scheduler; that of "local:N" lives as long as the connection."""
     import dask
     import distributed
 
     settings = {
-        "distributed.scheduler.allowed-failures": DEATHS,
+        # this many workers may die before a piece of work is given up
+        "distributed.scheduler.allowed-failures": 10,
         # mapped pixels count as memory of a process: Dask's own limit would kill workers that are well
         "distributed.worker.memory.terminate": False,
     }
-    options = {"scheduler_file" if Path(scheduler).is_file() else "address": scheduler}
-    if local := _LOCAL.fullmatch(scheduler):
-        # BCD_THREADS: to measure, with the same threads a worker however many there are
-        threads = os.environ.get("BCD_THREADS") or max(1, len(os.sched_getaffinity(0)) // int(local[1]))
-        options = {
-            "n_workers": int(local[1]),
-            "threads_per_worker": 1,
-            "memory_limit": 0,
-            "dashboard_address": ":0",
-            "env": dict.fromkeys(_THREADS, str(threads)),
-            "silence_logs": 50,
-        }
-    with dask.config.set(settings):
+    with dask.config.set(settings), contextlib.ExitStack() as stack:
+        if local := _LOCAL.fullmatch(scheduler):
+            # BCD_THREADS: to measure, with the same threads a worker however many there are
+            threads = os.environ.get("BCD_THREADS") or max(1, len(os.sched_getaffinity(0)) // int(local[1]))
+            cluster = distributed.LocalCluster(
+                n_workers=int(local[1]),
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address=":0",
+                env=dict.fromkeys(_THREADS.split(), str(threads)),
+                silence_logs=50,
+            )
+            address = {"address": stack.enter_context(cluster).scheduler_address}
+        else:
+            address = {"scheduler_file" if Path(scheduler).is_file() else "address": scheduler}
         try:
-            client = distributed.Client(**options, timeout=10, set_as_default=False)
+            client = distributed.Client(**address, timeout=10, set_as_default=False)
         except Exception as error:  # OSError, TimeoutError, ValueError of a damaged file
             raise ConnectionError from error
         try:

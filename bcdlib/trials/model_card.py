@@ -41,7 +41,8 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     pathlib.Path
         The card.
     """
-    card, facts = Path(folder) / CARD_NAME, json.loads((Path(folder) / "trial.json").read_text())
+    card = Path(folder) / CARD_NAME
+    facts = json.loads(card.with_name("trial.json").read_text())
     predictions = pd.read_csv(card.with_name("predictions.csv"), dtype={"slide": str, "case": str})
     metrics = bootstrap.interval_table(predictions, tuple(CARD_METRICS))
     metrics = metrics.assign(name=metrics["figure"].map(CARD_METRICS), defined=metrics["value"].notna())

@@ -18,9 +18,7 @@ from bcdlib.evaluation import metrics
 from bcdlib.runs.profiles import Profile
 from bcdlib.trials.trial import Trial, run_trial
 
-CHOSEN = "chosen"
 INNER_SPLITS = ("image", "slide", "case")
-INNER_FOLDS = 3  # of each training part
 
 
 def inner_split(
@@ -67,7 +65,7 @@ def nested_cv(
     for trial in outer:
         places.setdefault((trial.split, trial.seed, trial.fold), []).append(trial)
     tables = [
-        inner_split(cache.images, trials[0].split_table, fold, protocol=split, folds=INNER_FOLDS, seed=seed)
+        inner_split(cache.images, trials[0].split_table, fold, protocol=split, folds=3, seed=seed)
         for (split, seed, fold), trials in places.items()
     ]
     with tqdm(total=len(outer), desc="Choose", unit="trial", disable=not progress) as bar:
@@ -82,6 +80,6 @@ def nested_cv(
                 bar.update()
             scores = [row["inner AUC"] for row in rows]
             best = scores.index(max(scores))
-            predictions.append(run(trials[best], cache, profile).predictions.assign(method=CHOSEN))
+            predictions.append(run(trials[best], cache, profile).predictions.assign(method="chosen"))
             choices += [row | {"chosen": number == best} for number, row in enumerate(rows)]
     return pd.concat(predictions, ignore_index=True), pd.DataFrame(choices)

@@ -61,7 +61,7 @@ def run_with_notebook(
 
 
 def _make_notebook(result: Result, cache: PixelCache, profile: Profile, *, weights: str | None) -> None:
-    """Execute 04_train in a temporary run folder that has the trial's split alone and its folder of trials."""
+    """Execute 04_train in a temporary run folder with this trial's split and its folder of trials."""
     trial, half = result.trial, result.folder / f".{_NAME}"
     with tempfile.TemporaryDirectory(prefix="bcdlib-") as folder:
         scratch = Run(Path(folder))

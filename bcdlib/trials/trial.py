@@ -26,8 +26,6 @@ from bcdlib.runs.profiles import Profile
 from bcdlib.trials import model_card
 from bcdlib.trials.store import fetch_trial, put_trial
 
-FINISHED = ("trial.json", "predictions.csv", "validation.csv")  # a finished trial's folder has these
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -193,7 +191,7 @@ def run_trial(
         again.
     store : str
         URL for fsspec, for example ``gs://bucket/trials``, where finished trials are also kept and looked
-        for: `FINISHED`, and what else a trial's folder holds, model included. Empty: only under ``root``.
+        for, with all that their folders hold. Empty: only under ``root``.
 
     Raises
     ------
@@ -203,7 +201,7 @@ def run_trial(
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
     folder = Path(root) / _name(trial, estimator, part, cache)
-    wanted = FINISHED + ("model.keras",) * keep_model
+    wanted = ["trial.json", "predictions.csv", "validation.csv", *(["model.keras"] if keep_model else [])]
     if store and not _holds(folder, wanted):
         fetch_trial(store, folder)
     found = _holds(folder, wanted)
