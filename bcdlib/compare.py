@@ -1,4 +1,4 @@
-"""All methods under one protocol, one method under all protocols, and the published numbers beside the measured."""
+"""Compare methods under one protocol, one method under all protocols, and both with published numbers."""
 
 import html
 import itertools
@@ -15,109 +15,109 @@ from bcdlib.runs.files import atomic_write
 from bcdlib.runs.folder import Run
 from bcdlib.trials import comparison
 
-SHOWN = {
-    "accuracy": "accuracy",
-    "auc": "AUC",
-    "slide_recognition": "slide recognition",
-    "case_auc": "case AUC",
-}
+# isort: split
+# for notebooks, which call verbs only
+from bcdlib.evaluation.bootstrap import comparison_table as comparison_table
+from bcdlib.evaluation.metrics import cross_validation_table as cross_validation_table
+from bcdlib.trials.comparison import run_comparison as run_comparison
+
 NOT_HERE = "Recorded on BreakHis: not shown beside images of your own."
 
 
 def failures_text(run: Run) -> str:
-    """`failures` as Markdown."""
+    """List the trials that failed, in Markdown."""
     found = [f"- {html.escape(line)}" for line in comparison.failed_trials(run)]
     return "\n".join(["**Trials that failed:**", "", *found]) if found else "No trial failed."
 
 
 def protocol_table(predictions: pd.DataFrame, found: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row a method and split, folds pooled, with 95 % intervals over cases and what each split shares.
+    """Compare methods and splits: a row each, folds pooled, with intervals and what each split shares.
 
-    ``found`` is `bootstrap.interval_table` of the same predictions, if it is at hand.
+    Parameters
+    ----------
+    predictions : DataFrame
+        A predictions table.
+    found : DataFrame, optional
+        `bootstrap.interval_table` of the same predictions, if it is at hand.
 
     Returns
     -------
-    DataFrame: method, split, images, slides, cases, folds, seeds, accuracy, AUC, slide recognition, case AUC (each with
-    its interval, as text), what is shared
+    DataFrame
+        method, split, images, slides, cases, folds, seeds, what is shared, and before that the metrics that
+        comparisons show (accuracy, AUC, ...), each as text with its 95 % interval over cases.
     """
-    table = metrics.metrics_table(predictions)
-    found = bootstrap.interval_table(predictions, tuple(SHOWN)) if found is None else found
+    keys = metrics.shown_in("comparison")
+    found = bootstrap.interval_table(predictions, keys) if found is None else found
     texts = found.assign(text=[bootstrap.interval_text(row) for row in found.itertuples()])
-    texts = texts.pivot(index=["method", "split"], columns="figure", values="text")
-    texts = texts.loc[pd.MultiIndex.from_frame(table[["method", "split"]])].reset_index()
+    texts = texts.pivot(index=["method", "split"], columns="metric", values="text").reset_index()
+    shown = [key for key in keys if key in texts]  # a recording has those of its day
     columns = ["method", "split", "images", "slides", "cases", "folds", "seeds"]
-    return table[columns].assign(
-        **{name: texts[figure] for figure, name in SHOWN.items()},
-        **{"what is shared": table["split"].map(splits.describe_protocol)},
-    )
+    table = metrics.metrics_table(predictions)[columns].merge(texts[["method", "split", *shown]], how="left")
+    table = table.rename(columns={key: metrics.METRICS[key].label for key in shown})
+    return table.assign(**{"what is shared": table["split"].map(splits.describe_protocol)})
 
 
 def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None):
-    """Accuracy and AUC of each method under each protocol with 95 % intervals: same pictures, same network.
+    """Draw accuracy and AUC of each method under each protocol: same images, same network.
 
-    ``found`` as in `protocols`.
+    Parameters are those of `protocol_table`.
     """
+    found = bootstrap.interval_table(predictions) if found is None else found
     order = {name: place for place, name in enumerate(splits.PROTOCOLS)}
-    found = (
-        bootstrap.interval_table(predictions)
-        if found is None
-        else found[found["figure"].isin(("accuracy", "auc"))]
-    )
     found = found.sort_values("split", key=lambda names: names.map(order), kind="stable")
     chance = max(predictions["label"].mean(), 1 - predictions["label"].mean())
-    figure, axes = style.make_figure(1, 2, width=9, height=0.5 * len(found) / 2 + 1.7, sharey=True)
-    limits = (("accuracy", chance, "always the larger class"), ("auc", 0.5, "chance"))
-    for axis, (column, floor, what) in zip(axes, limits, strict=True):
-        rows = found[found["figure"] == column].iloc[::-1].reset_index(drop=True)
+    methods = found["method"].unique()
+    height = 0.5 * (found["metric"] == "accuracy").sum() + 1.7
+    figure, axes = style.make_figure(1, 2, width=9, height=height, sharey=True)
+    floors = (("accuracy", chance, "always the larger class"), ("auc", 0.5, "chance"))
+    for axis, (metric, floor, what) in zip(axes, floors, strict=True):
+        rows = found[found["metric"] == metric].iloc[::-1].reset_index(drop=True)
         names = [
-            f"{r.split}{_beside(found, r.method)}\n{r.images} images, {r.slides} slides, {r.cases} cases"
-            for r in rows.itertuples()
+            f"{row.split}{f', {row.method}' if len(methods) > 1 else ''}\n"
+            f"{row.images} images, {row.slides} slides, {row.cases} cases"
+            for row in rows.itertuples()
         ]
-        for method, colour in zip(found["method"].unique(), itertools.cycle(style.SERIES)):
+        for method, colour in zip(methods, itertools.cycle(style.SERIES)):
             part = rows[rows["method"] == method]
-            reach = [(part["value"] - part["low"]).clip(0), (part["high"] - part["value"]).clip(0)]
             axis.errorbar(
-                part["value"], part.index, xerr=reach, fmt="o", color=colour, capsize=4, markersize=7
+                part["value"], part.index, xerr=_reach(part), fmt="o", color=colour, capsize=4, markersize=7
             )
-        axis.set_yticks(range(len(rows)), names)
-        for place, row in rows.iterrows():
-            axis.annotate(
-                f"{row['value']:.2f}", (row["value"], place), (0, 7), textcoords="offset points", ha="center"
-            )
+        for place, value in rows["value"].items():
+            axis.annotate(f"{value:.2f}", (value, place), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
+        axis.set_yticks(range(len(rows)), names)
         axis.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.2))
-        axis.set_xlabel(f"{'AUC' if column == 'auc' else column} on test images")
+        axis.set_xlabel(f"{metrics.METRICS[metric].label} on test images")
         axis.legend(loc="lower left", fontsize=8)
-    methods_text = ", ".join(dict.fromkeys(predictions["method"]))
-    figure.supxlabel(
-        f"{methods_text}; {_trials_text(predictions)}; 95 % intervals: bootstrap over cases\n"
-        f"started from {metrics.weights_note(predictions)}",
-        fontsize=8,
-    )
+    note = f"{', '.join(predictions['method'].unique())}; {_trials_text(predictions)}; 95 % intervals"
+    return _with_note(figure, note, predictions)
+
+
+def _reach(rows: pd.DataFrame, value: str = "value") -> list[pd.Series]:
+    """How far error bars reach to both sides."""
+    return [(rows[value] - rows["low"]).clip(0), (rows["high"] - rows[value]).clip(0)]
+
+
+def _with_note(figure, note: str, predictions: pd.DataFrame):
+    note = f"{note}: bootstrap over cases\nstarted from {metrics.weights_note(predictions)}"
+    figure.supxlabel(note, fontsize=8)
     return style.finish_figure(figure)
-
-
-def _beside(found: pd.DataFrame, method: str) -> str:
-    return f", {method}" if found["method"].nunique() > 1 else ""
 
 
 def _trials_text(predictions: pd.DataFrame) -> str:
     """Folds and seeds; by method where they differ."""
     counts = predictions.groupby("method", sort=False)[["fold", "seed"]].nunique()
-    texts = {
-        row.Index: f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
+    texts = [
+        f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
         for row in counts.itertuples()
-    }
-    alike = len(set(texts.values())) == 1
-    return (
-        next(iter(texts.values()))
-        if alike
-        else ", ".join(f"{method} {text}" for method, text in texts.items())
-    )
+    ]
+    if len(set(texts)) == 1:
+        return texts[0]
+    return ", ".join(f"{method} {text}" for method, text in zip(counts.index, texts, strict=True))
 
 
 def gap_text(predictions: pd.DataFrame) -> str:
-    """A paragraph a method, in Markdown: accuracy by image against accuracy by case, with the paired interval.
+    """Compare accuracy by image with accuracy by case, in a Markdown paragraph a method.
 
     Only where both were measured for a method; empty if for none.
     """
@@ -138,102 +138,78 @@ def gap_text(predictions: pd.DataFrame) -> str:
     return "\n\n".join(lines)
 
 
-def difference_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Method against method and protocol against protocol, paired, with Holm's correction: `bootstrap.comparison_table`."""
-    return bootstrap.comparison_table(predictions)
-
-
 def measured_tables(run: Run) -> list[pd.DataFrame]:
-    """What was measured in this run so far: the predictions of 04_train, if it ran, and of every comparison."""
+    """Read what was measured in this run: predictions of 04_train, if it ran, and of every comparison."""
     trained = run.folder / "predictions.csv"
-    return [
-        *([metrics.read_predictions(trained)] if trained.is_file() else []),
-        comparison.all_predictions(run),
-    ]
+    own = [metrics.read_predictions(trained)] if trained.is_file() else []
+    return [*own, comparison.all_predictions(run)]
 
 
 def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
-    """Table II of the paper, each row with what it was measured on, and under each the rows that were measured here.
+    """Make Table II of the paper, with what each row was measured on, and under each the rows measured here.
 
     Parameters
     ----------
-    predictions : predictions tables, of 04_train, 06_compare, or made elsewhere
+    *predictions : DataFrame
+        Predictions tables: of 04_train, 06_compare, or made elsewhere.
 
     Returns
     -------
-    DataFrame: key, method, kind (published or measured), accuracy, low, high (percent; the 95 % interval over cases of
-    measured rows), measured on, images, cases, weights. Methods in the order of their published accuracy, those without
-    one first. Only the measured rows if an image is not BreakHis's (by its name): published numbers say nothing about
-    other images.
+    DataFrame
+        key, method, kind (published or measured), accuracy, low, high (percent; the 95 % interval over
+        cases of measured rows), measured on, images, cases, weights. Methods in the order of their
+        published accuracy, those without one first. Only the measured rows if an image is not BreakHis's
+        (by its name): published numbers say nothing about other images.
     """
-    measured = pd.concat([_measured(table) for table in predictions], ignore_index=True)
-    published = TABLE_II.assign(method=TABLE_II["research"] + ": " + TABLE_II["method"], kind="published")[
-        ["key", "method", "kind", "accuracy", "measured on"]
-    ]
-    order = published.set_index("key")["accuracy"].reindex(measured["key"].unique()).fillna(100)
-    table = measured
-    if all(breakhis.is_breakhis(made) for made in predictions):
-        order = published.set_index("key")["accuracy"].combine_first(order)
-        table = pd.concat([published, measured], ignore_index=True)
-    table = table.assign(order=table["key"].map(order), published=table["kind"] == "published")
-    table = table.sort_values(
-        ["order", "key", "published", "accuracy"], ascending=[False, True, False, False]
+    accuracy = TABLE_II.set_index("key")["accuracy"]
+    table = pd.concat([_measured(one) for one in predictions], ignore_index=True)
+    order = accuracy.reindex(table["key"].unique()).fillna(100)
+    if all(breakhis.is_breakhis(one) for one in predictions):
+        order = accuracy.combine_first(order)
+        named = TABLE_II.assign(method=TABLE_II["research"] + ": " + TABLE_II["method"], kind="published")
+        published = named[["key", "method", "kind", "accuracy", "measured on"]]
+        table = pd.concat([published, table], ignore_index=True)
+    by = pd.DataFrame({"order": table["key"].map(order), "published": table["kind"] == "published"})
+    table = table.join(by).sort_values(
+        ["order", "key", "published", "accuracy"], ascending=[False, True, False, False], ignore_index=True
     )
-    return table.drop(columns=["order", "published"]).reset_index(drop=True)
+    return table.drop(columns=["order", "published"])
 
 
 def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
     table = metrics.metrics_table(predictions)
-    sure = bootstrap.interval_table(predictions, ("accuracy",))
+    intervals = bootstrap.interval_table(predictions, ["accuracy"])
+    table[["accuracy", "low", "high"]] = 100 * intervals[["value", "low", "high"]].to_numpy()
     table["key"] = table["method"].map(_key)
     place = "here, drawn tissue" if breakhis.is_synthetic(predictions) else "here"
-    table["measured on"] = [f"{place}: {_protocol_label(row)}" for _, row in table.iterrows()]
-    table[["accuracy", "low", "high"]] = 100 * sure[["value", "low", "high"]].to_numpy()
-    columns = [
-        "key",
-        "method",
-        "kind",
-        "accuracy",
-        "low",
-        "high",
-        "measured on",
-        "images",
-        "cases",
-        "weights",
+    table["measured on"] = [
+        f"{place}: split {row.split}, {row.folds} fold{'s' * (row.folds > 1)}, "
+        f"{row.images} test images of {row.cases} cases"
+        for row in table.itertuples()
     ]
+    columns = "key,method,kind,accuracy,low,high,measured on,images,cases,weights".split(",")
     return table.assign(kind="measured").reindex(columns=columns)
 
 
 def _key(label: str) -> str:
-    """The method's row in Table II; its own label if it has none there."""
+    """Find the method's row in Table II; its own label if it has none there."""
     return next((key for key in TABLE_II["key"] if label == key or label.startswith(key + "-")), label)
 
 
-def _protocol_label(row) -> str:
-    folds = f"{row['folds']} fold{'s' if row['folds'] > 1 else ''}"
-    return f"split {row['split']}, {folds}, {row['images']} test images of {row['cases']} cases"
-
-
-def table_ii_figure(table: pd.DataFrame):
-    """Table II as bars, a group a method: published, and under it what was measured, the protocol of each in its label."""
+def table_ii_figure(table: pd.DataFrame, ax=None):
+    """Draw Table II as bars, a group a method: published, and under it what was measured and how."""
     table = table.iloc[::-1].reset_index(drop=True)
     places = table.index + 0.6 * (table["key"] != table["key"].shift()).cumsum()  # a gap between methods
-    figure, axis = style.make_figure(width=9, height=0.45 * (places.max() + 1) + 1.2)
+    figure, axis = style.axes_or_new(ax, width=9, height=0.45 * (places.max() + 1) + 1.2)
     published = table["kind"] == "published"
-    colours = [style.PUBLISHED if printed else style.MEASURED for printed in published]
-    names = [f"{row['method']}\n({row['measured on']})" for _, row in table.iterrows()]
-    axis.barh(places, table["accuracy"], color=colours, height=0.85)
+    kinds = {"published": style.PUBLISHED, "measured": style.MEASURED}
+    axis.barh(places, table["accuracy"], color=table["kind"].map(kinds), height=0.85)
     axis.errorbar(
-        table["accuracy"],
-        places,
-        fmt="none",
-        ecolor="black",
-        capsize=2,
-        lw=1,
-        xerr=[(table["accuracy"] - table["low"]).clip(0), (table["high"] - table["accuracy"]).clip(0)],
+        table["accuracy"], places, xerr=_reach(table, "accuracy"), fmt="none", ecolor="black", capsize=2, lw=1
     )
-    for place, row in zip(places, table.itertuples(), strict=True):
-        axis.text(1, place, f"{row.accuracy:.1f}", va="center", fontsize=8, color="white", weight="bold")
+    for place, accuracy in zip(places, table["accuracy"], strict=True):
+        axis.text(1, place, f"{accuracy:.1f}", va="center", fontsize=8, color="white", weight="bold")
+    names = [f"{row['method']}\n({row['measured on']})" for _, row in table.iterrows()]
     axis.set_yticks(places, names, fontsize=7)
     axis.set(
         xlim=(0, 102),
@@ -243,60 +219,53 @@ def table_ii_figure(table: pd.DataFrame):
     )
     axis.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(20))
     handles = [
-        axis.barh([0], [0], color=c, label=k)
-        for k, c in (("published", style.PUBLISHED), ("measured here", style.MEASURED))[not published.any() :]
+        axis.barh([0], [0], color=colour, label=label)
+        for label, colour in (("published", style.PUBLISHED), ("measured here", style.MEASURED))[
+            not published.any() :
+        ]
     ]
     axis.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
-    weights = table["weights"].dropna()
-    if len(weights):
-        note = "measured here: started from " + "; ".join(dict.fromkeys(weights))
+    weights = table["weights"].dropna().unique()
+    if ax is None and len(weights):
+        note = "measured here: started from " + "; ".join(weights)
         figure.supxlabel(textwrap.fill(note, 150), fontsize=7)
-    return style.finish_figure(figure)
-
-
-def recordings() -> list[str]:
-    """Names of the results that were recorded on real images; see `recorded`."""
-    return recorded.recorded_names()
+    return figure if ax is not None else style.finish_figure(figure)
 
 
 def recorded_protocol_table(name: str, run: Run | None = None) -> pd.DataFrame:
-    """`protocols` of a recording, from its stored figures.
+    """Make the `protocol_table` of a recording, from its stored metrics.
 
-    Here and below: nothing for a ``run`` of other images than BreakHis's, for which these figures say nothing.
+    It is empty, and the functions below give a note instead, for a `run` of other images than BreakHis's: the
+    recorded numbers say nothing about them.
     """
     found = recorded.read_recording(name)
-    table = protocol_table(found.predictions, found.figures)
+    table = protocol_table(found.predictions, found.metrics)
     return table if _of_breakhis(run) else table.iloc[:0]
 
 
 def recorded_protocol_figure(name: str, run: Run | None = None):
-    """`protocol_figure` of a recording, from its stored figures."""
+    """Draw the `protocol_figure` of a recording, from its stored metrics."""
+    if not _of_breakhis(run):
+        return style.note_figure(NOT_HERE)
     found = recorded.read_recording(name)
-    return (
-        protocol_figure(found.predictions, found.figures)
-        if _of_breakhis(run)
-        else style.note_figure(NOT_HERE)
-    )
+    return protocol_figure(found.predictions, found.metrics)
 
 
 def save_recorded_figure(name: str) -> None:
-    """Store a recording's figure beside it, for the README: protocols, or differences where there is one protocol."""
-    figure = (
-        recorded_protocol_figure
-        if len(recorded.read_recording(name).predictions["split"].unique()) > 1
-        else recorded_difference_figure
-    )
+    """Store a recording's figure beside it: protocols, or differences where there is one protocol."""
+    several = recorded.read_recording(name).predictions["split"].nunique() > 1
+    figure = (recorded_protocol_figure if several else recorded_difference_figure)(name)
     with atomic_write(recorded.recorded_folder() / f"{name}.png") as temporary:
-        figure(name).savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=110)
 
 
 def recorded_note(name: str, run: Run | None = None) -> str:
-    """Markdown: what a recording was made from, and the commands that repeat it."""
+    """Say, in Markdown, what a recording was made from, and the commands that repeat it."""
+    if not _of_breakhis(run):
+        return NOT_HERE
     facts = recorded.read_recording(name).facts
     return "\n".join(
         [f"Started from: {facts['weights']}. To repeat it:", "", "```", *facts["commands"], "```"]
-        if _of_breakhis(run)
-        else [NOT_HERE]
     )
 
 
@@ -304,40 +273,30 @@ def _of_breakhis(run: Run | None) -> bool:
     return run is None or breakhis.is_breakhis(run.images())
 
 
-def recorded_differences(name: str) -> pd.DataFrame:
-    """A recording's methods against the one that it names, paired by image and seed, with 95 % intervals over cases."""
-    return recorded.read_recording(name).differences
-
-
 def recorded_difference_figure(name: str, run: Run | None = None, shown=("auc", "case_auc")):
-    """What each change is worth: a recording's paired differences with their intervals, a panel a figure."""
+    """Draw a recording's paired differences, what each change is worth: a panel a metric of `shown`."""
     if not _of_breakhis(run):
         return style.note_figure(NOT_HERE)
     found = recorded.read_recording(name)
-    rows = found.differences[found.differences["figure"].isin(shown)].copy()
-    several = rows["split"].nunique() > 1
-    rows["label"] = [
-        _short(row.first, row.second) + (f", {row.split}" if several else "") for row in rows.itertuples()
-    ]
-    order = rows.loc[rows["figure"] == shown[0]].sort_values("value", kind="stable")["label"].tolist()
+    against, rows = found.facts["against"], found.differences
+    splits_text = ", ".join(rows["split"].unique())
+    rows = rows.assign(
+        label=[
+            row.first.removeprefix(f"{row.second}-") + f", {row.split}" * (", " in splits_text)
+            for row in rows.itertuples()
+        ]
+    )
+    order = rows[rows["metric"] == shown[0]].sort_values("value", kind="stable")["label"]
     figure, axes = style.make_figure(1, len(shown), width=10, height=0.28 * len(order) + 1.6, sharey=True)
-    for axis, name_ in zip(axes, shown, strict=True):
-        part = rows[rows["figure"] == name_].set_index("label").loc[order]
-        reach = [(part["value"] - part["low"]).clip(0), (part["high"] - part["value"]).clip(0)]
-        axis.errorbar(part["value"], range(len(part)), xerr=reach, fmt="o", color=style.MEASURED, capsize=3)
+    for axis, metric in zip(axes, shown, strict=True):
+        part = rows[rows["metric"] == metric].set_index("label").loc[order]
+        axis.errorbar(
+            part["value"], range(len(part)), xerr=_reach(part), fmt="o", color=style.MEASURED, capsize=3
+        )
         axis.axvline(0, color="black", linestyle=":")
         axis.set_yticks(range(len(part)), order, fontsize=8)
-        axis.set_xlabel(f"{SHOWN[name_]}, difference from {found.facts['against']}")
-    table = metrics.metrics_table(found.predictions)
-    size = f"{table['images'].max()} images, {table['slides'].max()} slides, {table['cases'].max()} cases"
-    figure.supxlabel(
-        f"{size}; split {', '.join(rows['split'].unique())}; {_trials_text(found.predictions)}; paired 95 % "
-        f"intervals: bootstrap over cases\nstarted from {metrics.weights_note(found.predictions)}",
-        fontsize=8,
-    )
-    return style.finish_figure(figure)
-
-
-def _short(label: str, base: str) -> str:
-    """What is changed, if a label is the base's with something behind it."""
-    return label.removeprefix(f"{base}-")
+        axis.set_xlabel(f"{metrics.METRICS[metric].label}, difference from {against}")
+    most = metrics.metrics_table(found.predictions)[["images", "slides", "cases"]].max()
+    size = ", ".join(f"{number} {name}" for name, number in most.items())
+    note = f"{size}; split {splits_text}; {_trials_text(found.predictions)}; paired 95 % intervals"
+    return _with_note(figure, note, found.predictions)

@@ -1,4 +1,4 @@
-"""From the predictions table to what it is worth: leaks, metrics with intervals, threshold, calibration, referral."""
+"""Evaluate a predictions table: leaks, metrics with intervals, threshold, calibration, referral."""
 
 import html
 import itertools
@@ -16,17 +16,23 @@ from bcdlib.data.decode import decode_files
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, thresholds
 from bcdlib.explain import explanation, models
-from bcdlib.explain.error_analysis import error_figure, worst_errors  # noqa: F401 - called as evaluate.worst_errors
-from bcdlib.explain.explanation import explain_image, explain_own_image  # noqa: F401 - likewise
 from bcdlib.plots import style
 from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import Run
 
-GROUP = ["method", "split"]
-INTERVALS = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc", *metrics.UNIT_METRICS)
+# isort: split
+# for notebooks, which call verbs only
+from bcdlib.evaluation.bootstrap import comparison_table as comparison_table
+from bcdlib.evaluation.metrics import cross_validation_table as cross_validation_table
+from bcdlib.evaluation.metrics import subtype_table as subtype_table
+from bcdlib.evaluation.thresholds import referral_table as referral_table
+from bcdlib.explain.error_analysis import error_figure as error_figure
+from bcdlib.explain.error_analysis import worst_errors as worst_errors
+from bcdlib.explain.explanation import explain_image as explain_image
+from bcdlib.explain.explanation import explain_own_image as explain_own_image
 
-AT_ONCE = 512  # pictures that `predict` holds in memory
-THRESHOLDED = ["sensitivity", "specificity", "accuracy", "balanced_accuracy", "precision", "f1", "mcc"]
+GROUP = ["method", "split"]
+AT_ONCE = 512  # images that `predict_files` holds in memory
 
 
 def lock(
@@ -37,35 +43,42 @@ def lock(
     calibration: str = "temperature",
     validation: str = "",
 ) -> pd.DataFrame:
-    """Threshold and calibration of each trial, from the validation predictions only; see `thresholds.lock_thresholds`.
+    """Choose threshold and calibration of each trial from the validation predictions, and store them.
 
-    Writes ``locked.csv``. Call it before `predictions`: it does not look at the test part.
+    Writes ``locked.csv``. Call it before `load_predictions`: it does not look at the test part.
 
     Parameters
     ----------
-    validation : path of a validation predictions table made elsewhere; empty means the run's own ``validation.csv``.
+    run : Run
+    rule, sensitivity, calibration
+        As in `thresholds.lock_thresholds`.
+    validation : str
+        Path of a validation predictions table made elsewhere; empty means the run's own ``validation.csv``.
         Where there is none, nothing is locked and the threshold stays at 0.5.
+
+    Returns
+    -------
+    DataFrame
+        As from `thresholds.lock_thresholds`.
     """
     path = Path(validation) if validation else run.folder / "validation.csv"
-    if validation or (path.is_file() and len(pd.read_csv(path, nrows=1))):
-        table = thresholds.lock_thresholds(
-            metrics.read_predictions(path), rule, sensitivity, calibration=calibration
-        )
-    else:
-        table = thresholds.lock_thresholds(
-            pd.DataFrame(columns=metrics.COLUMNS), rule, sensitivity, calibration=calibration
-        )
-    write_csv(run.folder / "locked.csv", table)
-    return table
+    known = validation or (path.is_file() and len(pd.read_csv(path, nrows=1)))
+    table = metrics.read_predictions(path) if known else pd.DataFrame(columns=metrics.COLUMNS)
+    locked = thresholds.lock_thresholds(table, rule, sensitivity, calibration=calibration)
+    write_csv(run.folder / "locked.csv", locked)
+    return locked
 
 
 def load_predictions(run: Run, lock: pd.DataFrame | None = None, path: str = "") -> pd.DataFrame:
-    """A predictions table, checked (see `metrics.read_predictions`), with what was locked beside it.
+    """Load a predictions table and check it (see `metrics.read_predictions`); add what was locked.
 
     Parameters
     ----------
-    lock : as from `locked`; None leaves the table as it is
-    path : of a predictions table made elsewhere, which is copied into the run; empty means the run's own
+    run : Run
+    lock : DataFrame, optional
+        As from `lock`; None leaves the table as it is.
+    path : str
+        Of a predictions table made elsewhere, which is copied into the run; empty means the run's own.
 
     Raises
     ------
@@ -84,78 +97,63 @@ def load_predictions(run: Run, lock: pd.DataFrame | None = None, path: str = "")
 
 
 def results_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Each figure of each method and split, threshold 0.5, with its 95 % interval over cases, and the one by image.
+    """Compute the metrics of each method and split at threshold 0.5, with their 95 % intervals.
 
     Returns
     -------
-    DataFrame: method, split, images, slides, cases, figure, value, by case, by image (too narrow)
+    DataFrame
+        method, split, images, slides, cases, metric, value, "95 % by case", "by image (too narrow)" (text).
     """
-    found = bootstrap.interval_table(table, INTERVALS)
-    shown = found[[*GROUP, "images", "slides", "cases", "figure", "value"]]
-    return shown.assign(
-        **{
-            "95 % by case": [_range(row.low, row.high) for row in found.itertuples()],
-            "by image (too narrow)": [
-                _range(row.low_by_image, row.high_by_image) for row in found.itertuples()
-            ],
-        }
-    )
-
-
-def _range(low: float, high: float) -> str:
-    return "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
+    found = bootstrap.interval_table(table, metrics.shown_in("results"))
+    shown = found[[*GROUP, "images", "slides", "cases", "metric", "value"]]
+    shown["95 % by case"] = list(map(bootstrap.range_text, found["low"], found["high"]))
+    naive = map(bootstrap.range_text, found["low_by_image"], found["high_by_image"])
+    return shown.assign(**{"by image (too narrow)": list(naive)})
 
 
 def threshold_table(table: pd.DataFrame) -> pd.DataFrame:
-    """What depends on the threshold, at 0.5 and at the locked one: two rows a method and split.
+    """Compute the metrics that depend on the threshold, at 0.5 and at the locked one.
 
     Returns
     -------
-    DataFrame: method, split, at ("0.5" or "locked"), images, cases, `THRESHOLDED`
+    DataFrame
+        Two rows a method and split: method, split, at ("0.5" or "locked"), images, cases, metrics.
     """
     sides = [metrics.metrics_table(table).assign(at="0.5")]
     if "threshold" in table:
         sides.append(metrics.metrics_table(table, threshold="threshold").assign(at="locked"))
-    both = pd.concat(sides).sort_index(
-        kind="stable", ignore_index=True
-    )  # the two of a group one under the other
-    return both[[*GROUP, "at", "images", "cases", *THRESHOLDED]]
+    both = pd.concat(sides).sort_index(kind="stable", ignore_index=True)  # the two of a group together
+    return both[[*GROUP, "at", "images", "cases", *metrics.shown_in("thresholds")]]
 
 
 def metrics_by_group(table: pd.DataFrame) -> pd.DataFrame:
-    """Every metric at threshold 0.5: a row a figure, a column a method and split (with its number of cases)."""
+    """Compute every metric at 0.5: a row a metric, a column a method and split (with its number of cases)."""
     found = metrics.metrics_table(table)
     names = [f"{row.method}, {row.split} ({row.cases} cases)" for row in found.itertuples()]
-    figures = found[[*metrics.METRICS, *metrics.UNIT_METRICS]].T.set_axis(names, axis="columns")
-    return figures.rename_axis("figure").reset_index()
-
-
-def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Method against method and protocol against protocol, paired, with Holm's correction: `bootstrap.comparison_table`."""
-    return bootstrap.comparison_table(table)
-
-
-def cross_validation(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, spread and pooled value over folds and seeds; see `metrics.cross_validation_table`."""
-    return metrics.cross_validation_table(table)
+    values = found[list(metrics.METRICS)].T.set_axis(names, axis="columns")
+    return values.rename_axis("metric").reset_index()
 
 
 def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Metrics by magnification, subtype or slide as well. With one class only AUC and one of the rates are not defined."""
+    """Compute metrics by magnification, subtype or slide as well.
+
+    With one class only, AUC and one of sensitivity and specificity are not defined.
+    """
     table = table.sort_values([*GROUP, column], kind="stable")  # before the gaps are filled: they come last
     unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
     table[column] = table[column].astype(object).where(~unknown, breakhis.UNKNOWN)
     found = metrics.metrics_table(table, (*GROUP, column))
-    figures = ["accuracy", "sensitivity", "specificity", "precision", "f1", "auc", "brier"]
-    return found[[*GROUP, column, "images", *(["cases"] if column != "slide" else []), *figures]]
+    counts = ["images"] if column == "slide" else ["images", "cases"]
+    return found[[*GROUP, column, *counts, *metrics.shown_in("groups")]]
 
 
 def leak_lines(run: Run, table: pd.DataFrame) -> str:
-    """Markdown: for each split and fold that was tested, in bold, how much of the test part was also in training."""
+    """Write, in Markdown, how much of each tested split and fold's test part was also in training."""
     if not (run.folder / "images.csv").is_file():
         return (
             "These predictions were made elsewhere: what their model was trained on is not known here. "
-            "`python -m bcdlib audit --split TABLE.csv` audits a split table with the columns filename and role."
+            "`python -m bcdlib audit --split TABLE.csv` audits a split table with the columns filename and "
+            "role."
         )
     images, lines = run.images(), []
     for name, part in table.groupby("split", sort=False):
@@ -167,7 +165,13 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
 
 
 def near_duplicate_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """Near-identical pictures of which one was tested and the other trained on: split, fold, test, training, correlation."""
+    """Find near-duplicate images of which one was tested and the other trained on.
+
+    Returns
+    -------
+    DataFrame
+        split, fold, test, training, correlation, difference. Empty in a run without images.
+    """
     columns = ["split", "fold", "test", "training", "correlation", "difference"]
     if "cache" not in (run.settings if (run.folder / "settings.json").is_file() else {}):
         return pd.DataFrame(columns=columns)
@@ -181,72 +185,58 @@ def near_duplicate_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def near_duplicate_figure(run: Run, found: pd.DataFrame, most: int = 4):
-    """The most alike pairs of `lookalike_pairs`, side by side; or a figure that says that there is none."""
+    """Draw the most alike pairs of `near_duplicate_pairs` side by side; or say that there is none."""
     shown = found.drop_duplicates(["test", "training"]).head(most)
     if shown.empty:
-        return style.note_figure("No near-identical pictures across training and test were found.")
-    figure, axes = style.make_figure(len(shown), 2, width=7, height=2.4 * len(shown), squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
+        return style.note_figure("No near-duplicate images across training and test were found.")
+    captions = []
+    for pair in shown.itertuples():
+        where = f"{pair.split}, fold {pair.fold}, correlation {pair.correlation:.3f}"
+        captions += [f"test: {pair.test}\n{where}", f"training: {pair.training}\n{where}"]
     cache = run_cache(run)
-    for (left, right), pair in zip(axes, shown.itertuples(), strict=True):
-        for axis, name, role in ((left, pair.test, "test"), (right, pair.training, "training")):
-            axis.imshow(cache.pixels[cache.rows([name])[0]])
-            axis.set_title(f"{role}: {name}", fontsize=7)
-        left.set_ylabel(f"{pair.split}, fold {pair.fold}\ncorrelation {pair.correlation:.3f}", fontsize=7)
-    return style.finish_figure(figure)
+    names = shown[["test", "training"]].to_numpy().ravel()
+    return style.image_grid(cache.pixels[cache.rows(names)], captions, 2)
 
 
 def confusion_figure(table: pd.DataFrame):
-    """Confusion matrices at threshold 0.5, a panel a method and split; rows true, columns predicted class."""
-    groups = list(table.groupby(GROUP, sort=False))
-    figure, axes = style.make_figure(1, len(groups), width=3.6 * len(groups), height=3.4, squeeze=False)
-    for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
-        called = (part["probability"] >= metrics.THRESHOLD).astype(int)
-        ConfusionMatrixDisplay.from_predictions(
-            part["label"],
-            called,
-            labels=[0, 1],
-            display_labels=breakhis.CLASSES,
-            cmap="Purples",
-            colorbar=False,
-            ax=axis,
-        )
-        axis.set_title(
-            f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9
-        )
-    return _with_note(figure, table)
-
-
-def subtype_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy and macro figures of the eight subtypes, where a method learned them; see `metrics.subtype_table`."""
-    return metrics.subtype_table(table)
+    """Draw confusion matrices at threshold 0.5, a panel a method and split; rows true, columns predicted."""
+    found, names = metrics.with_correct(table), np.array(breakhis.CLASSES)
+    found = found.assign(truth=names[found["label"]], predicted=names[found["predicted"]])
+    return _confusion_panels(found, names, size=3.6, colours="Purples")
 
 
 def subtype_confusion_figure(table: pd.DataFrame):
-    """Confusion matrices of the eight subtypes, a panel a method and split; or a line that says that none learned them."""
-    groups = list(metrics.subtype_predictions(table).groupby(GROUP, sort=False))
-    if not groups:
+    """Draw confusion matrices of the eight subtypes, a panel a method and split that learned them."""
+    found = metrics.subtype_predictions(table)
+    if found.empty:
         return style.note_figure('No method here learned the eight subtypes (task "subtype").')
-    figure, axes = style.make_figure(1, len(groups), width=4.6 * len(groups), height=4.4, squeeze=False)
+    return _confusion_panels(
+        found.assign(truth=found["subtype"]), breakhis.SUBTYPES, size=4.6, colours="Blues"
+    )
+
+
+def _panels(table: pd.DataFrame, *, width: float, height: float):
+    """Make a figure with a titled panel for each method and split; also return pairs of panel and rows."""
+    groups = list(table.groupby(GROUP, sort=False))
+    figure, axes = style.make_figure(1, len(groups), width=width * len(groups), height=height, squeeze=False)
     for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
+        counts = f"{len(part)} images, {part['case'].nunique()} cases"
+        axis.set_title(f"{method}, split {split}\n{counts}", fontsize=9)
+    return figure, zip(axes[0], [part for _, part in groups], strict=True)
+
+
+def _confusion_panels(table: pd.DataFrame, names, *, size: float, colours: str):
+    figure, panels = _panels(table, width=size, height=size - 0.2)
+    for axis, part in panels:
         ConfusionMatrixDisplay.from_predictions(
-            part["subtype"],
-            part["called"],
-            labels=list(breakhis.SUBTYPES),
-            cmap="Blues",
-            colorbar=False,
-            ax=axis,
-        )
-        axis.set_title(
-            f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9
+            part["truth"], part["predicted"], labels=list(names), cmap=colours, colorbar=False, ax=axis
         )
     return _with_note(figure, table)
 
 
-def roc_figure(table: pd.DataFrame):
-    """ROC curves, one a method and split; groups with one class only have none and are left out."""
-    figure, axis = style.make_figure(width=5, height=4.4)
+def roc_figure(table: pd.DataFrame, ax=None):
+    """Draw a ROC curve a method and split; those with one class only have none and are left out."""
+    figure, axis = style.axes_or_new(ax, width=5, height=4.4)
     for (method, split), part in table.groupby(GROUP, sort=False):
         if part["label"].nunique() == 2:
             name = f"{method}, split {split} ({part['case'].nunique()} cases)"
@@ -254,60 +244,46 @@ def roc_figure(table: pd.DataFrame):
     axis.plot([0, 1], [0, 1], color=style.PUBLISHED, linestyle=":", label="chance")
     axis.set(xlabel="1 - specificity", ylabel="sensitivity (malignant found)")
     axis.legend(loc="lower right", fontsize=8)
-    return _with_note(figure, table)
+    return _with_note(figure, table) if ax is None else figure
 
 
 def reliability_figure(table: pd.DataFrame):
-    """Reliability diagrams, before and after the calibration that was fitted on validation, a panel a method and split."""
-    groups = list(table.groupby(GROUP, sort=False))
-    figure, axes = style.make_figure(1, len(groups), width=3.8 * len(groups), height=3.8, squeeze=False)
-    for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
-        for column, colour, marker in (
-            ("probability", style.PUBLISHED, "s"),
-            ("calibrated", style.MEASURED, "o"),
-        ):
+    """Draw reliability diagrams before and after calibration on validation, a panel a method and split."""
+    figure, panels = _panels(table, width=3.8, height=3.8)
+    looks = {"probability": ("before", style.PUBLISHED, "s"), "calibrated": ("after", style.MEASURED, "o")}
+    for axis, part in panels:
+        for column, (when, colour, marker) in looks.items():
             if column in part:
                 error = metrics.calibration_error(part["label"], part[column])
-                name = f"{'before' if column == 'probability' else 'after'}, ECE {error:.3f}"
                 CalibrationDisplay.from_predictions(
                     part["label"],
                     part[column],
                     n_bins=metrics.BINS,
-                    name=name,
+                    name=f"{when}, ECE {error:.3f}",
                     ax=axis,
                     color=colour,
                     marker=marker,
                     ref_line=column == "probability",
                 )
-        axis.set_title(f"{method}, split {split}\n{part['case'].nunique()} cases", fontsize=9)
         axis.set(xlabel="mean probability of malignant", ylabel="share malignant")
         axis.legend(fontsize=7, loc="upper left")
     return _with_note(figure, table)
 
 
-def selective_figure(table: pd.DataFrame):
-    """Accuracy of the images that are decided, against their share, when the least certain are referred."""
+def selective_figure(table: pd.DataFrame, ax=None):
+    """Draw accuracy against the share of images that are decided when the least certain are referred."""
     found = thresholds.selective_accuracy(table, shares=np.linspace(0.1, 1, 19))
-    figure, axis = style.make_figure(width=5, height=3.6)
+    figure, axis = style.axes_or_new(ax, width=5, height=3.6)
     for (method, split), part in found.groupby(GROUP, sort=False):
-        axis.plot(
-            100 * part["decided"],
-            part["accuracy"],
-            marker=".",
-            label=f"{method}, split {split} ({part['cases'].max()} cases)",
-        )
+        name = f"{method}, split {split} ({part['cases'].max()} cases)"
+        axis.plot(100 * part["decided"], part["accuracy"], marker=".", label=name)
     axis.set(
         xlabel="images decided (%); the others go to a pathologist",
         ylabel="accuracy of these",
         ylim=(0, 1.02),
     )
     axis.legend(fontsize=8, loc="lower left")
-    return _with_note(figure, table)
-
-
-def referral(table: pd.DataFrame) -> pd.DataFrame:
-    """What must be referred for 99 % sensitivity; see `thresholds.referral_table`."""
-    return thresholds.referral_table(table)
+    return _with_note(figure, table) if ax is None else figure
 
 
 def _with_note(figure, table: pd.DataFrame):
@@ -318,23 +294,28 @@ def _with_note(figure, table: pd.DataFrame):
 
 
 def predict_files(model_file, image_files, progress: bool = False) -> pd.DataFrame:
-    """Classify pictures with a saved model: decoded on all cores, a few hundred in memory at a time.
+    """Classify images with a saved model: decoded on all cores, a few hundred in memory at a time.
 
     Parameters
     ----------
-    model_file : path of a .keras file that takes uint8 (N, height, width, 3), RGB 0..255
-    image_files : paths of PNG, JPEG, TIFF or BMP files, and of folders or archives of them, each once
+    model_file : path
+        A .keras file that takes uint8 (N, height, width, 3), RGB 0..255.
+    image_files : sequence of paths
+        PNG, JPEG, TIFF or BMP files, and folders or archives of them, each once.
+    progress : bool
+        Whether to show a progress bar.
 
     Returns
     -------
-    DataFrame: file, probability (of malignant; NaN if unreadable), class, reason (empty, or why it was left out); and
-    if the model lies in a trial's folder with what they need: calibrated (probability), warning (empty, or that the
-    picture is unlike the training images), nearest (the nearest training image)
+    DataFrame
+        file, probability (of malignant; NaN if unreadable), class, reason (empty, or why it was left out);
+        and if the model lies in a trial's folder with what they need: calibrated (probability), warning
+        (empty, or that the image is unlike the training images), nearest (the nearest training image).
 
     Raises
     ------
     InputError
-        If the model cannot be loaded (Keras' safe mode: no lambdas), or not one picture can be read.
+        If the model cannot be loaded (Keras' safe mode: no lambdas), or none of the images can be read.
     """
     model, tables = models.load_model(model_file), []
     decoded = decode_files(image_files, model.size, progress)
@@ -352,19 +333,23 @@ def predict_files(model_file, image_files, progress: bool = False) -> pd.DataFra
 
 def _predicted(model_file, model, part: pd.DataFrame) -> pd.DataFrame:
     used = part["reason"] == ""
-    table = part.drop(columns="array").assign(probability=float("nan"), **{"class": ""})
-    table = table[["file", "probability", "class", "reason"]]
+    table = part.assign(probability=float("nan"), **{"class": ""})[["file", "probability", "class", "reason"]]
     if not used.any():
         return table
     X = np.stack(part.loc[used, "array"].to_list())
-    table.loc[used, "probability"] = models.predict_images(model, X)
-    table.loc[used, "class"] = np.where(
-        table.loc[used, "probability"] >= metrics.THRESHOLD, *breakhis.CLASSES[::-1]
-    )
-    more = explanation.explain_predictions(model_file, model, X, probability=table.loc[used, "probability"])
+    probability = models.predict_images(model, X)
+    table.loc[used, "probability"] = probability
+    table.loc[used, "class"] = np.where(probability >= metrics.THRESHOLD, *breakhis.CLASSES[::-1])
+    more = explanation.explain_predictions(model_file, model, X, probability=probability)
     return table.join(pd.DataFrame(more, index=table.index[used]))
 
 
 def as_json(table: pd.DataFrame) -> str:
-    """A table as a JSON list of rows, NaN as null."""
+    """Format a table as a JSON list of rows, NaN as null.
+
+    Examples
+    --------
+    >>> json.loads(as_json(pd.DataFrame({"probability": [0.5, float("nan")]})))
+    [{'probability': 0.5}, {'probability': None}]
+    """
     return json.dumps(json.loads(table.to_json(orient="records")), indent=2)

@@ -1,4 +1,4 @@
-"""The comparison: trials that fail, comparisons that are cut off, seeds that shuffle the folds; with a method of colours."""
+"""The comparison: trials that fail, comparisons that are cut off, seeds that shuffle the folds."""
 
 import os
 import shutil
@@ -104,7 +104,7 @@ def test_earlier_comparisons_of_the_run_stay(run, tmp_path):
     }
     assert len(rows) == 3 * len(again) and len(again) == 96
     assert len(pd.read_csv(run.folder / "comparison.csv")) == 3
-    table = compare.difference_table(rows.query("split == 'case'"))
+    table = compare.comparison_table(rows.query("split == 'case'"))
     assert (
         len(table) == 2
         and set(table.loc[0, ["first", "second"]]) == {"one", "two"}

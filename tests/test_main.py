@@ -120,7 +120,7 @@ def test_evaluate(tmp_path):
     )
     assert done.returncode == 0 and "0.75" in done.stdout and "mine" in done.stdout, done.stderr
     assert pd.read_csv(tmp_path / "out" / "locked.csv")["threshold"].tolist() == [0.4]
-    results = pd.read_csv(tmp_path / "out" / "tables" / "results.csv").set_index("figure")
+    results = pd.read_csv(tmp_path / "out" / "tables" / "results.csv").set_index("metric")
     assert (
         results.loc["accuracy", "value"] == 0.75
         and results.loc["accuracy", "cases"] == table["case"].nunique()

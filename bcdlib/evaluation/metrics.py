@@ -1,9 +1,17 @@
-"""The predictions table and the figures that follow from it; works on any model's predictions.
+"""The registry of metrics and the tables that follow from predictions, made here or by any other model.
 
-Columns of a predictions table: filename, slide, case, magnification, subtype, label (0 benign, 1 malignant),
-probability (of malignant), fold, method, split, seed; ours also have ``weights`` (what the network started from), and
-those of the task "subtype" p_A, p_F, ... (probability of each of the eight subtypes).
+A predictions table has the columns filename, slide, case, magnification, subtype, label (0 benign, 1
+malignant), probability (of malignant), fold, method, split and seed. Ours also have ``weights`` (what the
+network started from) and, for the task "subtype", p_A, p_F, ... (the probability of each of the eight
+subtypes).
+
+To add a metric, add one entry to `METRICS`: results, comparison and model card show it, each with its
+interval.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,37 +22,212 @@ from bcdlib.errors import InputError
 from bcdlib.runs.files import read_user_csv
 from bcdlib.runs.folder import TRIAL_COLUMNS
 
-COLUMNS = [
-    "filename",
-    "slide",
-    "case",
-    "magnification",
-    "subtype",
-    "label",
-    "probability",
-    "fold",
-    "method",
-    "split",
-    "seed",
-]
+COLUMNS = "filename slide case magnification subtype label probability fold method split seed".split()
 SUBTYPE_COLUMNS = [f"p_{name}" for name in breakhis.SUBTYPES]
 THRESHOLD = 0.5
-BINS = 10
-METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "sensitivity",
-    "specificity",
-    "precision",
-    "f1",
-    "mcc",
-    "kappa",
-    "auc",
-    "average_precision",
-    "brier",
-    "ece",
-)
-UNIT_METRICS = ("slide_recognition", "slide_auc", "case_auc")
+BINS = 10  # of the calibration error and the reliability diagram
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: how it is computed, and where and under which name it is shown.
+
+    Attributes
+    ----------
+    label : str
+        Its name in tables, in figures and on model cards.
+    compute : callable
+        ``compute(label, score)`` as in scikit-learn, where score is the column `of`; returns a float.
+    weighted : callable, optional
+        The same for many weightings at once, which makes its bootstrap fast: ``weighted(label, score,
+        weights)`` with weights (B, N) returns a float array (B,). Without it, `compute` is called for each
+        resample: seconds instead of milliseconds.
+    of : str
+        The column it is computed from: "predicted" (0 or 1), "probability" (of malignant) or "correct"
+        (whether the image is predicted correctly; for slides and cases the share of their images).
+    unit : str
+        What it counts: "image", "slide" or "case" (see `group_units`; slides and cases have no column
+        "predicted").
+    both_classes : bool
+        Whether it is undefined (NaN) with benign or malignant images only.
+    tables : tuple of str
+        Where it is shown: "results", "comparison", "card", "thresholds", "groups" (by magnification,
+        subtype or slide).
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"label": [1, 1, 0], "probability": [0.9, 0.4, 0.2], "predicted": [1, 0, 0]})
+    >>> METRICS["sensitivity"].value(table), METRICS["auc"].value(table)
+    (0.5, 1.0)
+    >>> METRICS["sensitivity"].weighted_values(table, np.array([[1.0, 1, 1], [3, 1, 0]])).tolist()
+    [0.5, 0.75]
+    """
+
+    label: str
+    compute: Callable[..., float]
+    weighted: Callable[..., np.ndarray] | None = None
+    of: str = "predicted"
+    unit: str = "image"
+    both_classes: bool = False
+    tables: tuple[str, ...] = ("results", "comparison", "card")
+
+    def value(self, table: pd.DataFrame) -> float:
+        """Compute it from the rows of `table`; NaN where it is not defined."""
+        label = table["label"].to_numpy()
+        if self.both_classes and len(np.unique(label)) < 2:
+            return float("nan")
+        return float(self.compute(label, table[self.of].to_numpy()))
+
+    def weighted_values(self, table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+        """Compute it for each row of ``weights`` (B, N): how often each row of `table` counts; float (B,)."""
+        if self.weighted is None:
+            rows = np.arange(len(table))
+            return np.array([self.value(table.iloc[rows.repeat(count)]) for count in weights.astype(int)])
+        label = table["label"].to_numpy()
+        values, malignant = self.weighted(label, table[self.of].to_numpy(), weights), weights @ label
+        defined = (malignant > 0) & (malignant < weights.sum(axis=1)) if self.both_classes else True
+        return np.where(defined, values, np.nan)
+
+
+def _ratio(numerator, denominator) -> np.ndarray:
+    """Divide; NaN where the denominator is 0."""
+    denominator = np.asarray(denominator, dtype=float)
+    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)
+
+
+def _weighted_mean(_, score, weights) -> np.ndarray:
+    return _ratio(weights @ score, weights.sum(axis=1))
+
+
+def _weighted_recall(label, predicted, weights, *, pos_label: int = 1) -> np.ndarray:
+    positive = label == pos_label
+    return _ratio(weights @ (positive & (predicted == label)), weights @ positive)
+
+
+def _weighted_auc(label, probability, weights) -> np.ndarray:
+    order = np.argsort(probability, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(probability[order]) > 0])  # of equal probabilities
+    total = np.add.reduceat(weights[:, order], starts, axis=1)
+    positive = np.add.reduceat(weights[:, order] * (label[order] == 1), starts, axis=1)
+    negative = total - positive
+    below = np.cumsum(negative, axis=1) - negative
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    return _ratio((positive * (below + negative / 2)).sum(axis=1), pairs)
+
+
+def calibration_error(label, probability) -> float:
+    """Compute the expected calibration error of the probability of malignant, 0..1.
+
+    In `BINS` bins of equal width: the distance between mean probability and share of malignant images,
+    weighted by the bin's share of images (Guo et al. 2017, there for the probability of the predicted
+    class).
+
+    Examples
+    --------
+    >>> round(calibration_error([0, 0, 1, 0], [0.1, 0.1, 0.9, 0.9]), 3)  # half of 0.1 and half of 0.4
+    0.25
+    """
+    probability = np.asarray(probability, dtype=float)
+    bins = np.minimum((probability * BINS).astype(int), BINS - 1)  # 1.0 belongs to the last
+    differences = np.bincount(bins, probability - np.asarray(label), BINS)
+    return float(np.abs(differences).sum() / len(probability))
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(
+        "accuracy",
+        sk.accuracy_score,
+        lambda label, predicted, weights: _weighted_mean(label, predicted == label, weights),
+        tables=("results", "comparison", "card", "thresholds", "groups"),
+    ),
+    "balanced_accuracy": Metric(
+        "balanced accuracy",
+        sk.balanced_accuracy_score,
+        lambda *values: (_weighted_recall(*values) + _weighted_recall(*values, pos_label=0)) / 2,
+        both_classes=True,
+        tables=("results", "card", "thresholds"),
+    ),
+    "sensitivity": Metric(
+        "sensitivity (malignant found)",
+        partial(sk.recall_score, zero_division=np.nan),
+        _weighted_recall,
+        tables=("results", "card", "thresholds", "groups"),
+    ),
+    "specificity": Metric(
+        "specificity",
+        partial(sk.recall_score, pos_label=0, zero_division=np.nan),
+        partial(_weighted_recall, pos_label=0),
+        tables=("results", "card", "thresholds", "groups"),
+    ),
+    "precision": Metric(
+        "precision",
+        partial(sk.precision_score, zero_division=np.nan),
+        lambda label, predicted, weights: _weighted_recall(predicted, label, weights),  # roles exchanged
+        tables=("thresholds", "groups"),
+    ),
+    "f1": Metric(
+        "F1",
+        partial(sk.f1_score, zero_division=np.nan),
+        lambda label, predicted, weights: _ratio(
+            weights @ (2 * label * predicted), weights @ (label + predicted)
+        ),
+        tables=("thresholds", "groups"),
+    ),
+    "mcc": Metric("Matthews correlation", sk.matthews_corrcoef, both_classes=True, tables=("thresholds",)),
+    "kappa": Metric("Cohen's kappa", sk.cohen_kappa_score, both_classes=True, tables=()),
+    "auc": Metric(
+        "AUC",
+        sk.roc_auc_score,
+        _weighted_auc,
+        of="probability",
+        both_classes=True,
+        tables=("results", "comparison", "card", "groups"),
+    ),
+    "average_precision": Metric(
+        "average precision", sk.average_precision_score, of="probability", both_classes=True, tables=()
+    ),
+    # the mean squared error of the probability, the paper's test loss
+    "brier": Metric(
+        "Brier score",
+        partial(sk.brier_score_loss, pos_label=1),
+        lambda label, probability, weights: _weighted_mean(label, (probability - label) ** 2, weights),
+        of="probability",
+        tables=("groups",),
+    ),
+    "ece": Metric("calibration error", calibration_error, of="probability", tables=()),
+    # the mean over slides of the share of their images that are predicted correctly: the "patient
+    # recognition rate" of Spanhol et al. 2016
+    "slide_recognition": Metric(
+        "slide recognition",
+        lambda _, correct: float(np.mean(correct)),
+        _weighted_mean,
+        of="correct",
+        unit="slide",
+    ),
+    "slide_auc": Metric(
+        "slide AUC",
+        sk.roc_auc_score,
+        _weighted_auc,
+        of="probability",
+        unit="slide",
+        both_classes=True,
+        tables=("results",),
+    ),
+    "case_auc": Metric(
+        "case AUC", sk.roc_auc_score, _weighted_auc, of="probability", unit="case", both_classes=True
+    ),
+}
+
+
+def shown_in(table: str) -> list[str]:
+    """List the keys of the metrics that a table shows, in the registry's order.
+
+    Examples
+    --------
+    >>> shown_in("comparison")
+    ['accuracy', 'auc', 'slide_recognition', 'case_auc']
+    """
+    return [key for key, metric in METRICS.items() if table in metric.tables]
 
 
 def read_predictions(path) -> pd.DataFrame:
@@ -53,15 +236,23 @@ def read_predictions(path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If the file cannot be read, a column is missing, a label is not 0 or 1, a probability is not in 0..1, a
-        slide or case is empty, an image comes twice in one trial, or an image has two labels or two cases.
+        If the file cannot be read, a column is missing, a label is not 0 or 1, a probability is not in
+        0..1, a slide or case is empty, an image comes twice in one trial, or an image has two labels or two
+        cases.
     """
-    table = read_user_csv(path, "predictions table", {"slide": str, "case": str})
-    return check_predictions(table, str(path))
+    return check_predictions(read_user_csv(path, "predictions table", {"slide": str, "case": str}), str(path))
 
 
 def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.DataFrame:
-    """Give the table back if it is a predictions table, else raise InputError (see `read_predictions`)."""
+    """Return the table if it is a predictions table, else raise InputError (see `read_predictions`).
+
+    Examples
+    --------
+    >>> check_predictions(pd.DataFrame({"filename": ["1.png"]}), "mine.csv")
+    Traceback (most recent call last):
+    ...
+    bcdlib.errors.InputError: mine.csv: column 'slide' is missing; a predictions table has filename, ...
+    """
     missing = [column for column in COLUMNS if column not in table]
     if missing:
         raise InputError(
@@ -69,17 +260,13 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
         )
     if table.empty:
         raise InputError(f"{name}: the table has no rows")
-    bad = ~table["label"].isin([0, 1])
-    if bad.any():
-        raise InputError(
-            f"{name}: label of {table.loc[bad, 'filename'].iloc[0]} is not 0 (benign) or 1 (malignant)"
-        )
     probability = pd.to_numeric(table["probability"], errors="coerce")
-    bad = ~probability.between(0, 1)  # NaN is not between
-    if bad.any():
-        raise InputError(
-            f"{name}: probability of {table.loc[bad, 'filename'].iloc[0]} is not a number in 0..1"
-        )
+    for column, good, wanted in (
+        ("label", table["label"].isin([0, 1]), "0 (benign) or 1 (malignant)"),
+        ("probability", probability.between(0, 1), "a number in 0..1"),  # NaN is not between
+    ):
+        if not good.all():
+            raise InputError(f"{name}: {column} of {table.loc[~good, 'filename'].iloc[0]} is not {wanted}")
     for column in ("filename", "slide", "case", *TRIAL_COLUMNS):
         if table[column].isna().any():
             row = int(np.flatnonzero(table[column].isna())[0]) + 2
@@ -89,235 +276,221 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
     twice = table.duplicated([*TRIAL_COLUMNS, "filename"])
     if twice.any():
         raise InputError(f"{name}: {table.loc[twice, 'filename'].iloc[0]} comes twice in one trial")
-    for column in ("label", "case"):  # a slide may hold both classes, a picture may not
+    for column in ("label", "case"):  # a slide may hold both classes, an image may not
         differ = table.groupby("filename")[column].nunique() > 1
         if differ.any():
             raise InputError(f"{name}: {differ.idxmax()} has two different values of {column}")
     return table.assign(probability=probability)
 
 
-def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]:
-    """Figures of one set of predictions, from scikit-learn.
+def with_correct(predictions: pd.DataFrame, threshold=THRESHOLD) -> pd.DataFrame:
+    """Add the columns ``predicted`` (0 or 1, at `threshold`) and ``correct`` (whether that is the label).
 
     Parameters
     ----------
-    label : int array (N,), 0 or 1
-    probability : float array (N,), 0..1
-    threshold : float, or array (N,)
-        Probabilities from here on are called malignant.
+    predictions : DataFrame
+        With label and probability.
+    threshold : float, array (N,) or str
+        Probabilities from here on are predicted malignant; a str names the column that has each row's
+        threshold.
+
+    Examples
+    --------
+    >>> with_correct(pd.DataFrame({"label": [1, 1, 0], "probability": [0.5, 0.4, 0.2]}))["correct"].tolist()
+    [True, False, True]
+    """
+    at = predictions[threshold] if isinstance(threshold, str) else threshold
+    predicted = (predictions["probability"] >= at).astype(int)
+    return predictions.assign(predicted=predicted, correct=predicted == predictions["label"])
+
+
+def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]:
+    """Compute the metrics that count images.
+
+    Parameters
+    ----------
+    label : int array (N,)
+        0 or 1.
+    probability : float array (N,)
+        Of malignant, 0..1.
+    threshold : float or array (N,)
+        Probabilities from here on are predicted malignant.
 
     Returns
     -------
-    dict with the keys `FIGURES`. All are 0..1 but mcc and kappa (-1..1). brier is the Brier score: the mean squared
-    error of the probability, the paper's test loss. ece: see `calibration_error`. What is not defined is NaN: AUC,
-    average precision, balanced accuracy, MCC and kappa with one class only, sensitivity without malignant images,
-    specificity without benign ones, precision and F1 without a positive call.
+    dict of float
+        The keys are those of `METRICS` whose unit is the image. All are 0..1 but mcc and kappa (-1..1).
+        What is not defined is NaN: AUC, average precision, balanced accuracy, MCC and kappa with one class
+        only, sensitivity without malignant images, specificity without benign ones, precision and F1
+        without an image predicted malignant.
+
+    Examples
+    --------
+    >>> found = compute_metrics([1, 1, 0, 0], [0.9, 0.4, 0.6, 0.1])
+    >>> found["accuracy"], found["auc"]
+    (0.5, 0.75)
     """
-    label, probability = np.asarray(label), np.asarray(probability)
-    called = (probability >= np.asarray(threshold)).astype(int)
-    nan = float("nan")
-    both = len(np.unique(label)) == 2
-    return {
-        "accuracy": sk.accuracy_score(label, called),
-        "balanced_accuracy": sk.balanced_accuracy_score(label, called) if both else nan,
-        "sensitivity": sk.recall_score(label, called, pos_label=1, zero_division=nan),
-        "specificity": sk.recall_score(label, called, pos_label=0, zero_division=nan),
-        "precision": sk.precision_score(label, called, zero_division=nan),
-        "f1": sk.f1_score(label, called, zero_division=nan),
-        "mcc": sk.matthews_corrcoef(label, called) if both else nan,
-        "kappa": sk.cohen_kappa_score(label, called) if both else nan,
-        "auc": sk.roc_auc_score(label, probability) if both else nan,
-        "average_precision": sk.average_precision_score(label, probability) if both else nan,
-        "brier": sk.mean_squared_error(label, probability),
-        "ece": calibration_error(label, probability),
-    }
-
-
-def calibration_error(label, probability) -> float:
-    """Expected calibration error of the probability of malignant, 0..1.
-
-    In `BINS` bins of equal width: the distance between mean probability and share of malignant images, weighted by
-    the bin's share of images (Guo et al. 2017, there for the probability of the called class).
-    """
-    difference = np.asarray(probability, dtype=float) - np.asarray(label)
-    return float(np.abs(np.bincount(calibration_bins(probability), difference, BINS)).sum() / len(difference))
-
-
-def calibration_bins(probability) -> np.ndarray:
-    """The bin of each probability, int (N,), 0..BINS-1; 1.0 belongs to the last."""
-    return np.minimum((np.asarray(probability, dtype=float) * BINS).astype(int), BINS - 1)
+    columns = {"label": np.asarray(label), "probability": np.asarray(probability)}
+    table = with_correct(pd.DataFrame(columns), np.asarray(threshold))
+    return {key: metric.value(table) for key, metric in METRICS.items() if metric.unit == "image"}
 
 
 def group_units(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """One row a slide or case, all magnifications together: what a patient is told, not what a picture is called.
+    """Summarise the images of each slide or case in one row, all magnifications together.
 
     Parameters
     ----------
-    predictions : the rows of one seed, method and split, with ``probability`` and ``right`` (called correctly)
-    unit : "slide" (slide folder: subtype and slide, 82 in BreakHis) or "case"
+    predictions : DataFrame
+        The rows of one seed, method and split, as from `with_correct`.
+    unit : str
+        "slide" (slide folder: subtype and slide, 82 in BreakHis), "case", or "image" (the predictions as
+        they are).
 
     Returns
     -------
-    DataFrame: case, label (malignant if one of its images is), probability (mean over its images), right (share of
-    its images that are called correctly), images
+    DataFrame
+        case, label (malignant if one of its images is), probability (mean over its images), correct (share
+        of its images that are predicted correctly), images.
     """
-    grouped = predictions.groupby(
-        predictions["case"] if unit == "case" else breakhis.slide_folders(predictions), sort=False
+    if unit == "image":
+        return predictions
+    by = predictions["case"] if unit == "case" else breakhis.slide_folders(predictions)
+    return (
+        predictions.groupby(by, sort=False)
+        .agg(
+            case=("case", "first"),
+            label=("label", "max"),
+            probability=("probability", "mean"),
+            correct=("correct", "mean"),
+            images=("label", "size"),
+        )
+        .reset_index(drop=True)
     )
-    return grouped.agg(
-        case=("case", "first"),
-        label=("label", "max"),
-        probability=("probability", "mean"),
-        right=("right", "mean"),
-        images=("label", "size"),
-    ).reset_index(drop=True)
 
 
-def unit_metrics(predictions: pd.DataFrame, threshold=THRESHOLD) -> dict[str, float]:
-    """Figures of slides and cases; NaN where not defined.
-
-    Returns
-    -------
-    dict with the keys `UNIT_FIGURES`: slide_recognition, the mean over slides of the share of the slide's images that
-    are right (Spanhol et al. 2016, there "patient recognition rate"); slide_auc and case_auc, from mean probability.
-    """
-    table = with_correct(predictions, threshold)
-    slides, cases = group_units(table, "slide"), group_units(table, "case")
-    return {
-        "slide_recognition": slides["right"].mean(),
-        "slide_auc": compute_metrics(slides["label"], slides["probability"])["auc"],
-        "case_auc": compute_metrics(cases["label"], cases["probability"])["auc"],
-    }
+def tables_by_seed(predictions: pd.DataFrame, threshold=THRESHOLD) -> list[dict[str, pd.DataFrame]]:
+    """Make tables of images, slides and cases, for each seed of one method and split."""
+    return [
+        {unit: group_units(part, unit) for unit in ("image", "slide", "case")}
+        for _, part in with_correct(predictions, threshold).groupby("seed")
+    ]
 
 
-def with_correct(predictions: pd.DataFrame, threshold=THRESHOLD) -> pd.DataFrame:
-    """The table with a column ``right``: whether the image is called correctly. `threshold` as in `table`."""
-    at = predictions[threshold] if isinstance(threshold, str) else threshold
-    return predictions.assign(right=(predictions["probability"] >= at).astype(int) == predictions["label"])
+def metrics_by_seed(
+    predictions: pd.DataFrame, threshold=THRESHOLD, keys: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Compute metrics (default: all) of one method and split: a row a seed, NaN where not defined."""
+    chosen = {key: METRICS[key] for key in (METRICS if keys is None else keys)}
+    tables = tables_by_seed(predictions, threshold)
+    return pd.DataFrame(
+        [{key: metric.value(one[metric.unit]) for key, metric in chosen.items()} for one in tables]
+    )
 
 
 def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=THRESHOLD) -> pd.DataFrame:
-    """`scores` and `unit_scores` of each group, with the number of images, slides, cases, folds and seeds beside them.
+    """Compute every metric of each group, with its number of images, slides, cases, folds and seeds.
 
-    The folds of a group are pooled, each image with the prediction of the fold that tested it (out of fold). With
-    several seeds, each figure is the mean of the seeds' figures.
+    The folds of a group are pooled, each image with the prediction of the fold that tested it (out of
+    fold). With several seeds, each metric is the mean over the seeds.
 
     Parameters
     ----------
-    by : column names to group by, in order of first appearance
-    threshold : float, or the name of a column that has each row's threshold
+    predictions : DataFrame
+        A predictions table.
+    by : sequence of str
+        Columns to group by; groups come in order of first appearance.
+    threshold : float or str
+        A str names the column that has each row's threshold.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `by`, images, slides, cases, folds, seeds, the keys of `METRICS`, and weights if the
+        table has it.
     """
     rows = []
     for key, part in predictions.groupby(list(by), sort=False):
-        figures = [
-            compute_metrics(
-                one["label"], one["probability"], one[threshold] if isinstance(threshold, str) else threshold
-            )
-            | unit_metrics(one, threshold)
-            for _, one in part.groupby("seed")
-        ]
-        rows.append(
-            dict(zip(by, key, strict=True))
-            | {
-                "images": part["filename"].nunique(),
-                "slides": breakhis.count_slide_folders(part),
-                "cases": part["case"].nunique(),
-                "folds": part["fold"].nunique(),
-                "seeds": part["seed"].nunique(),
-            }
-            | pd.DataFrame(figures).mean().to_dict()
-        )
-    result = pd.DataFrame(rows)
-    if "weights" in predictions:
-        names = predictions.groupby(list(by), sort=False)["weights"].agg(
-            lambda w: ", ".join(dict.fromkeys(w))
-        )
-        result["weights"] = names.to_numpy()
-    return result
+        counts = {
+            "images": part["filename"].nunique(),
+            "slides": breakhis.count_slide_folders(part),
+            "cases": part["case"].nunique(),
+            "folds": part["fold"].nunique(),
+            "seeds": part["seed"].nunique(),
+        }
+        weights = {"weights": ", ".join(part["weights"].unique())} if "weights" in part else {}
+        values = metrics_by_seed(part, threshold).mean().to_dict()
+        rows.append(dict(zip(by, key, strict=True)) | counts | values | weights)
+    return pd.DataFrame(rows)
 
 
 def subtype_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The rows of methods that learned the eight subtypes, with ``called``: the most probable one; may be empty."""
-    if not set(SUBTYPE_COLUMNS) <= set(predictions):
-        return predictions.iloc[:0].assign(called="")
-    rows = predictions[predictions[SUBTYPE_COLUMNS].notna().all(axis=1)]
-    most = rows[SUBTYPE_COLUMNS].to_numpy().argmax(axis=1) if len(rows) else []
-    return rows.assign(called=np.array(list(breakhis.SUBTYPES))[most] if len(rows) else "")
+    """Select the rows of methods that learned the eight subtypes; add ``predicted``, the most probable one.
+
+    The result is empty if no method learned them.
+    """
+    rows = predictions[predictions.reindex(columns=SUBTYPE_COLUMNS).notna().all(axis=1)]
+    if rows.empty:
+        return rows.assign(predicted="")
+    most = rows[SUBTYPE_COLUMNS].to_numpy().argmax(axis=1)
+    return rows.assign(predicted=np.array(list(breakhis.SUBTYPES))[most])
 
 
 def subtype_table(predictions: pd.DataFrame, by=("method", "split")) -> pd.DataFrame:
-    """Figures of the eight-subtype task; folds and seeds pooled. Empty if no method learned it.
+    """Compute the metrics of the eight-subtype task; folds and seeds are pooled.
 
     Returns
     -------
-    DataFrame: the columns of `by`, images, cases, subtypes (how many occur in the test part), accuracy,
-    macro_sensitivity, macro_precision, macro_f1 (means over the subtypes that occur; a subtype that is never called has
-    precision 0).
+    DataFrame
+        The columns of `by`, images, cases, subtypes (how many occur in the test part), accuracy,
+        macro_sensitivity, macro_precision, macro_f1 (means over the subtypes that occur; a subtype that is
+        never predicted has precision 0). Empty if no method learned it.
     """
+    columns = ["images", "cases", "subtypes", "accuracy", "macro_sensitivity", "macro_precision", "macro_f1"]
     rows = []
     for key, part in subtype_predictions(predictions).groupby(list(by), sort=False):
-        labels = [name for name in breakhis.SUBTYPES if (part["subtype"] == name).any()]
-        average = {"labels": labels, "average": "macro", "zero_division": 0}
-        truth, called = part["subtype"], part["called"]
-        rows.append(
-            dict(zip(by, key, strict=True))
-            | {
-                "images": part["filename"].nunique(),
-                "cases": part["case"].nunique(),
-                "subtypes": len(labels),
-                "accuracy": sk.accuracy_score(truth, called),
-                "macro_sensitivity": sk.recall_score(truth, called, **average),
-                "macro_precision": sk.precision_score(truth, called, **average),
-                "macro_f1": sk.f1_score(truth, called, **average),
-            }
+        truth, predicted = part["subtype"], part["predicted"]
+        labels = [name for name in breakhis.SUBTYPES if (truth == name).any()]
+        precision, sensitivity, f1, _ = sk.precision_recall_fscore_support(
+            truth, predicted, labels=labels, average="macro", zero_division=0
         )
-    columns = [
-        *by,
-        "images",
-        "cases",
-        "subtypes",
-        "accuracy",
-        "macro_sensitivity",
-        "macro_precision",
-        "macro_f1",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+        counts = part["filename"].nunique(), part["case"].nunique(), len(labels)
+        rows.append([*key, *counts, sk.accuracy_score(truth, predicted), sensitivity, precision, f1])
+    return pd.DataFrame(rows, columns=[*by, *columns])
 
 
 def cross_validation_table(
-    predictions: pd.DataFrame, figures=("accuracy", "auc"), by=("method", "split")
+    predictions: pd.DataFrame, metrics=("accuracy", "auc"), by=("method", "split")
 ) -> pd.DataFrame:
-    """How much a figure differs from fold to fold and seed to seed, and what it is when the folds are pooled.
+    """Compare each metric's spread over folds and seeds with its value when the folds are pooled.
 
     Returns
     -------
-    DataFrame: the columns of `by`, figure, cases, trials (folds x seeds in which it is defined), mean, sd, lowest, highest,
-    pooled. The standard deviation is that of the trials; they share training images, so it is no standard error.
+    DataFrame
+        The columns of `by`, metric, cases, trials (folds x seeds in which it is defined), mean, sd, lowest,
+        highest, pooled. The standard deviation is that of the trials; they share training images, so it is
+        no standard error.
     """
     single = metrics_table(predictions, (*by, "fold", "seed"))
     pooled = metrics_table(predictions, by)
     rows = []
     for (key, part), (_, whole) in zip(single.groupby(list(by), sort=False), pooled.iterrows(), strict=True):
-        for figure in figures:
-            values = part[figure].dropna()
+        for metric in metrics:
+            values = part[metric].dropna()
             rows.append(
                 dict(zip(by, key, strict=True))
-                | {
-                    "figure": figure,
-                    "cases": whole["cases"],
-                    "trials": len(values),
-                    "mean": values.mean(),
-                    "sd": values.std(),
-                    "lowest": values.min(),
-                    "highest": values.max(),
-                    "pooled": whole[figure],
-                }
+                | {"metric": metric, "cases": whole["cases"], "trials": len(values)}
+                | {"mean": values.mean(), "sd": values.std(), "lowest": values.min(), "highest": values.max()}
+                | {"pooled": whole[metric]}
             )
     return pd.DataFrame(rows)
 
 
 def weights_note(predictions: pd.DataFrame) -> str:
-    """What the networks started from, for captions; empty if the table does not say."""
-    if "weights" not in predictions:
-        return ""
-    return "; ".join(dict.fromkeys(predictions["weights"]))
+    """Say what the networks started from, for captions; empty if the table does not say.
+
+    Examples
+    --------
+    >>> weights_note(pd.DataFrame({"weights": ["ImageNet", "random", "ImageNet"]}))
+    'ImageNet; random'
+    """
+    return "; ".join(predictions["weights"].unique()) if "weights" in predictions else ""

@@ -1,9 +1,9 @@
-"""Recorded results: predictions tables of comparisons that took long, small, with what is needed to repeat them.
+"""Recorded results: predictions tables of long comparisons, with what is needed to repeat them.
 
 ``notebooks/recorded`` holds for each recording NAME.predictions.csv.gz (filename, fold, method, split, seed,
-probability; all else follows from BreakHis' file names), NAME.figures.csv and NAME.differences.csv (what
-`bootstrap.interval_table` and `bootstrap.paired_differences` give for them, so that they are drawn at once), and NAME.json.
-No image is among them.
+probability; all else follows from BreakHis' file names), NAME.metrics.csv and NAME.differences.csv (what
+`bootstrap.interval_table` and `bootstrap.paired_differences` give for them, so that they are drawn at once),
+and NAME.json. It holds no image.
 """
 
 import json
@@ -19,55 +19,64 @@ from bcdlib.evaluation import bootstrap, metrics
 from bcdlib.runs.files import atomic_write, write_csv, write_json
 from bcdlib.runs.places import shipped
 
-RECORDED_METRICS = ("accuracy", "auc", "slide_recognition", "case_auc")
 STORED = ["filename", "fold", "method", "split", "seed", "probability", "weights"]
-DIGITS = 5  # of a probability
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording.
+    """A recorded comparison.
 
     Attributes
     ----------
-    facts : dict: commands (list of str), data, weights, bcdlib, against (the method that others are held against)
-    predictions : DataFrame, a predictions table
-    figures : DataFrame as from `bootstrap.interval_table`, with the columns seeds and folds
-    differences : DataFrame as from `bootstrap.paired_differences`: every method under each split against ``facts["against"]``
+    facts : dict
+        commands (list of str), weights, bcdlib (its version), against (the method that others are compared
+        with).
+    predictions : DataFrame
+        A predictions table.
+    metrics : DataFrame
+        As from `bootstrap.interval_table`, with the columns folds, seeds and weights.
+    differences : DataFrame
+        As from `bootstrap.paired_differences`: every method under each split against ``facts["against"]``.
     """
 
     facts: dict
     predictions: pd.DataFrame
-    figures: pd.DataFrame
+    metrics: pd.DataFrame
     differences: pd.DataFrame
 
 
 def recorded_folder() -> Path:
-    """``notebooks/recorded``: beside the package in a checkout, inside it when installed from a wheel."""
+    """Find ``notebooks/recorded``: beside the package in a checkout, inside it in a wheel."""
     return shipped("notebooks") / "recorded"
 
 
 def recorded_names() -> list[str]:
-    """What is recorded."""
+    """List the names of the recordings."""
     return sorted(file.stem for file in recorded_folder().glob("*.json"))
 
 
 def write_recording(
-    name: str, predictions: pd.DataFrame, weights: str, *, commands: list[str], against: str, place=None
+    name: str, predictions: pd.DataFrame, weights: str, *, commands: list[str], against: str
 ) -> None:
     """Store a recording and compute its intervals (a minute or so).
 
     Parameters
     ----------
-    predictions : predictions table of BreakHis images
-    weights : what the networks started from, in words
-    commands : what a reader types to repeat it
-    against : method
+    name : str
+        Of the recording; its files are called after it.
+    predictions : DataFrame
+        A predictions table of BreakHis images.
+    weights : str
+        What the pre-trained networks started from, in words.
+    commands : list of str
+        What a reader types to repeat it.
+    against : str
+        The method that the others are compared with.
 
     Raises
     ------
     InputError
-        If an image is not BreakHis's by its name, or ``against`` is not among the methods.
+        If an image is not BreakHis's by its name, or `against` is not among the methods.
     """
     if not breakhis.is_breakhis(predictions):
         raise InputError(
@@ -77,46 +86,40 @@ def write_recording(
         raise InputError(
             f"{against}: not among the methods; choose from {', '.join(predictions['method'].unique())}"
         )
-    place = recorded_folder() if place is None else Path(place)
-    pretrained = predictions["weights"].str.startswith("ImageNet")
-    stored = predictions.assign(weights=predictions["weights"].where(~pretrained, weights))[STORED]
-    stored = stored.assign(probability=stored["probability"].round(DIGITS))
-    full = _complete(stored)
+    place, pretrained = recorded_folder(), predictions["weights"].str.startswith("ImageNet")
+    stored = predictions.assign(
+        weights=predictions["weights"].where(~pretrained, weights),
+        probability=predictions["probability"].round(5),
+    )[STORED]
+    full, shown = _complete(stored), metrics.shown_in("comparison")
     with atomic_write(place / f"{name}.predictions.csv.gz") as temporary:
         stored.to_csv(temporary, index=False, compression={"method": "gzip", "mtime": 0})
     counts = metrics.metrics_table(full)[["method", "split", "folds", "seeds", "weights"]]
-    write_csv(
-        place / f"{name}.figures.csv",
-        bootstrap.interval_table(full, RECORDED_METRICS).merge(counts, on=["method", "split"]),
-    )
-    write_csv(
-        place / f"{name}.differences.csv",
-        pd.concat(
-            [
-                bootstrap.paired_differences(full, "method", figure, against=against)
-                for figure in RECORDED_METRICS
-            ],
-            ignore_index=True,
-        ),
-    )
-    write_json(
-        place / f"{name}.json",
-        {"commands": commands, "weights": weights, "against": against, "bcdlib": __version__},
-    )
+    found = bootstrap.interval_table(full, shown).merge(counts, on=["method", "split"])
+    write_csv(place / f"{name}.metrics.csv", found)
+    differences = [bootstrap.paired_differences(full, "method", key, against=against) for key in shown]
+    write_csv(place / f"{name}.differences.csv", pd.concat(differences, ignore_index=True))
+    facts = {"commands": commands, "weights": weights, "against": against, "bcdlib": __version__}
+    write_json(place / f"{name}.json", facts)
 
 
-def read_recording(name: str, place=None) -> Recording:
-    """A recording by its name.
+def read_recording(name: str) -> Recording:
+    """Read a recording by its name.
 
     Raises
     ------
     InputError
         If there is none of this name.
+
+    Examples
+    --------
+    >>> read_recording("protocols").facts["against"]
+    'resnet50-head'
     """
-    place = recorded_folder() if place is None else Path(place)
+    place = recorded_folder()
     try:
         facts = json.loads((place / f"{name}.json").read_text())
-        tables = [pd.read_csv(place / f"{name}.{part}.csv") for part in ("figures", "differences")]
+        tables = [pd.read_csv(place / f"{name}.{part}.csv") for part in ("metrics", "differences")]
         stored = pd.read_csv(place / f"{name}.predictions.csv.gz")
     except OSError:
         raise InputError(
@@ -129,6 +132,5 @@ def _complete(stored: pd.DataFrame) -> pd.DataFrame:
     images = breakhis.images_table(stored["filename"].unique())
     facts = images[["filename", "class", "slide", "case", "magnification", "subtype"]]
     full = stored.merge(facts, on="filename", how="left")
-    return metrics.check_predictions(full.assign(label=breakhis.class_labels(full)))[
-        [*metrics.COLUMNS, "weights"]
-    ]
+    full = metrics.check_predictions(full.assign(label=breakhis.class_labels(full)))
+    return full[[*metrics.COLUMNS, "weights"]]

@@ -1,8 +1,11 @@
-"""From probabilities to decisions: threshold, calibration and referral, all fitted on validation and then locked.
+"""Threshold, calibration and referral: how probabilities become decisions.
 
-Order matters: `lock` sees the validation part only, `apply` puts what it found beside the test predictions. Nothing
-here chooses on a test part, but `referral`, which says in its columns what it read there.
+All are fitted on validation and then locked: `lock_thresholds` sees the validation part only, `apply_lock`
+adds what it found to the test predictions. Nothing here chooses on a test part, except `referral_table`,
+whose columns say what it read there.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -38,70 +41,127 @@ def _check(rule: str = "youden", sensitivity: float = WISHED_SENSITIVITY, calibr
 def choose_threshold(
     label, probability, rule: str = "youden", *, sensitivity: float = WISHED_SENSITIVITY
 ) -> float:
-    """The probability from which on an image is called malignant.
+    """Choose the probability from which on an image is predicted malignant.
 
     Parameters
     ----------
-    label : int array (N,), 0 or 1, both present
-    probability : float array (N,), 0..1
-    rule : "youden" (largest sensitivity + specificity - 1) or "sensitivity"
-    sensitivity : for that rule: at least this much, 0..1, with the highest threshold that gives it
+    label : int array (N,)
+        0 or 1.
+    probability : float array (N,)
+        Of malignant, 0..1.
+    rule : str
+        "youden" (largest sensitivity + specificity - 1) or "sensitivity".
+    sensitivity : float
+        For that rule: at least this much, above 0 up to 1, with the highest threshold that gives it.
 
     Returns
     -------
-    float in 0..1: a probability that occurs among the malignant ones, or 0.5 if one class is missing.
+    float
+        A probability that occurs among the malignant images, or 0.5 if one class is missing.
 
     Raises
     ------
     InputError
-        Unknown rule, or a sensitivity that is not in 0..1.
+        If the rule is unknown or the sensitivity is not above 0 and up to 1.
+
+    Examples
+    --------
+    >>> choose_threshold([0, 0, 1, 0, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.9])
+    0.6
+    >>> choose_threshold([0, 0, 1, 0, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.9], "sensitivity", sensitivity=0.9)
+    0.3
     """
     _check(rule, sensitivity)
     if len(np.unique(label)) < 2:
         return metrics.THRESHOLD
     false_alarms, found, thresholds = roc_curve(label, probability, drop_intermediate=False)
     if rule == "youden":
-        best = np.argmax(
-            np.round(found - false_alarms, 12)
-        )  # of equals the highest, whatever the last bit says
+        # of equals the highest, whatever rounding did to the last bit
+        best = np.argmax(np.round(found - false_alarms, 12))
         return float(min(thresholds[best], 1.0))  # the curve's first threshold is infinite
     return float(thresholds[np.argmax(found >= sensitivity - 1e-12)])
 
 
 def fit_calibration(label, probability, kind: str = "temperature") -> tuple[float, float]:
-    """Slope and intercept of the line that makes logits honest: calibrated = sigmoid(slope * logit + intercept).
+    """Fit a line to the logits so that sigmoid(slope * logit + intercept) is a calibrated probability.
 
-    ``temperature`` (Guo et al. 2017) fits the slope alone, 1 / temperature, and never changes which image is the more
-    suspicious or what is called at 0.5: one number is as much as few cases carry. ``platt`` (Platt 1999, with his
-    smoothed targets) fits both. With one class only, or "none", nothing is changed: (1, 0).
+    ``temperature`` (Guo et al. 2017) fits the slope alone, 1 / temperature: it changes neither the order of
+    the images nor what is predicted at 0.5, and one number is as much as a few cases can support. ``platt``
+    (Platt 1999, with his smoothed targets) fits both.
+
+    Returns
+    -------
+    tuple of float
+        Slope and intercept; (1, 0), which changes nothing, for "none" or with one class only.
 
     Raises
     ------
     InputError
-        Unknown kind.
+        If the kind is unknown.
+
+    Examples
+    --------
+    >>> fit_calibration([0, 1], [0.1, 0.9], "none")
+    (1.0, 0.0)
     """
     _check(calibration=kind)
     label, x = np.asarray(label), _logit(probability)
     if kind == "none" or len(np.unique(label)) < 2 or np.ptp(x) == 0:
         return 1.0, 0.0
-    if kind == "temperature":
+    if kind == "platt":
+        return fit_platt(x, label)
 
-        def loss(log_temperature):
-            return np.logaddexp(0, -(2 * label - 1) * x / np.exp(log_temperature)).mean()
+    def loss(log_temperature):
+        return np.logaddexp(0, -(2 * label - 1) * x / np.exp(log_temperature)).mean()
 
-        return float(
-            np.exp(-minimize_scalar(loss, bounds=(np.log(0.05), np.log(100)), method="bounded").x)
-        ), 0.0
-    positive, negative = label.sum(), (1 - label).sum()
-    target = np.where(label == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    fit = LogisticRegression(C=1e6).fit(
-        np.r_[x, x][:, None], np.repeat([1, 0], len(x)), sample_weight=np.r_[target, 1 - target]
-    )
-    return float(fit.coef_[0, 0]), float(fit.intercept_[0])
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(100)), method="bounded")
+    return float(np.exp(-found.x)), 0.0
 
 
-def calibrate(probability, slope: float, intercept: float) -> np.ndarray:
-    """Calibrated probability, float (N,), 0..1; see `fit_calibration`."""
+def fit_platt(scores, label, *, smooth: bool = True) -> tuple[float, float]:
+    """Fit Platt scaling: sigmoid(slope * score + intercept) is the probability of label 1.
+
+    Platt, "Probabilistic outputs for support vector machines", 1999.
+
+    Parameters
+    ----------
+    scores : float array (N,)
+    label : int array (N,)
+        0 or 1, both present.
+    smooth : bool
+        Whether to smooth the targets as Platt does, which keeps few images from giving certainty.
+
+    Returns
+    -------
+    tuple of float
+        Slope and intercept.
+
+    Examples
+    --------
+    >>> slope, intercept = fit_platt([-2, -1, 1, 2], [0, 0, 1, 1])
+    >>> slope > 0, abs(intercept) < 0.001
+    (True, True)
+    """
+    scores, label = np.reshape(scores, (-1, 1)), np.asarray(label)
+    model = LogisticRegression(C=1e6)
+    if smooth:
+        positive, negative = label.sum(), (1 - label).sum()
+        target = np.where(label == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
+        both = np.repeat([1, 0], len(label))  # each image once as malignant and once as benign, weighted
+        model.fit(np.r_[scores, scores], both, sample_weight=np.r_[target, 1 - target])
+    else:
+        model.fit(scores, label)
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
+def calibrate(probability, slope, intercept) -> np.ndarray:
+    """Compute calibrated probabilities, float (N,), 0..1; see `fit_calibration`.
+
+    Examples
+    --------
+    >>> calibrate([0.1, 0.5, 0.9], slope=0.5, intercept=0).round(2).tolist()
+    [0.25, 0.5, 0.75]
+    """
     return expit(np.asarray(slope) * _logit(probability) + np.asarray(intercept))
 
 
@@ -112,130 +172,112 @@ def lock_thresholds(
     *,
     calibration: str = "temperature",
 ) -> pd.DataFrame:
-    """What each trial's validation predictions decide.
+    """Choose threshold, calibration and referral limit of each trial from its validation predictions.
 
     Returns
     -------
-    DataFrame, one row a trial: `folder.TRIAL_COLUMNS`, validation_images, validation_cases, threshold, slope, intercept,
-    refer_below (the highest limit that keeps 99 % of the malignant validation images at or above it).
-    A trial whose validation part lacks a class has threshold 0.5, slope 1, intercept 0, refer_below NaN.
+    DataFrame
+        One row a trial: `TRIAL_COLUMNS`, validation_images, validation_cases, threshold, slope, intercept,
+        refer_below (the highest limit that keeps 99 % of the malignant validation images at or above it). A
+        trial whose validation part lacks a class has threshold 0.5, slope 1, intercept 0, refer_below NaN.
+
+    Raises
+    ------
+    InputError
+        If the rule, the sensitivity or the calibration is not one of those that exist.
     """
     _check(rule, sensitivity, calibration)
-    columns = [
-        *TRIAL_COLUMNS,
-        "validation_images",
-        "validation_cases",
-        "threshold",
-        "slope",
-        "intercept",
-        "refer_below",
-    ]
     rows = []
     for key, part in validation.groupby(TRIAL_COLUMNS, sort=False):
         label, probability = part["label"].to_numpy(), part["probability"].to_numpy()
-        both = part["label"].nunique() == 2
-        below = (
-            choose_threshold(label, probability, "sensitivity", sensitivity=REFERRAL_SENSITIVITY)
-            if both
-            else float("nan")
-        )
-        rows.append(
-            [
-                *key,
-                len(part),
-                part["case"].nunique(),
-                choose_threshold(label, probability, rule, sensitivity=sensitivity),
-                *fit_calibration(label, probability, calibration),
-                below,
-            ]
-        )
+        threshold = choose_threshold(label, probability, rule, sensitivity=sensitivity)
+        below = choose_threshold(label, probability, "sensitivity", sensitivity=REFERRAL_SENSITIVITY)
+        line = fit_calibration(label, probability, calibration)
+        refer_below = below if part["label"].nunique() == 2 else float("nan")
+        rows.append([*key, len(part), part["case"].nunique(), threshold, *line, refer_below])
+    floats = ["threshold", "slope", "intercept", "refer_below"]
+    table = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, "validation_images", "validation_cases", *floats])
     # an empty table (no validation anywhere) must merge and calculate like any other
-    floats = dict.fromkeys(columns[-4:], float)
-    return pd.DataFrame(rows, columns=columns).astype(floats | dict(validation[TRIAL_COLUMNS].dtypes))
+    return table.astype(dict.fromkeys(floats, float) | dict(validation[TRIAL_COLUMNS].dtypes))
 
 
 def apply_lock(predictions: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
-    """The predictions with the columns threshold, calibrated and refer_below of their trials.
+    """Add the columns threshold, calibrated and refer_below of each prediction's trial.
 
     Trials that `locked` does not know (a protocol without validation) keep 0.5 and their probability.
     """
     known = predictions[TRIAL_COLUMNS].merge(
         locked.astype(dict(predictions[TRIAL_COLUMNS].dtypes)), on=TRIAL_COLUMNS, how="left"
     )
+    probability = predictions["probability"]
+    calibrated = calibrate(probability, known["slope"], known["intercept"])
     return predictions.assign(
         threshold=known["threshold"].fillna(metrics.THRESHOLD).to_numpy(),
-        calibrated=np.where(
-            known["slope"].isna(),
-            predictions["probability"],
-            calibrate(predictions["probability"], known["slope"].fillna(1), known["intercept"].fillna(0)),
-        ),
+        calibrated=np.where(known["slope"].isna(), probability, calibrated),
         refer_below=known["refer_below"].to_numpy(),
     )
 
 
 def selective_accuracy(
-    predictions: pd.DataFrame, shares=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5), by=("method", "split")
+    predictions: pd.DataFrame,
+    shares: Sequence[float] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+    by: Sequence[str] = ("method", "split"),
 ) -> pd.DataFrame:
-    """Accuracy on the images that are decided, if the least certain ones are referred to a pathologist.
+    """Compute the accuracy on the images that are decided when the least certain are referred elsewhere.
 
     Certainty is the distance of the probability from its threshold, in logits. The threshold is the column
-    ``threshold`` where there is one (see `apply`), else 0.5.
+    ``threshold`` where there is one (see `apply_lock`), else 0.5.
 
     Returns
     -------
-    DataFrame: the columns of `by`, decided (share of images), images, cases, accuracy
+    DataFrame
+        The columns of `by`, decided (share of images), images, cases, accuracy.
     """
     rows = []
     for key, part in predictions.groupby(list(by), sort=False):
-        at = part["threshold"] if "threshold" in part else pd.Series(metrics.THRESHOLD, part.index)
+        at = part["threshold"] if "threshold" in part else metrics.THRESHOLD
         certain = np.abs(_logit(part["probability"]) - _logit(at))
-        part = metrics.with_correct(part.assign(at=at), "at").iloc[np.argsort(-certain, kind="stable")]
+        part = metrics.with_correct(part, at).iloc[np.argsort(-certain, kind="stable")]
         for share in shares:
             kept = part.iloc[: max(1, round(share * len(part)))]
-            rows.append(
-                dict(zip(by, key, strict=True))
-                | {
-                    "decided": share,
-                    "images": len(kept),
-                    "cases": kept["case"].nunique(),
-                    "accuracy": kept["right"].mean(),
-                }
-            )
-    return pd.DataFrame(rows)
+            rows.append([*key, share, len(kept), kept["case"].nunique(), kept["correct"].mean()])
+    return pd.DataFrame(rows, columns=[*by, "decided", "images", "cases", "accuracy"])
 
 
 def referral_table(
-    predictions: pd.DataFrame, sensitivity: float = REFERRAL_SENSITIVITY, by=("method", "split")
+    predictions: pd.DataFrame,
+    sensitivity: float = REFERRAL_SENSITIVITY,
+    by: Sequence[str] = ("method", "split"),
 ) -> pd.DataFrame:
-    """What share of images must be referred so that 99 % of the malignant ones are found or referred.
+    """Compute what share of images must be referred so that 99 % of the malignant ones are found or referred.
 
-    An image below the lower limit is called benign, one at or above its threshold malignant, one between is referred.
+    An image below the lower limit is predicted benign, one at or above its threshold malignant, one between
+    is referred.
 
     Parameters
     ----------
-    predictions : as from `apply`
+    predictions : DataFrame
+        As from `apply_lock`.
+    sensitivity : float
+        Share of the malignant images that are to be found or referred, for referred_hindsight.
+    by : sequence of str
+        Columns to group by.
 
     Returns
     -------
-    DataFrame: the columns of `by`, images, cases; referred and sensitivity at the limits that validation set (NaN
-    where there was none); referred_hindsight: the share that the test part itself would have asked for.
+    DataFrame
+        The columns of `by`, images, cases; referred and sensitivity at the limits that validation set (NaN
+        where there was none); referred_hindsight: the share that the test part itself would have asked for.
     """
     rows = []
     for key, part in predictions.groupby(list(by), sort=False):
-        malignant, probability = part["label"] == 1, part["probability"]
-        row = dict(zip(by, key, strict=True)) | {
-            "images": len(part),
-            "cases": part["case"].nunique(),
-            "referred": float("nan"),
-            "sensitivity": float("nan"),
-        }
-        if part["refer_below"].notna().all():
-            row["referred"] = (
-                (probability >= part["refer_below"]) & (probability < part["threshold"])
-            ).mean()
-            caught = probability[malignant] >= np.minimum(part["refer_below"], part["threshold"])[malignant]
-            row["sensitivity"] = caught.mean() if len(caught) else float("nan")
+        probability, threshold, below = part["probability"], part["threshold"], part["refer_below"]
+        referred = found = float("nan")
+        if below.notna().all():
+            referred = ((probability >= below) & (probability < threshold)).mean()
+            found = (probability >= np.minimum(below, threshold))[part["label"] == 1].mean()
         limit = choose_threshold(part["label"], probability, "sensitivity", sensitivity=sensitivity)
-        row["referred_hindsight"] = ((probability >= limit) & (probability < part["threshold"])).mean()
-        rows.append(row)
-    return pd.DataFrame(rows)
+        hindsight = ((probability >= limit) & (probability < threshold)).mean()
+        rows.append([*key, len(part), part["case"].nunique(), referred, found, hindsight])
+    columns = ["images", "cases", "referred", "sensitivity", "referred_hindsight"]
+    return pd.DataFrame(rows, columns=[*by, *columns])

@@ -29,7 +29,7 @@ def worst_errors(table: pd.DataFrame, by: str | None = None, n: int = 6) -> pd.D
     prediction that is farthest off
     """
     wrong = metrics.with_correct(table)
-    wrong = wrong[~wrong["right"]].assign(distance=lambda rows: (rows["probability"] - rows["label"]).abs())
+    wrong = wrong[~wrong["correct"]].assign(distance=lambda rows: (rows["probability"] - rows["label"]).abs())
     wrong = wrong.sort_values("distance", ascending=False, kind="stable").drop_duplicates("filename")
     if by is None:
         return wrong.head(n).reset_index(drop=True)

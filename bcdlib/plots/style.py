@@ -28,6 +28,13 @@ def make_figure(rows: int = 1, columns: int = 1, width: float = 8.0, *, height: 
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
 
 
+def axes_or_new(ax, *, width: float, height: float):
+    """Return (figure, `ax`), or a new figure of this size in inches and its axes if `ax` is None."""
+    if ax is not None:
+        return ax.figure, ax
+    return make_figure(width=width, height=height)
+
+
 def _sharpen() -> None:
     """Let notebooks draw figures with twice the pixels: sharp on today's screens, and as large as before."""
     if getattr(get_ipython(), "kernel", None) is None:

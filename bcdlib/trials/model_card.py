@@ -9,19 +9,10 @@ import pandas as pd
 
 from bcdlib import __version__
 from bcdlib.data import breakhis, splits
-from bcdlib.evaluation import bootstrap
+from bcdlib.evaluation import bootstrap, metrics
 from bcdlib.runs.files import atomic_write
 
 CARD_NAME = "model-card.md"
-CARD_METRICS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity (malignant found)",
-    "specificity": "specificity",
-    "auc": "AUC",
-    "slide_recognition": "slide recognition",
-    "case_auc": "AUC by case",
-}
 _NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
 
 
@@ -44,8 +35,9 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     card = Path(folder) / CARD_NAME
     facts = json.loads(card.with_name("trial.json").read_text())
     predictions = pd.read_csv(card.with_name("predictions.csv"), dtype={"slide": str, "case": str})
-    metrics = bootstrap.interval_table(predictions, tuple(CARD_METRICS))
-    metrics = metrics.assign(name=metrics["figure"].map(CARD_METRICS), defined=metrics["value"].notna())
+    shown = bootstrap.interval_table(predictions, metrics.shown_in("card"))
+    names = shown["metric"].map({key: metric.label for key, metric in metrics.METRICS.items()})
+    shown = shown.assign(name=names, defined=shown["value"].notna())
     known = part.merge(images.drop_duplicates("filename"), on="filename")
     overlap = splits.split_overlap(part.assign(fold=facts["fold"]), images).iloc[0]
     template = resources.files("bcdlib.trials").joinpath("model_card.md.j2").read_text(encoding="utf-8")
@@ -61,7 +53,7 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
         protocol=(splits.PROTOCOLS | splits.OFFICIAL_AT).get(facts["split"], ""),
         overlap=overlap,
         leaks=splits.overlap_line(overlap),
-        metrics=metrics.to_dict("records"),
+        metrics=shown.to_dict("records"),
     )
     with atomic_write(card) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from bcdlib.evaluation import bootstrap, metrics
 
 
 def study(seed, cases=60, shift=0.0):
-    """Predictions on a simulated collection: each case has a class, a difficulty of its own, and 4 to 16 images."""
+    """Predictions of a simulated collection: a case has a class, a difficulty of its own, and 4 to 16 images."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(4, 17, cases)
     label = np.repeat(rng.integers(0, 2, cases), sizes)
@@ -39,7 +39,7 @@ def study(seed, cases=60, shift=0.0):
 
 
 def coverage(studies=500, repeats=600):
-    """Share of studies whose interval holds the truth, by figure and way of drawing."""
+    """Share of studies whose interval holds the truth, by metric and way of drawing."""
     big = [study(10_000_019, cases=60_000, shift=0.6)]
     truth = {
         f: metrics.compute_metrics(big[0][0]["label"], big[0][0]["probability"])[f]
@@ -51,21 +51,21 @@ def coverage(studies=500, repeats=600):
     held = []
     for number in range(studies):
         first, second = study(number, shift=0.6)
-        drawn = bootstrap.interval_table(first, repeats=repeats, seed=number).set_index("figure")
+        drawn = bootstrap.interval_table(first, repeats=repeats, seed=number).set_index("metric")
         row = {}
-        for figure, value in truth.items():
-            found = drawn.loc[figure]
-            row[f"{figure}, by case"] = found["low"] <= value <= found["high"]
-            row[f"{figure}, by image"] = found["low_by_image"] <= value <= found["high_by_image"]
-            paired = bootstrap.paired_difference(first, second, figure, repeats=repeats, seed=number)
-            row[f"{figure}, paired difference by case"] = paired["low"] <= gap[figure] <= paired["high"]
+        for metric, value in truth.items():
+            found = drawn.loc[metric]
+            row[f"{metric}, by case"] = found["low"] <= value <= found["high"]
+            row[f"{metric}, by image"] = found["low_by_image"] <= value <= found["high_by_image"]
+            paired = bootstrap.paired_difference(first, second, metric, repeats=repeats, seed=number)
+            row[f"{metric}, paired difference by case"] = paired["low"] <= gap[metric] <= paired["high"]
         held.append(row)
     return pd.DataFrame(held).mean()
 
 
 @pytest.mark.slow
 def test_coverage():
-    """95 % intervals over cases hold the truth in 93 to 97 % of 500 simulated studies of 60 cases; those by image do not."""
+    """95 % intervals over cases hold the truth in 93 to 97 % of 500 studies of 60 cases; those by image do not."""
     held = coverage()
     print(held.to_string())
     by_case = held[held.index.str.endswith("by case")]
@@ -73,23 +73,25 @@ def test_coverage():
     assert (held[held.index.str.endswith("by image")] < 0.75).all()
 
 
-def test_weighted_scores_agree_with_sklearn():
+def test_weighted_metrics_agree_with_sklearn():
     rng = np.random.default_rng(0)
     y, p = rng.integers(0, 2, 300), rng.random(300).round(2)
     weights = rng.integers(0, 4, (4, 300))
-    found = bootstrap.weighted_metrics(y, p, (p >= 0.5) == y, weights=weights)
+    images = metrics.with_correct(pd.DataFrame({"label": y, "probability": p}))
+    by_image = {key: metric for key, metric in metrics.METRICS.items() if metric.unit == "image"}
+    found = {key: metric.weighted_values(images, weights) for key, metric in by_image.items()}
     for row, w in enumerate(weights):
-        called = p >= 0.5
+        predicted = p >= 0.5
         expected = {
-            "accuracy": sk.accuracy_score(y, called, sample_weight=w),
+            "accuracy": sk.accuracy_score(y, predicted, sample_weight=w),
             "auc": sk.roc_auc_score(y, p, sample_weight=w),
-            "balanced_accuracy": sk.balanced_accuracy_score(y, called, sample_weight=w),
-            "sensitivity": sk.recall_score(y, called, sample_weight=w),
-            "specificity": sk.recall_score(y, called, pos_label=0, sample_weight=w),
-            "precision": sk.precision_score(y, called, sample_weight=w),
-            "f1": sk.f1_score(y, called, sample_weight=w),
-            "mcc": sk.matthews_corrcoef(y, called, sample_weight=w),
-            "kappa": sk.cohen_kappa_score(y, called, sample_weight=w),
+            "balanced_accuracy": sk.balanced_accuracy_score(y, predicted, sample_weight=w),
+            "sensitivity": sk.recall_score(y, predicted, sample_weight=w),
+            "specificity": sk.recall_score(y, predicted, pos_label=0, sample_weight=w),
+            "precision": sk.precision_score(y, predicted, sample_weight=w),
+            "f1": sk.f1_score(y, predicted, sample_weight=w),
+            "mcc": sk.matthews_corrcoef(y, predicted, sample_weight=w),
+            "kappa": sk.cohen_kappa_score(y, predicted, sample_weight=w),
             "average_precision": sk.average_precision_score(y, p, sample_weight=w),
             "brier": sk.brier_score_loss(y, p, sample_weight=w),
             "ece": metrics.calibration_error(np.repeat(y, w), np.repeat(p, w)),
@@ -101,14 +103,14 @@ def test_table_and_seed():
     first, _ = study(3)
     found = bootstrap.interval_table(
         first, ("accuracy", "auc", "slide_recognition", "case_auc"), repeats=300
-    ).set_index("figure")
+    ).set_index("metric")
     assert (found["low"] < found["value"]).all() and (found["value"] < found["high"]).all()
     naive = found["high_by_image"] - found["low_by_image"]
     assert naive["accuracy"] < (found["high"] - found["low"])["accuracy"]
     assert naive[["slide_recognition", "case_auc"]].isna().all()  # a slide cannot be drawn by image
     assert found["cases"].eq(60).all() and found["images"].eq(len(first)).all()
     again, other = (
-        bootstrap.interval_table(first, tuple(found.index), repeats=300, seed=k).set_index("figure")
+        bootstrap.interval_table(first, tuple(found.index), repeats=300, seed=k).set_index("metric")
         for k in (0, 1)
     )
     pd.testing.assert_frame_equal(found, again)
@@ -118,7 +120,7 @@ def test_table_and_seed():
 def test_one_case_or_one_class_has_no_interval():
     first, _ = study(3)
     one = first[first["case"] == first["case"][0]]
-    found = bootstrap.interval_table(one, repeats=50).set_index("figure")
+    found = bootstrap.interval_table(one, repeats=50).set_index("metric")
     assert found["low"].isna().all() and np.isnan(found.loc["auc", "value"])
     assert (
         bootstrap.interval_text(next(found.reset_index().itertuples()))
@@ -158,8 +160,8 @@ def test_paired_difference():
     assert bootstrap.paired_differences(first, "method").empty
 
 
-def test_unknown_figure():
-    with pytest.raises(InputError, match="unknown figure 'acc'"):
+def test_unknown_metric():
+    with pytest.raises(InputError, match="unknown metric 'acc'"):
         bootstrap.bootstrap_cases(study(1)[0], ("acc",))
 
 
@@ -167,14 +169,14 @@ def test_comparisons_of_methods_and_protocols_with_holm():
     first, second = study(5, shift=0.6)
     both = pd.concat([first, second])
     table = bootstrap.comparison_table(pd.concat([both, both.assign(split="image")]), repeats=400)
-    # methods under each split against the first; then each method's protocols against the strictest: the split by case
+    # methods under each split against the first; then each method's protocols against the strictest: by case
     assert table[["within", "first", "second"]].drop_duplicates().values.tolist() == [
         ["case", "second", "first"],
         ["image", "second", "first"],
         ["first", "image", "case"],
         ["second", "image", "case"],
     ]
-    assert len(table) == 8 and set(table["figure"]) == {"accuracy", "auc"}
+    assert len(table) == 8 and set(table["metric"]) == {"accuracy", "auc"}
     # Holm by hand: the smallest of 8 times 8, the next times 7, ..., never falling, at most 1
     ranked = table.sort_values("p", kind="stable")
     by_hand = (ranked["p"] * np.arange(8, 0, -1)).cummax().clip(upper=1)

@@ -1,13 +1,17 @@
-"""Figures from predictions tables, against scikit-learn and cases computed by hand."""
+"""Metrics from predictions tables, against scikit-learn and cases computed by hand."""
+
+import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from bcdlib import evaluate
+from bcdlib import compare, evaluate
 from bcdlib.errors import InputError
-from bcdlib.evaluation import metrics
+from bcdlib.evaluation import bootstrap, metrics
+from bcdlib.trials import model_card
 
 
 def table(label, probability, **columns):
@@ -42,23 +46,24 @@ def test_agrees_with_sklearn(seed, at):
     rng = np.random.default_rng(seed)
     y, p = rng.integers(0, 2, 200), rng.random(200).round(2)
     row = metrics.metrics_table(table(y, p), threshold=at).iloc[0]
-    called = p >= at
+    predicted = p >= at
     assert row["images"] == 200 and row["cases"] == 1
-    tn, fp, fn, tp = sk.confusion_matrix(y, called).ravel()
+    tn, fp, fn, tp = sk.confusion_matrix(y, predicted).ravel()
     expected = {
-        "accuracy": sk.accuracy_score(y, called),
-        "balanced_accuracy": sk.balanced_accuracy_score(y, called),
+        "accuracy": sk.accuracy_score(y, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(y, predicted),
         "sensitivity": tp / (tp + fn),
         "specificity": tn / (tn + fp),
         "precision": tp / (tp + fp),
-        "f1": sk.f1_score(y, called),
-        "mcc": sk.matthews_corrcoef(y, called),
-        "kappa": sk.cohen_kappa_score(y, called),
+        "f1": sk.f1_score(y, predicted),
+        "mcc": sk.matthews_corrcoef(y, predicted),
+        "kappa": sk.cohen_kappa_score(y, predicted),
         "auc": sk.roc_auc_score(y, p),
         "average_precision": sk.average_precision_score(y, p),
         "brier": sk.brier_score_loss(y, p),
     }
-    assert set(expected) | {"ece"} == set(metrics.METRICS)
+    units = {"slide_recognition", "slide_auc", "case_auc"}
+    assert set(expected) | units | {"ece"} == set(metrics.METRICS)
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, abs=1e-9), name
 
@@ -108,7 +113,7 @@ def test_seeds_are_averaged_and_folds_pooled():
     two = one.assign(seed=1, probability=[0.1, 0.9, 0.2, 0.8])
     row = metrics.metrics_table(pd.concat([one, two])).iloc[0]
     assert row["accuracy"] == 0.75 and row["auc"] == (0.75 + 1) / 2 and (row["folds"], row["seeds"]) == (2, 2)
-    spread = metrics.cross_validation_table(pd.concat([one, two])).set_index("figure")
+    spread = metrics.cross_validation_table(pd.concat([one, two])).set_index("metric")
     assert spread.loc["accuracy", ["trials", "mean", "lowest", "highest", "pooled"]].tolist() == [
         4,
         0.75,
@@ -180,14 +185,43 @@ def test_subtypes_against_sklearn():
         subtype=truth,
         **dict(zip(metrics.SUBTYPE_COLUMNS, p.T, strict=True)),
     )
-    called = np.array(["A", "F", "PT", "TA", "DC", "LC", "MC", "PC"])[p.argmax(axis=1)]
+    predicted = np.array(["A", "F", "PT", "TA", "DC", "LC", "MC", "PC"])[p.argmax(axis=1)]
     row = metrics.subtype_table(
         pd.concat([t, t.assign(method="binary", **dict.fromkeys(metrics.SUBTYPE_COLUMNS))])
     ).iloc[0]
-    assert row["accuracy"] == pytest.approx((called == truth).mean()) and row["subtypes"] == 4
-    recalls = [(called[truth == name] == name).mean() for name in ("A", "F", "DC", "PC")]
+    assert row["accuracy"] == pytest.approx((predicted == truth).mean()) and row["subtypes"] == 4
+    recalls = [(predicted[truth == name] == name).mean() for name in ("A", "F", "DC", "PC")]
     assert row["macro_sensitivity"] == pytest.approx(np.mean(recalls))
     assert row["macro_f1"] == pytest.approx(
-        sk.f1_score(truth, called, labels=["A", "F", "DC", "PC"], average="macro")
+        sk.f1_score(truth, predicted, labels=["A", "F", "DC", "PC"], average="macro")
     )
     assert metrics.subtype_table(table([0, 1], [0.2, 0.8])).empty
+
+
+def test_a_metric_that_is_registered_once_is_shown_everywhere_with_its_interval(tmp_path, monkeypatch):
+    kappa = partial(sk.cohen_kappa_score, weights="quadratic")
+    monkeypatch.setitem(metrics.METRICS, "weighted_kappa", metrics.Metric("weighted kappa", kappa))
+    monkeypatch.setitem(bootstrap.interval_table.__kwdefaults__, "repeats", 50)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 120)
+    cases = [f"14-{i // 12}" for i in range(120)]
+    t = table(y, (y + rng.random(120)) / 2.2, slide=cases, case=cases)
+    value = sk.cohen_kappa_score(y, t["probability"] >= 0.5)
+
+    row = evaluate.results_table(t).set_index("metric").loc["weighted_kappa"]
+    assert row["value"] == pytest.approx(value) and " to " in row["95 % by case"]
+    assert " to " in row["by image (too narrow)"]
+    shown = compare.protocol_table(t)["weighted kappa"][0]
+    assert shown == f"{value:.3f} ({row['95 % by case']})"
+    assert evaluate.metrics_by_group(t).set_index("metric").loc["weighted_kappa"].item() == row["value"]
+
+    t.assign(fold=0).to_csv(tmp_path / "predictions.csv", index=False)
+    facts = {"method": "m", "split": "case", "fold": 0, "seed": 0, "folds": 2, "profile": "demo"}
+    facts |= {"parameters": {}, "weights": "random", "curves_on": "test", "task": "binary"}
+    (tmp_path / "trial.json").write_text(json.dumps(facts))
+    images = t[["filename", "subtype", "slide", "case"]].assign(
+        **{"class": np.where(y, "malignant", "benign"), "magnification": 40}
+    )
+    part = images[["filename"]].assign(role=np.where(np.arange(120) < 60, "train", "test"))
+    card = model_card.write_card(tmp_path, images, part).read_text()
+    assert f"| weighted kappa | {value:.3f} | {row['95 % by case']} |" in card

@@ -85,7 +85,8 @@ def predictions(split="case", better=0.0, method="a", seeds=(0,)):
     return pd.concat(rows, ignore_index=True)
 
 
-def test_a_recording_gives_back_what_was_put_in(tmp_path):
+def test_a_recording_gives_back_what_was_put_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded, "recorded_folder", lambda: tmp_path)
     table = pd.concat(
         [predictions(seeds=(0, 1)), predictions(better=1.0, method="b", seeds=(0, 1))], ignore_index=True
     )
@@ -95,50 +96,50 @@ def test_a_recording_gives_back_what_was_put_in(tmp_path):
         "pruned 8-bit ImageNet ResNet-50",
         commands=["python -m bcdlib compare"],
         against="a",
-        place=tmp_path,
     )
-    found = recorded.read_recording("one", tmp_path)
+    found = recorded.read_recording("one")
     same = found.predictions[metrics.COLUMNS]
     pd.testing.assert_frame_equal(
         same, table[metrics.COLUMNS], check_exact=False, atol=1e-5, check_dtype=False
     )
     assert set(found.predictions["weights"]) == {"pruned 8-bit ImageNet ResNet-50"}
-    again = bootstrap.interval_table(found.predictions, recorded.RECORDED_METRICS)
+    again = bootstrap.interval_table(found.predictions, metrics.shown_in("comparison"))
     np.testing.assert_allclose(
-        found.figures[["value", "low", "high"]], again[["value", "low", "high"]], atol=1e-9
+        found.metrics[["value", "low", "high"]], again[["value", "low", "high"]], atol=1e-9
     )
-    difference = found.differences.query("figure == 'auc'").iloc[0]
+    difference = found.differences.query("metric == 'auc'").iloc[0]
     assert (difference["first"], difference["second"]) == ("b", "a") and difference["low"] > 0
     with pytest.raises(InputError, match="no recording 'two'"):
-        recorded.read_recording("two", tmp_path)
+        recorded.read_recording("two")
 
 
-def test_what_is_not_recorded(tmp_path):
+def test_what_is_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded, "recorded_folder", lambda: tmp_path)
     with pytest.raises(InputError, match="choose from a"):
-        recorded.write_recording("one", predictions(), "w", commands=[], against="b", place=tmp_path)
+        recorded.write_recording("one", predictions(), "w", commands=[], against="b")
     foreign = predictions().assign(filename=lambda t: "mine-" + t["filename"])
     with pytest.raises(InputError, match="BreakHis"):
-        recorded.write_recording("one", foreign, "w", commands=[], against="a", place=tmp_path)
+        recorded.write_recording("one", foreign, "w", commands=[], against="a")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", recorded.recorded_names())
-def test_the_stored_figures_follow_from_the_stored_predictions(name):
+def test_the_stored_metrics_follow_from_the_stored_predictions(name):
     found = recorded.read_recording(name)
     values = metrics.metrics_table(found.predictions).set_index(["method", "split"])
-    for row in found.figures.itertuples():
-        assert row.value == pytest.approx(values.loc[(row.method, row.split), row.figure], abs=1e-9)
+    for row in found.metrics.itertuples():
+        assert row.value == pytest.approx(values.loc[(row.method, row.split), row.metric], abs=1e-9)
         assert row.low <= row.value + 1e-9 and row.high >= row.value - 1e-9 or np.isnan(row.low)
     assert "pruned 8-bit ImageNet ResNet-50" in found.facts["weights"]
     assert set(found.predictions["filename"]) <= set(breakhis.known_images()["filename"])
-    case = found.differences.query("split == 'case' and figure == 'case_auc'").iloc[-1]
+    case = found.differences.query("split == 'case' and metric == 'case_auc'").iloc[-1]
     by_method = dict(list(found.predictions.query("split == 'case'").groupby("method")))
     again = bootstrap.paired_difference(by_method[case["first"]], by_method[case["second"]], "case_auc")
     assert again["value"] == pytest.approx(case["value"]) and again["low"] == pytest.approx(case["low"])
 
 
 def test_recordings_are_drawn_with_images_slides_cases_seeds_and_weights():
-    assert {"protocols", "variants"} <= set(compare.recordings())
+    assert {"protocols", "variants"} <= set(recorded.recorded_names())
     for figure in (
         compare.recorded_protocol_figure("protocols"),
         compare.recorded_difference_figure("variants"),
@@ -150,7 +151,7 @@ def test_recordings_are_drawn_with_images_slides_cases_seeds_and_weights():
     assert "python -m bcdlib compare" in compare.recorded_note("protocols")
     assert (
         len(compare.recorded_protocol_table("variants"))
-        == compare.recorded_differences("variants")["first"].nunique() + 1
+        == recorded.read_recording("variants").differences["first"].nunique() + 1
     )
 
 

@@ -1,4 +1,4 @@
-"""Threshold, calibration and referral: fitted on validation, by hand and on probabilities whose truth is known."""
+"""Threshold, calibration and referral: by hand, and on probabilities whose truth is known."""
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ def table(label, probability, **columns):
 
 def test_thresholds_by_hand():
     y, p = [0, 0, 1, 0, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.9]
-    # at 0.6: 2 of 3 found, no false alarm (0.67); at 0.3: all found, one false alarm (0.67): the higher one comes first
+    # at 0.6: 2 of 3 found, no false alarm (0.67); at 0.3: all found, one false alarm (0.67): the higher is taken
     assert thresholds.choose_threshold(y, p) == 0.6
     assert thresholds.choose_threshold(y, p, "sensitivity", sensitivity=0.6) == 0.6
     assert thresholds.choose_threshold(y, p, "sensitivity", sensitivity=0.7) == 0.3
@@ -149,8 +149,5 @@ def test_both_thresholds_stand_one_under_the_other():
         1,
         1,
     ]
-    every = evaluate.metrics_by_group(rows).set_index("figure")
-    assert every.loc["auc"].tolist() == [0.75, 1] and list(every.index) == [
-        *metrics.METRICS,
-        *metrics.UNIT_METRICS,
-    ]
+    every = evaluate.metrics_by_group(rows).set_index("metric")
+    assert every.loc["auc"].tolist() == [0.75, 1] and list(every.index) == list(metrics.METRICS)
