@@ -4,10 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault(
-    "TF_CPP_MIN_LOG_LEVEL", "2"
-)  # TensorFlow's start-up notes would bury the one line that counts
-
+# TensorFlow's start-up notes would bury the one line that counts
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "20")  # a log file wants a line now and then, not ten a second
 
@@ -131,7 +129,10 @@ def run(out, only, sweep, scheduler, **parameters):
 @main.command()
 @click.argument("source")
 def verify(source):
-    """Compare a copy of BreakHis with data_manifest.csv: missing, extra, unreadable, other sizes."""
+    """Compare a copy of BreakHis with data_manifest.csv: missing, extra and unreadable images, other sizes.
+
+    For BreakHis only, not for images of your own.
+    """
     from bcdlib.data import checks, sources
 
     found = checks.verify_copy(sources.open_source(source))

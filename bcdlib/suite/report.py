@@ -75,9 +75,8 @@ def _body(notebook) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             heading = [heading, *re.findall(r"^#+ *(.*)", cell.source, flags=re.MULTILINE)][-1]
-        if (
-            cell.cell_type == "code"
-        ):  # logs and progress bars stay in the notebook; errors and results are shown
+        # logs and progress bars stay in the notebook; errors and results are shown
+        if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
             for output in cell.outputs:
                 output.get("data", {}).pop(panel.VIEW, None)

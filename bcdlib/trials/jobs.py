@@ -127,9 +127,8 @@ def run_job(place: str, name: str, trial: dict) -> str:
     """Run a trial on a worker, or find it finished; return the name of its folder."""
     facts, cache, profile, tables = _read_job(place, name)
     root = Path(facts["root"])
-    if (
-        facts["options"]["store"] and not root.parent.is_dir()
-    ):  # not seen from here: the store keeps the trials
+    # a run folder that is not seen from here: the store keeps the trials
+    if facts["options"]["store"] and not root.parent.is_dir():
         root = _own_folder() / "trials"
         root.mkdir(parents=True, exist_ok=True)
     planned = Trial(**trial | {"split_table": tables[trial["split_table"]]})
