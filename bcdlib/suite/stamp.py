@@ -1,4 +1,4 @@
-"""What the six notebooks have in common: badge, first cell, metadata. `stamp` writes it into them and the README."""
+"""What the six notebooks have in common: badge, first cell, metadata; and writing it into them."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,8 @@ if not (checkout / "bcdlib").is_dir() and importlib.util.find_spec("bcdlib") is 
     subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(checkout)], check=True)
 sys.path.insert(0, str(checkout.resolve()))
 if IN_COLAB:  # pip leaves alone what Colab has
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", checkout / "requirements.txt"], check=True)"""
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", \
+checkout / "requirements.txt"], check=True)"""
 
 METADATA = {
     "accelerator": "GPU",

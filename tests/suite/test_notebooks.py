@@ -148,7 +148,7 @@ def test_run_end_to_end_and_notebook_failures(tiny, tmp_path):
     assert summary["settings"]["profile"] == "demo" and "Report:" in done.stdout
     # 04's own split cannot be made once its table is broken: the error names notebook and cell, the half stays
     (tmp_path / "run" / "splits" / "case.csv").write_text("nonsense")
-    failed = run_suite(tmp_path / "run", tiny, "--only", verbose="04_train")
+    failed = run_suite(tmp_path / "run", tiny, "--only", "04_train")
     assert failed.returncode == 1 and "Error: 04_train, cell " in failed.stderr
     kept = nbformat.read(tmp_path / "run" / "notebooks" / "04_train.ipynb", as_version=4)
     assert any(o.output_type == "error" for c in kept.cells if c.cell_type == "code" for o in c.outputs)
