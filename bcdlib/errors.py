@@ -1,10 +1,26 @@
-"""The one exception for a user's mistake: the command line prints it as one line and exits with status 2."""
+"""The exception for a user's mistake (the command line prints it as one line, status 2), and errors as text."""
 
 LONGEST = 2000  # characters; a damaged table may hold a "name" of megabytes
 
 
 def printable(text) -> str:
-    """Text of others (names of files, cells of tables) as one line: line breaks, escape codes and the like as ``\\x1b``."""
+    r"""Return text of unknown origin (file names, table cells) as one line, with control characters escaped.
+
+    Parameters
+    ----------
+    text : object
+        Anything that `str` takes.
+
+    Returns
+    -------
+    str
+        At most `LONGEST` characters and an ellipsis.
+
+    Examples
+    --------
+    >>> printable("two\nlines")
+    'two\\nlines'
+    """
     text = "".join(
         sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode()
         for sign in str(text)[: LONGEST + 1]
@@ -19,5 +35,25 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
+    r"""Return the message of an exception as one line, or its type's name if it has no message.
+
+    Examples
+    --------
+    >>> one_line(OSError("no\n  space")), one_line(KeyError())
+    ('no space', 'KeyError')
+    """
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def describe_error(error: BaseException) -> str:
+    r"""Return the kind of an exception and the first line of its message.
+
+    An error that comes back from a worker process names its original type in the attribute ``kind``.
+
+    Examples
+    --------
+    >>> describe_error(ValueError("bad\nvery bad"))
+    'ValueError: bad'
+    """
+    return f"{getattr(error, 'kind', type(error).__name__)}: {error}".splitlines()[0]
