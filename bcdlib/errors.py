@@ -1,4 +1,4 @@
-"""The exception for a user's mistake (the command line prints it as one line, status 2), and errors as text."""
+"""The exception for a user's mistake (one line on the command line, exit status 2), and errors as text."""
 
 LONGEST = 2000  # characters; a damaged table may hold a "name" of megabytes
 
