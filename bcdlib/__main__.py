@@ -102,7 +102,7 @@ def run(data, manifest, profile, out, only, method, sweep, scheduler, strict, se
         run.check_inputs(data, profile, weights, only=only, seed=seed, manifest=manifest)
     # the notebooks stand elsewhere: a path that is relative to here must not become relative to there
     place = data if data == "synthetic" else str(Path(data).expanduser().absolute())
-    manifest = str(mount.find_manifest(data, manifest).absolute()) if manifest else ""
+    manifest = mount.find_manifest(data, manifest)
     weights = (
         str(Path(weights).expanduser().absolute()) if weights and Path(weights).is_dir() else weights or ""
     )
@@ -198,7 +198,7 @@ def audit(data, manifest, split, folds, seed, as_json):
         from bcdlib.data import cache, custom, near_duplicates
         from bcdlib.runs import places, profiles
 
-        manifest = mount.find_manifest(data or "", manifest) if manifest else ""
+        manifest = mount.find_manifest(data or "", manifest)
         source = mount.find_data(data, seed=seed)
         images = (custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)).images
         cache = cache.build_cache(
@@ -311,7 +311,8 @@ def compare(
     from bcdlib import compare as comparing
     from bcdlib import methods as registry
     from bcdlib import mount, preprocess
-    from bcdlib.runs import places, profiles
+    from bcdlib.runs import profiles
+    from bcdlib.suite import run
     from bcdlib.trials import cluster, comparison
 
     cluster.check_scheduler(scheduler)
@@ -320,11 +321,7 @@ def compare(
         if name != "all":
             registry.method_settings(name)
     folder = mount.open_run(out, data, profile)
-    mount.start_run(folder, data, seed, manifest=manifest)
-    cache = preprocess.resize_images(
-        folder, settings, mount.open_data(folder), cache_root=places.cache_root(), strict=strict
-    )
-    made = preprocess.write_splits(folder, settings, cache, seed)
+    made = run.prepare_run(folder, settings, data, manifest=manifest, strict=strict, seed=seed)
     predictions = comparison.run_comparison(
         folder,
         settings,

@@ -1,12 +1,11 @@
 """The sizes in which the suite runs: `paper` (as published), `quick` (laptop), `demo` (drawn tissue)."""
 
 import dataclasses
-from dataclasses import dataclass
 
 from bcdlib.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Profile:
     """Settings of a run. Defaults are the paper's, or field practice where it is silent.
 

@@ -2,13 +2,15 @@
 
 import sys
 
-from bcdlib import mount
+import pandas as pd
+
+from bcdlib import mount, preprocess
 from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones
 from bcdlib.runs.folder import Run
 from bcdlib.runs.places import shipped
-from bcdlib.runs.profiles import get_profile
+from bcdlib.runs.profiles import Profile, get_profile
 from bcdlib.suite import report
 from bcdlib.trials import notebook
 
@@ -27,9 +29,7 @@ def check_inputs(
     for stage in only:
         if stage not in notebook.STAGES:
             raise InputError(f"unknown notebook {stage!r}; known are {', '.join(notebook.STAGES)}")
-    manifest = mount.find_manifest(data, manifest) if manifest else ""
-    if manifest:
-        custom.read_manifest(manifest)
+    manifest = mount.find_manifest(data, manifest)
     source = mount.find_data(data, seed=seed)
     if not isinstance(
         source, sources.TarSource
@@ -37,6 +37,49 @@ def check_inputs(
         custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
     if not only or "04_train" in only or "06_compare" in only:
         backbones.find_weights("resnet50", weights, required=settings.needs_pretrained)
+
+
+def prepare_run(
+    run: Run,
+    profile: Profile,
+    data="synthetic",
+    *,
+    manifest="",
+    cache_root=None,
+    strict: bool = False,
+    data_seed: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Do what 01_mount and 02_preprocess do: list, decode and split the images of a data set.
+
+    Parameters
+    ----------
+    run : Run
+    profile : Profile
+    data, manifest : str or path-like
+        See `mount.start_run`.
+    cache_root, strict
+        See `preprocess.resize_images`.
+    data_seed : int, optional
+        Of the synthetic data set; by default `seed`, which is that of the splits.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a protocol; see `preprocess.write_splits`.
+
+    Raises
+    ------
+    InputError
+        If the data set or the manifest cannot be used, or `strict` says so.
+    """
+    data_seed = seed if data_seed is None else data_seed
+    mount.start_run(run, data, manifest=manifest, seed=data_seed, progress=progress)
+    cache = preprocess.resize_images(
+        run, profile, mount.open_data(run), cache_root=cache_root, strict=strict, progress=progress
+    )
+    return preprocess.write_splits(run, profile, cache, seed=seed)
 
 
 def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = (), *, verbose: bool = True) -> dict:

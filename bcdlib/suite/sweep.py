@@ -16,15 +16,15 @@ import pandas as pd
 import papermill
 import yaml
 
-from bcdlib import methods, mount, preprocess
+from bcdlib import methods
 from bcdlib.data import splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
 from bcdlib.runs.files import write_csv, write_json
 from bcdlib.runs.folder import Run, open_run_folder
-from bcdlib.runs.places import cache_root, shipped
+from bcdlib.runs.places import shipped
 from bcdlib.runs.profiles import get_profile
-from bcdlib.suite.run import check_inputs, run_suite
+from bcdlib.suite.run import check_inputs, prepare_run, run_suite
 from bcdlib.trials import cluster
 
 SWEEP_STAGES = ("04_train", "05_evaluate")
@@ -203,13 +203,9 @@ def _digest(facts: dict) -> str:
 
 
 def _prepared(out: Run, base: dict, profile: str, seed: int) -> Run:
-    """What 01_mount and 02_preprocess make."""
-    run, settings = open_run_folder(out.folder / "prepared" / f"{profile}-seed{seed}"), get_profile(profile)
-    mount.start_run(run, base["data"], base["seed"], manifest=base["manifest"])
-    cache = preprocess.resize_images(
-        run, settings, mount.open_data(run), cache_root=cache_root(), strict=base["strict"]
-    )
-    preprocess.write_splits(run, settings, cache, seed)
+    run = open_run_folder(out.folder / "prepared" / f"{profile}-seed{seed}")
+    inputs = {name: base[name] for name in ("data", "manifest", "strict")}
+    prepare_run(run, get_profile(profile), **inputs, data_seed=base["seed"], seed=seed)
     return run
 
 
