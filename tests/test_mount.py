@@ -81,18 +81,7 @@ def make(path, layout="official"):
     return path
 
 
-# ---------------------------------------------------------------- places
-
-
-def test_outside_colab(monkeypatch, tmp_path):
-    assert not in_colab() and mount_drive() is None
-    assert home_folder() == tmp_path / "runs" and cache_root() == tmp_path / "runs" / "cache"
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert home_folder() == tmp_path / "runs"
-    monkeypatch.setenv("BCD_HOME", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("BCD_CACHE", str(tmp_path / "cache"))
-    assert home_folder() == tmp_path / "elsewhere" and cache_root() == tmp_path / "cache"
+# ---------------------------------------------------------------- the run folder
 
 
 @pytest.mark.parametrize(
@@ -134,15 +123,6 @@ def test_colab_mount_fails(colab):
     colab.drive.mount = lambda folder: None  # says nothing, mounts nothing
     with pytest.raises(InputError, match="could not be mounted"):
         mount_drive()
-
-
-def test_release_tag_without_kernel(monkeypatch, tmp_path):
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
-    monkeypatch.setenv("BCD_DRIVE", str(tmp_path))
-    with pytest.raises(InputError, match="drive.mount"):
-        mount_drive()
-    (tmp_path / "MyDrive").mkdir()  # mounted by the notebook that started this program
-    assert mount_drive() == tmp_path / "MyDrive" / "bcdlib"
 
 
 # ---------------------------------------------------------------- the data set
