@@ -104,9 +104,8 @@ def write_splits(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0
         If the images allow no protocol at all.
     """
     rows = []
-    wanted = {*profile.splits, *profile.compare_splits}
-    for protocol in (name for name in splits.PROTOCOLS if name in wanted):
-        row = {"split": protocol, "what it is": splits.PROTOCOLS[protocol]}
+    for protocol in [name for name in splits.PROTOCOLS if name in profile.splits + profile.compare_splits]:
+        row = {"split": protocol, "what it is": splits.PROTOCOLS[protocol], "folds": 0}
         file = run.folder / "splits" / f"{protocol}.csv"
         try:
             # BreakHis's names give both, and a partial copy should have the same splits as the whole
@@ -115,15 +114,15 @@ def write_splits(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0
                 raise InputError("each slide is a case of its own here; the same as split 'case'")
             split, note = splits.make_feasible_split(cache.images, protocol, profile.folds, seed=seed)
         except InputError as error:
-            rows.append(row | {"folds": 0, "what it is": f"left out: {error}"})
+            row["what it is"] = f"left out: {error}"
             file.unlink(missing_ok=True)  # a split of other images must not be taken for one of these
-            continue
-        if note:
-            row["what it is"] += f" ({note})"
-        write_csv(file, split)
-        folds = split["fold"].nunique()
-        counts = split["role"].value_counts().reindex(list(splits.ROLES), fill_value=0) / folds
-        rows.append(row | {"folds": folds} | counts.round().astype(int).to_dict())
+        else:
+            write_csv(file, split)
+            row["what it is"] += f" ({note})" if note else ""
+            row["folds"] = split["fold"].nunique()
+            counts = split["role"].value_counts().reindex(list(splits.ROLES), fill_value=0) / row["folds"]
+            row |= counts.round().astype(int).to_dict()
+        rows.append(row)
     if not any(row["folds"] for row in rows):
         raise InputError(
             f"these {len(cache.images)} images allow no split; the last was {rows[-1]['what it is']}"
