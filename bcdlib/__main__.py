@@ -14,7 +14,6 @@ if not sys.stderr.isatty():
 import click
 
 from bcdlib import __version__
-from bcdlib.data import breakhis, checks
 from bcdlib.errors import InputError, printable
 from bcdlib.runs.files import explain_disk_errors
 
@@ -145,7 +144,7 @@ def _sweep(folder, given, parameters, scheduler):
 @click.argument("source")
 def verify(source):
     """Hold a copy of BreakHis against data_manifest.csv: missing, extra, unreadable, sizes. (Not for other images.)"""
-    from bcdlib.data import sources
+    from bcdlib.data import checks, sources
 
     found = checks.verify_copy(sources.open_source(source))
     click.echo(found.counts().to_string())
@@ -159,12 +158,12 @@ def verify(source):
         click.echo(f"unreadable: {row.filename}: {printable(row.reason)}")
     others = [
         f"{path}: {why}"
-        for path, why in found.reasons
-        if path not in {*found.not_breakhis, *found.duplicates}
+        for path, why in found.scan.reasons
+        if path not in {*found.scan.not_breakhis, *found.scan.duplicates}
     ]
     kinds = (
-        ("not a BreakHis name", found.not_breakhis),
-        ("second copy, not used", found.duplicates),
+        ("not a BreakHis name", found.scan.not_breakhis),
+        ("second copy, not used", found.scan.duplicates),
         ("left out", others),
     )
     for kind, names in kinds:
@@ -177,7 +176,7 @@ def verify(source):
 @click.option(
     "--data",
     default=None,
-    help="Folder or archive; its pictures are compared too.  [default: data_manifest.csv]",
+    help="Folder or archive; its images are compared too.  [default: data_manifest.csv]",
 )
 @manifest_option
 @click.option(
@@ -187,57 +186,24 @@ def verify(source):
 @seed_option
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
 def audit(data, manifest, split, folds, seed, as_json):
-    """Who leaks into whose test set: images, slides, cases and near-identical pictures on both sides of a split."""
+    """Who leaks into whose test set: images, slides, cases and near-duplicates on both sides of a split."""
     import json
 
-    from bcdlib.data import splits
+    from bcdlib.data import breakhis, checks
 
-    images, found = breakhis.known_images(), None
+    images, cache = breakhis.known_images(), None
     if data is not None or manifest:
         from bcdlib import mount
-        from bcdlib.data import cache, custom, near_duplicates
+        from bcdlib.data import custom
+        from bcdlib.data.cache import build_cache
         from bcdlib.runs import places, profiles
 
         manifest = mount.find_manifest(data or "", manifest)
         source = mount.find_data(data, seed=seed)
         images = (custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)).images
-        cache = cache.build_cache(
-            source, images, profiles.get_profile("paper").size, root=places.cache_root()
-        )
-        found = near_duplicates.near_duplicates(cache)
-    rows = []
-    for name in [split] if split else splits.PROTOCOLS:
-        try:
-            if name.endswith(".csv"):
-                table = splits.read_split_table(name, images)
-            elif split:  # folds that were asked for by name are made or refused
-                table = splits.make_split(images, name, folds, seed=seed)
-            else:  # among all protocols of few images, what is possible
-                table, _ = splits.make_feasible_split(images, name, folds, seed=seed)
-        except InputError:
-            if split:
-                raise
-            continue  # among all protocols, one that these images do not allow is left out
-        alike = None if found is None else near_duplicates.across_split(found, table)
-        for row in json.loads(splits.split_overlap(table, images).to_json(orient="records")):
-            if alike is not None:
-                mine = alike[alike["fold"] == row["fold"]]
-                row["near_identical_pairs"] = mine[["test", "training", "correlation"]].to_dict("records")
-            rows.append({"split": name} | row)
-    if not rows:
-        raise InputError(f"these {len(images)} images allow no split; use more images")
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        fold = row["fold"] + 1 if row["split"] in splits.PROTOCOLS else row["fold"]
-        click.echo(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
-        for pair in row.get("near_identical_pairs", [])[:5]:
-            click.echo(
-                f"  near-identical ({pair['correlation']:.3f}): test {pair['test']}, training {pair['training']}"
-            )
-        if len(row.get("near_identical_pairs", [])) > 5:
-            click.echo(f"  near-identical: and {len(row['near_identical_pairs']) - 5} more pairs")
+        cache = build_cache(source, images, profiles.get_profile("paper").size, root=places.cache_root())
+    rows = checks.audit_splits(images, split, cache, folds=folds, seed=seed)
+    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(checks.audit_lines(rows)))
 
 
 @main.command()

@@ -19,13 +19,12 @@ from bcdlib.data.breakhis import (
     is_breakhis,
 )
 from bcdlib.data.decode import decode_all
+from bcdlib.data.stain import RUIFROK_HE
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones
 from bcdlib.methods.parts.augmentation import FlipAndZoom
 from bcdlib.plots import style
 
-# Ruifrok & Johnston 2001: how strongly hematoxylin and eosin (rows) take red, green and blue light
-STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 IMAGES_PER_SLIDE = 24  # enough for a steady mean, few enough for the whole of BreakHis in seconds
 # channel -> colour (told apart by colour-blind readers) and line
 CHANNELS = {"R": ("red", "#D55E00", "-"), "G": ("green", "#009E73", "--"), "B": ("blue", "#0072B2", ":")}
@@ -185,7 +184,7 @@ def _slide_means(cache, seed: int) -> pd.DataFrame:
     """One row a slide: its class, mean colour (0..255) and brightness, and the densities of both stains."""
     random = np.random.default_rng(seed)
     density = -np.log10(np.maximum(np.arange(256), 1) / 255)  # Beer-Lambert, against white glass
-    vectors = np.vstack([STAINS, np.cross(*STAINS)])  # the third takes up what neither stain explains
+    vectors = np.vstack([RUIFROK_HE, np.cross(*RUIFROK_HE)])  # the third takes up what neither stain explains
     separate = np.linalg.inv(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     found = []
     # by class too: a slide that is not BreakHis's may hold both

@@ -191,7 +191,7 @@ def test_stain_colours(cache):
 
 
 def test_stain_densities_undo_beer_lambert():
-    vectors = visualize.STAINS / np.linalg.norm(visualize.STAINS, axis=1, keepdims=True)
+    vectors = visualize.RUIFROK_HE / np.linalg.norm(visualize.RUIFROK_HE, axis=1, keepdims=True)
     densities = np.array([[0.4, 0.1], [0.1, 0.5]])
     light = np.rint(255 * 10 ** -(densities @ vectors)).astype("uint8")
     images = breakhis.images_table([names()[0], names()[-1]])

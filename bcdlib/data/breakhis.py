@@ -1,12 +1,12 @@
 """BreakHis names and the 7909 rows of data_manifest.csv: parse, format, scan and verify.
 
-Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopathological Image Classification",
-IEEE TBME 63(7), 2016, and the data set's own readme.
+Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopathological Image
+Classification", IEEE TBME 63(7), 2016, and the data set's own readme.
 """
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -27,14 +27,14 @@ SUBTYPES = {
 }
 BENIGN = ("A", "F", "PT", "TA")
 UNKNOWN = (
-    "unknown"  # the subtype of an image that is not BreakHis's and comes without one; its magnification is 0
+    "unknown"  # the subtype of an image of another data set that comes without one; its magnification is 0
 )
 SIZE = (700, 460)  # width, height as published; four images of the 7909 known here are 700x456
 FOLD_COLUMNS = [f"fold_{k}" for k in range(1, 6)]
 IMAGE_COLUMNS = ["filename", "class", "subtype", "year", "slide", "case", "magnification", "sequence"]
 COLUMNS = [*IMAGE_COLUMNS, *FOLD_COLUMNS, "relpath"]
 
-# Table I of Abu Al-Haija & Adebanjo, as printed. 652 is a slip: the column's own total, 1995, and the data say 625.
+# Table I of Abu Al-Haija & Adebanjo, as printed. 652 is a slip: the column's total, 1995, and the data say 625.
 TABLE_I_PRINTED = pd.DataFrame(
     {
         40: [652, 1370, 1995],
@@ -53,7 +53,7 @@ _NAME = re.compile(
 
 
 def parse_name(filename: str) -> dict:
-    """Turn a BreakHis file name into a row.
+    """Parse a BreakHis file name.
 
     Parameters
     ----------
@@ -62,43 +62,46 @@ def parse_name(filename: str) -> dict:
 
     Returns
     -------
-    dict with the keys of `IMAGE_COLUMNS`: str, except ``year`` (two digits), ``magnification`` and ``sequence`` (int).
+    dict with the keys of `IMAGE_COLUMNS`: str, except ``year`` (two digits), ``magnification`` and
+    ``sequence`` (int).
 
     Raises
     ------
     InputError
         If it is not a BreakHis name, or class letter and subtype contradict each other.
+
+    Examples
+    --------
+    >>> parse_name("SOB_B_A-14-22549AB-40-001.png")["slide"]
+    '14-22549AB'
     """
     match = _NAME.fullmatch(filename)
     if match is None:
         raise InputError(
             f"{filename!r} is not a BreakHis file name; expected one like SOB_B_A-14-22549AB-40-001.png"
         )
-    subtype, letter = match["subtype"], match["letter"]
+    letter, subtype, year, number, part, magnification, sequence = match.groups()
     if subtype not in SUBTYPES:
         raise InputError(f"{filename!r}: unknown subtype {subtype!r}; known are {', '.join(SUBTYPES)}")
     if (letter == "B") != (subtype in BENIGN):
         raise InputError(f"{filename!r}: class letter {letter!r} contradicts subtype {subtype!r}")
-    case = f"{match['year']}-{match['number']}"
-    return {
-        "filename": filename,
-        "class": CLASSES[letter == "M"],
-        "subtype": subtype,
-        "year": int(match["year"]),
-        "slide": case + match["part"],
-        "case": case,
-        "magnification": int(match["magnification"]),
-        "sequence": int(match["sequence"]),
-    }
+    case = f"{year}-{number}"
+    values = CLASSES[letter == "M"], subtype, int(year), case + part, case, int(magnification), int(sequence)
+    return dict(zip(IMAGE_COLUMNS, (filename, *values)))
 
 
 def format_name(row) -> str:
-    """Turn a row (mapping with subtype, slide, magnification, sequence) back into the file name; checked by `parse`.
+    """Format a mapping with subtype, slide, magnification and sequence as a file name; undoes `parse_name`.
 
     Raises
     ------
     InputError
         If the values do not make a BreakHis name.
+
+    Examples
+    --------
+    >>> format_name({"subtype": "A", "slide": "14-22549AB", "magnification": 40, "sequence": 1})
+    'SOB_B_A-14-22549AB-40-001.png'
     """
     letter = "B" if row["subtype"] in BENIGN else "M"
     try:
@@ -112,7 +115,13 @@ def format_name(row) -> str:
 
 
 def official_path(filename: str) -> str:
-    """Where the official archive keeps this file: folder names join slide and subtype by ``_``, file names by ``-``."""
+    """Give the file's path in the official archive, whose folders join subtype and slide by ``_``.
+
+    Examples
+    --------
+    >>> official_path("SOB_B_A-14-22549AB-40-001.png")
+    'BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis/SOB_B_A_14-22549AB/40X/SOB_B_A-14-22549AB-40-001.png'
+    """
     row = parse_name(filename)
     slide_folder = filename.split("-")[0] + "_" + row["slide"]
     return (
@@ -122,12 +131,12 @@ def official_path(filename: str) -> str:
 
 
 def known_images() -> pd.DataFrame:
-    """All 7909 images of BreakHis, one row each, with the columns `COLUMNS` (a fresh copy)."""
+    """Read the table of all 7909 images of BreakHis, one row each; its columns are `COLUMNS`."""
     return pd.read_csv(shipped("data_manifest.csv"), dtype={"slide": str, "case": str})
 
 
 def images_table(filenames: Iterable[str]) -> pd.DataFrame:
-    """Rows for BreakHis names: `IMAGE_COLUMNS`, plus the author's folds where the name is in the manifest (else NaN).
+    """Tabulate BreakHis names: `IMAGE_COLUMNS`, plus the author's folds for the 7909 known images (else NaN).
 
     Raises
     ------
@@ -135,79 +144,93 @@ def images_table(filenames: Iterable[str]) -> pd.DataFrame:
         If one of the names is not a BreakHis name.
     """
     rows = pd.DataFrame([parse_name(name) for name in filenames], columns=IMAGE_COLUMNS)
-    return rows.merge(
-        known_images()[["filename", *FOLD_COLUMNS]], on="filename", how="left", validate="many_to_one"
-    )
+    return rows.merge(known_images()[["filename", *FOLD_COLUMNS]], how="left", validate="many_to_one")
 
 
 def class_labels(images: pd.DataFrame):
-    """Label encoding of the paper: benign 0, malignant 1; int64 array (N,)."""
+    """Encode the class as the paper does: benign 0, malignant 1; int64 array (N,)."""
     return (images["class"] == CLASSES[1]).to_numpy().astype("int64")
 
 
 def is_breakhis(images: pd.DataFrame) -> bool:
-    """Whether all these images (column ``filename``) have BreakHis names; the drawn ones have, other data sets' not."""
+    """Tell whether all these images (column ``filename``) have BreakHis names, as the drawn ones have too."""
     return all(_NAME.fullmatch(name) for name in images["filename"].unique())
 
 
 def is_synthetic(images: pd.DataFrame) -> bool:
-    """Whether none of these images (column ``filename``) is in BreakHis though their names are of its kind: drawn ones."""
+    """Tell whether these images (column ``filename``) are drawn: BreakHis names, none of them in BreakHis."""
     return is_breakhis(images) and not images["filename"].isin(known_images()["filename"]).any()
 
 
 def count_table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFICATIONS) -> pd.DataFrame:
-    """Table I of the paper, as counted in `images`: rows benign, malignant, total; columns 40, 100, 200, 400, total."""
-    counts = pd.crosstab(images["class"], images["magnification"])
-    counts = counts.reindex(index=list(CLASSES), columns=list(magnifications), fill_value=0)
-    counts["total"] = counts.sum(axis=1)
-    counts.loc["total"] = counts.sum()
-    counts.index.name = counts.columns.name = None
-    return counts
+    """Count the paper's Table I.
+
+    Returns
+    -------
+    DataFrame of int
+        Rows benign, malignant, total; columns: the magnifications, total.
+
+    Examples
+    --------
+    >>> int(count_table_i(known_images()).loc["benign", 40])
+    625
+    """
+    counts = pd.crosstab(images["class"], images["magnification"], margins=True, margins_name="total")
+    counts = counts.reindex(index=[*CLASSES, "total"], columns=[*magnifications, "total"], fill_value=0)
+    return counts.rename_axis(index=None, columns=None)
 
 
 def slide_folders(images: pd.DataFrame) -> pd.Series:
-    """What counts as one slide: in BreakHis its folder (subtype and slide), elsewhere the slide by its name alone."""
+    """Name what counts as one slide: in BreakHis its folder (subtype and slide), elsewhere its name alone."""
     folder = images["subtype"].astype(str) + "_" + images["slide"]
     return folder.where(images["subtype"].isin(list(SUBTYPES)), images["slide"])
 
 
 def count_slide_folders(images: pd.DataFrame) -> int:
-    """How many slide folders: 82 in BreakHis, since slide 14-13412 is filed under both DC and LC."""
+    """Count the slide folders: 82 in BreakHis, since slide 14-13412 is filed under both DC and LC."""
     return int(slide_folders(images).nunique())
 
 
 @dataclass
 class Scan:
-    """What stands in a source: `images` (IMAGE_COLUMNS, folds, ``path`` inside the source) and the paths left out.
+    """What a source holds of BreakHis.
 
-    ``reasons`` has (path, why it is left out) of ``not_breakhis``, ``duplicates`` and all else: links, folders called like
-    pictures, and images whose folder contradicts their name.
+    Attributes
+    ----------
+    images : DataFrame
+        IMAGE_COLUMNS, the author's folds and ``path`` (inside the source), sorted by filename.
+    not_breakhis, duplicates : lists of str
+        Paths of images with another name, and of second copies of a name.
+    reasons : list of (path, why it is left out)
+        Of ``not_breakhis``, ``duplicates`` and all else: links, folders called like images, and images whose
+        folder contradicts their name.
     """
 
     images: pd.DataFrame
     not_breakhis: list[str]
     duplicates: list[str]
-    reasons: list[tuple[str, str]] = field(default_factory=list)
+    reasons: list[tuple[str, str]]
 
     @property
     def partial(self) -> bool:
-        """True if it is a part of BreakHis rather than all of it."""
-        return set(known_images()["filename"]) - set(self.images["filename"]) != set()
+        """Whether it is a part of BreakHis rather than all of it."""
+        return not known_images()["filename"].isin(self.images["filename"]).all()
 
 
 def scan_breakhis(source) -> Scan:
     """List the BreakHis images of a `sources.Source`, in any folder depth.
 
-    A name that occurs twice is used once (the first path in sorted order) and reported in ``duplicates``. An image
-    whose folder says something else than its name (class, subtype, slide or magnification) is not used: nobody knows
-    which of them is right.
+    A name that occurs twice is used once (the first path in sorted order) and reported in ``duplicates``. An
+    image whose folder says something else than its name (class, subtype, slide or magnification) is not used:
+    nobody knows which of them is right.
 
     Raises
     ------
     InputError
         If not one BreakHis image is found.
     """
-    paths, not_breakhis, duplicates, reasons = {}, [], [], []
+    paths: dict[str, str] = {}
+    not_breakhis, duplicates, reasons = [], [], []
     for path in source.names():
         name = path.rsplit("/", 1)[-1]
         try:
@@ -246,7 +269,7 @@ _FOLDER_SAYS = (
 
 
 def _contradiction(path: str, row: dict) -> str:
-    """In what the folders of the official layout contradict the file's own name; empty if in nothing."""
+    """In what a folder of the official layout contradicts the file's own name; "" if in nothing."""
     for folder in path.split("/")[:-1]:
         for fact, pattern, understood in _FOLDER_SAYS:
             match = pattern.fullmatch(folder)

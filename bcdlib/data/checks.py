@@ -1,12 +1,12 @@
-"""What came in and what did not: every image that was left out, by name with the reason, and pictures that look wrong."""
+"""What came in and what did not, a copy of BreakHis against its manifest, and who leaks in a split."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import breakhis
+from bcdlib.data import breakhis, near_duplicates, splits
 from bcdlib.data.cache import PixelCache
 from bcdlib.data.decode import decode_all
 from bcdlib.errors import InputError, printable
@@ -14,76 +14,83 @@ from bcdlib.runs.folder import Run
 
 COLUMNS = ["path", "outcome", "reason"]
 LEFT_OUT, USED = "left out", "used"
-TWO_CLASSES = "the same picture is also filed as the other class, "  # how this reason begins
-TWO_SUBTYPES = "the same picture is also filed as another subtype, "
+TWO_CLASSES = "the same image is also filed as the other class, "  # how this reason begins
+TWO_SUBTYPES = "the same image is also filed as another subtype, "
+STATUSES = ["present", "missing", "extra", "unreadable"]
 _PRINTED = 10
 
 
 def examine_images(run: Run, source, cache: PixelCache) -> pd.DataFrame:
-    """All images that were left out or look wrong.
+    """List all images that were left out or look wrong.
 
     Parameters
     ----------
-    run : whose ``left_out.csv`` 01_mount wrote
+    run : folder.Run
+        Whose ``left_out.csv`` 01_mount wrote.
     source : sources.Source
-    cache : the cached images of the run
+    cache : cache.PixelCache
+        The cached images of the run.
 
     Returns
     -------
-    DataFrame: path (inside the data), outcome ("left out" or "used"), reason. Sorted by outcome and path.
+    DataFrame
+        Path (inside the data), outcome ("left out" or "used"), reason. Sorted by outcome and path.
     """
-    by_name = run.read_csv("left_out.csv", "01_mount") if (run.folder / "left_out.csv").is_file() else []
-    rows = [(row.path, LEFT_OUT, row.reason) for row in by_name.itertuples()] if len(by_name) else []
-    rows = _with_copies_compared(rows, source, cache)
-    paths = dict(run.images()[["filename", "path"]].itertuples(index=False))
-    rows += [
-        (paths.get(row.filename, row.filename), LEFT_OUT, row.reason) for row in cache.skipped.itertuples()
-    ]
+    rows = []
+    if (run.folder / "left_out.csv").is_file():
+        by_name = run.read_csv("left_out.csv", "01_mount")
+        copies = _compare_copies(by_name, source, cache)
+        rows += [(path, LEFT_OUT, reason + copies.get(path, "")) for path, reason in by_name.to_numpy()]
+    paths = dict(run.images()[["filename", "path"]].to_numpy())
+    rows += [(paths.get(name, name), LEFT_OUT, reason) for name, reason in cache.skipped.to_numpy()]
     rows += [(paths.get(name, name), USED, reason) for name, reason in same_images(cache)]
-    return pd.DataFrame(sorted(rows, key=lambda row: (row[1], row[0])), columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values(["outcome", "path"], kind="stable", ignore_index=True)
 
 
-def _with_copies_compared(rows: list, source, cache: PixelCache) -> list:
-    """Second copies of a name, told whether they show the same picture: if not, nobody knows which is the right one."""
-    copies = {
-        path: path.rsplit("/", 1)[-1] for path, _, reason in rows if reason.startswith(breakhis.SECOND_COPY)
-    }
-    images = pd.DataFrame({"filename": list(copies), "path": list(copies)})
+def _compare_copies(left_out: pd.DataFrame, source, cache: PixelCache) -> dict[str, str]:
+    """By path, whether a second copy of a name shows the same image: if not, nobody knows which is right."""
+    paths = left_out.loc[left_out["reason"].str.startswith(breakhis.SECOND_COPY), "path"]
+    names = dict(zip(paths, paths.str.rsplit("/", n=1).str[-1]))
     known = set(cache.images["filename"])
     verdicts = {}
-    for path, array, reason in decode_all(source, images, cache.size, progress=False) if copies else ():
+    images = pd.DataFrame({"filename": paths, "path": paths})
+    for path, array, reason in decode_all(source, images, cache.size, progress=False):
         if array is None:
             verdicts[path] = f"; {reason}"
-        elif copies[path] in known:
-            same = np.array_equal(array, cache.pixels[cache.rows([copies[path]])[0]])
-            verdicts[path] = ": the same picture" if same else ": ANOTHER picture; remove the wrong one"
-        else:
+        elif names[path] not in known:
             verdicts[path] = " and cannot be decoded; remove that one, and this copy will be used"
-    return [(path, outcome, reason + verdicts.get(path, "")) for path, outcome, reason in rows]
+        elif np.array_equal(array, cache.pixels[cache.rows([names[path]])[0]]):
+            verdicts[path] = ": the same image"
+        else:
+            verdicts[path] = ": ANOTHER image; remove the wrong one"
+    return verdicts
 
 
 def same_images(cache: PixelCache) -> list[tuple[str, str]]:
-    """(filename, reason) of pictures that are equal, pixel by pixel at the cache's size, to one with another label.
+    """Find images that equal one with another label, pixel by pixel at the cache's size.
 
-    Both are used: BreakHis itself files some pictures of slide 14-13412 under two subtypes.
+    Both are used: BreakHis itself files some images of slide 14-13412 under two subtypes.
+
+    Returns
+    -------
+    list of (filename, reason)
     """
-    digests = pd.Series([hashlib.sha256(np.ascontiguousarray(picture)).digest() for picture in cache.pixels])
+    digests = pd.Series([hashlib.sha256(image.tobytes()).digest() for image in cache.pixels])
     several = digests.duplicated(keep=False).to_numpy()
     found = []
     for _, same in cache.images[several].groupby(digests[several].to_numpy(), sort=False):
-        # of each label the first picture is named
-        firsts = [same.drop_duplicates(fact)[[fact, "filename"]].to_numpy() for fact in ("class", "subtype")]
-        for row in same.to_dict("records") if any(len(first) > 1 for first in firsts) else ():
-            other = [
-                next((name for label, name in first if label != row[fact]), None)
-                for fact, first in zip(("class", "subtype"), firsts)
-            ]
-            found.append((row["filename"], TWO_CLASSES + other[0] if other[0] else TWO_SUBTYPES + other[1]))
+        for row in same.to_dict("records"):
+            for fact, words in (("class", TWO_CLASSES), ("subtype", TWO_SUBTYPES)):
+                others = same.loc[same[fact] != row[fact], "filename"]
+                if len(others):
+                    found.append((row["filename"], words + others.iloc[0]))
+                    break
     return found
 
 
 def left_out_lines(found: pd.DataFrame, cache: PixelCache, run: Run) -> str:
-    """The end of preprocessing as text: how many images are used, how many not, and the first of each with the reason."""
+    """Write how many images are used, how many not, and the first of each with the reason."""
     left_out, odd = (found[found["outcome"] == outcome] for outcome in (LEFT_OUT, USED))
     text = [f"Images: {len(cache.images)} used, {len(left_out)} left out, {len(odd)} used but filed twice"]
     for rows in (left_out, odd):
@@ -97,7 +104,7 @@ def left_out_lines(found: pd.DataFrame, cache: PixelCache, run: Run) -> str:
 
 
 def refuse_left_out(found: pd.DataFrame, run: Run) -> None:
-    """Raise InputError if an image was left out, or one picture stands under both classes."""
+    """Raise InputError if an image was left out, or one image stands under both classes."""
     bad = found[(found["outcome"] == LEFT_OUT) | found["reason"].str.startswith(TWO_CLASSES)]
     if len(bad):
         first = bad.iloc[0]
@@ -109,79 +116,145 @@ def refuse_left_out(found: pd.DataFrame, run: Run) -> None:
 
 @dataclass
 class Verification:
-    """A source against the manifest. `images` has the manifest's and the extra rows with status, width and height.
+    """A copy of BreakHis against data_manifest.csv.
 
-    ``reasons`` is as in `Scan`.
+    Attributes
+    ----------
+    images : DataFrame
+        The manifest's and the extra rows with status, width, height and reason.
+    scan : breakhis.Scan
+        What was found by name.
     """
 
-    path: str
     images: pd.DataFrame
-    not_breakhis: list[str]
-    duplicates: list[str]
-    reasons: list[tuple[str, str]] = field(default_factory=list)
-
-    def names(self, status: str) -> list[str]:
-        """File names with this status: present, missing, extra or unreadable."""
-        return self.images.loc[self.images["status"] == status, "filename"].tolist()
+    scan: breakhis.Scan
 
     @property
     def wrong_size(self) -> pd.DataFrame:
         """Readable images that are not 700x460: filename, width, height."""
-        odd = self.images["width"].notna() & (
-            (self.images["width"] != breakhis.SIZE[0]) | (self.images["height"] != breakhis.SIZE[1])
-        )
-        return self.images.loc[odd, ["filename", "width", "height"]].astype({"width": int, "height": int})
+        sizes = self.images[["filename", "width", "height"]].dropna().astype({"width": int, "height": int})
+        return sizes[(sizes[["width", "height"]] != breakhis.SIZE).any(axis=1)]
 
     @property
     def partial(self) -> bool:
-        """True if an image of BreakHis is missing or unreadable."""
-        known = self.images["filename"].isin(breakhis.known_images()["filename"])
-        return bool(self.images.loc[known, "status"].isin(["missing", "unreadable"]).any())
+        """Whether an image of BreakHis is missing or unreadable."""
+        present = self.images.loc[self.images["status"] == "present", "filename"]
+        return not breakhis.known_images()["filename"].isin(present).all()
 
     def counts(self) -> pd.DataFrame:
-        """Number of images by class and magnification (rows) and status (columns)."""
+        """Count images by class and magnification (rows) and status (columns)."""
         table = pd.crosstab([self.images["class"], self.images["magnification"]], self.images["status"])
-        return table.reindex(columns=["present", "missing", "extra", "unreadable"], fill_value=0)
+        return table.reindex(columns=STATUSES, fill_value=0)
 
     def summary(self) -> dict[str, int]:
-        """Totals: present, missing, extra, unreadable, wrong_size, not_breakhis, duplicates."""
-        status = self.images["status"].value_counts()
-        totals = {key: int(status.get(key, 0)) for key in ("present", "missing", "extra", "unreadable")}
+        """Count present, missing, extra, unreadable, wrong_size, not_breakhis and duplicates."""
+        totals = self.images["status"].value_counts().reindex(STATUSES, fill_value=0).to_dict()
         return totals | {
             "wrong_size": len(self.wrong_size),
-            "not_breakhis": len(self.not_breakhis),
-            "duplicates": len(self.duplicates),
+            "not_breakhis": len(self.scan.not_breakhis),
+            "duplicates": len(self.scan.duplicates),
         }
 
 
 def verify_copy(source, progress: bool = True) -> Verification:
     """Read and decode every image of a `sources.Source` and hold it against data_manifest.csv.
 
-    Statuses: ``present`` (in the manifest, decodes), ``missing``, ``unreadable`` (does not decode),
-    ``extra`` (a BreakHis name that the manifest does not have; damaged ones are ``unreadable`` too). Sizes other than
-    700x460 are told apart by `Verification.wrong_size`; they do not make an image unusable.
+    Statuses: ``present`` (in the manifest, decodes), ``missing``, ``unreadable`` (does not decode), ``extra``
+    (a BreakHis name that the manifest does not have; damaged ones are ``unreadable`` too). Other sizes than
+    700x460 are listed by `Verification.wrong_size`; they do not make an image unusable.
 
     Raises
     ------
     InputError
         If not one BreakHis image is found.
     """
-    from bcdlib.data import decode  # here, not above: names alone must work without an image library
-
     found = breakhis.scan_breakhis(source)
-    rows = breakhis.known_images()[breakhis.IMAGE_COLUMNS].assign(status="missing")
-    extra = found.images[~found.images["filename"].isin(rows["filename"])]
-    rows = pd.concat([rows, extra[breakhis.IMAGE_COLUMNS].assign(status="extra")], ignore_index=True)
-    rows = rows.set_index("filename")
-    rows["width"] = rows["height"] = float("nan")
-    rows["reason"] = ""
-    for name, array, reason in decode.decode_all(source, found.images, progress=progress, label="Verify"):
+    columns = breakhis.IMAGE_COLUMNS
+    rows = breakhis.known_images()[columns].merge(found.images[columns], how="outer", indicator="status")
+    names = {"left_only": "missing", "both": "present", "right_only": "extra"}
+    rows["status"] = rows["status"].astype(str).map(names)
+    rows = rows.set_index("filename").assign(width=np.nan, height=np.nan, reason="")
+    for name, array, reason in decode_all(source, found.images, progress=progress, label="Verify"):
         if array is None:
             rows.loc[name, ["status", "reason"]] = ["unreadable", reason]
-            continue
-        rows.loc[name, ["height", "width"]] = array.shape[:2]
-        if rows.at[name, "status"] == "missing":
-            rows.at[name, "status"] = "present"
-    return Verification(
-        str(source.path), rows.reset_index(), found.not_breakhis, found.duplicates, found.reasons
-    )
+        else:
+            rows.loc[name, ["height", "width"]] = array.shape[:2]
+    return Verification(rows.reset_index(), found)
+
+
+def audit_splits(
+    images: pd.DataFrame,
+    split: str | None = None,
+    cache: PixelCache | None = None,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+) -> list[dict]:
+    """Find who leaks into whose test set.
+
+    Parameters
+    ----------
+    images : DataFrame
+        Filename, class, subtype, slide, case, magnification (and fold_1..fold_5 for ``official``).
+    split : str, optional
+        A protocol, or a CSV with filename, role and perhaps fold. By default all protocols that the images
+        allow.
+    cache : cache.PixelCache, optional
+        Of these images, which are then compared pixel by pixel too.
+
+    Returns
+    -------
+    list of dict
+        A row a fold, plain values for JSON: split, the columns of `splits.split_overlap`, and with a cache
+        near_identical_pairs (test, training, correlation).
+
+    Raises
+    ------
+    InputError
+        If the split cannot be made or read, or the images allow none.
+
+    Examples
+    --------
+    >>> rows = audit_splits(breakhis.known_images(), "magnification")
+    >>> audit_lines(rows)[0][:47]
+    'magnification, fold 1: 82 of 82 test slides and'
+    """
+    found = None if cache is None else near_duplicates.near_duplicates(cache)
+    rows = []
+    for name in [split] if split else splits.PROTOCOLS:
+        try:
+            if name.endswith(".csv"):
+                table = splits.read_split_table(name, images)
+            elif split:  # folds that were asked for by name are made or refused
+                table = splits.make_split(images, name, folds, seed=seed)
+            else:  # among all protocols of few images, what is possible
+                table, _ = splits.make_feasible_split(images, name, folds, seed=seed)
+        except InputError:
+            if split:
+                raise
+            continue  # among all protocols, one that these images do not allow is left out
+        overlap = splits.split_overlap(table, images).to_dict("records")
+        if found is not None:
+            alike = near_duplicates.across_split(found, table)
+            for row in overlap:
+                pairs = alike.loc[alike["fold"] == row["fold"], ["test", "training", "correlation"]]
+                row["near_identical_pairs"] = pairs.to_dict("records")
+        rows += [{"split": name} | row for row in overlap]
+    if not rows:
+        raise InputError(f"these {len(images)} images allow no split; use more images")
+    return rows
+
+
+def audit_lines(rows: list[dict]) -> list[str]:
+    """Write the rows of `audit_splits` as lines, with the first near-duplicates of each fold."""
+    lines = []
+    for row in rows:
+        fold = row["fold"] + 1 if row["split"] in splits.PROTOCOLS else row["fold"]
+        lines.append(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
+        pairs = row.get("near_identical_pairs", [])
+        for pair in pairs[:5]:
+            sides = f"test {pair['test']}, training {pair['training']}"
+            lines.append(f"  near-identical ({pair['correlation']:.3f}): {sides}")
+        if len(pairs) > 5:
+            lines.append(f"  near-identical: and {len(pairs) - 5} more pairs")
+    return lines

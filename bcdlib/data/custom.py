@@ -1,53 +1,37 @@
-"""Images that are not BreakHis's, named by a table of their own: path, label, group; see `read`.
+"""Images that are not BreakHis's, named by the user's manifest (path, label, group); see `read_manifest`.
 
-The result has the columns of BreakHis's images, so that all that follows works on it unchanged: a group is a case.
+The result has the columns of BreakHis's images, so that all that follows works on it unchanged: a group is a
+case.
 """
 
-import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN
+from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN, count_table_i
 from bcdlib.errors import InputError
 
 REQUIRED = ("path", "label", "group")
 OPTIONAL = ("slide", "magnification", "subtype")
 _LABELS = {"0": CLASSES[0], "1": CLASSES[1]} | {name: name for name in CLASSES}
 # what pandas takes for empty: such a word would be lost on the way through the run's own tables
-_EMPTY = {
-    "",
-    "#n/a",
-    "#n/a n/a",
-    "#na",
-    "<na>",
-    "n/a",
-    "na",
-    "nan",
-    "-nan",
-    "none",
-    "null",
-    "1.#ind",
-    "-1.#ind",
-    "1.#qnan",
-    "-1.#qnan",
-}
+_EMPTY = set("|#n/a|#n/a n/a|#na|<na>|n/a|na|nan|-nan|none|null|1.#ind|-1.#ind|1.#qnan|-1.#qnan".split("|"))
 
 
 @dataclass
 class CustomScan:
-    """What stands in a source of one's own.
+    """What a source holds of the images that a manifest names.
 
     Attributes
     ----------
     images : DataFrame
         breakhis.IMAGE_COLUMNS and ``path`` (inside the source), sorted by filename.
     missing : list of str
-        Paths that the table names and the source does not have.
+        Paths that the manifest names and the source does not have.
     unused : list of str
-        Images of the source that the table does not name.
+        Images of the source that the manifest does not name.
     reasons : list of (path, why it is left out)
         Of ``missing``.
     """
@@ -55,74 +39,87 @@ class CustomScan:
     images: pd.DataFrame
     missing: list[str]
     unused: list[str]
-    reasons: list[tuple[str, str]] = field(default_factory=list)
+    reasons: list[tuple[str, str]]
 
     @property
     def partial(self) -> bool:
-        """True if an image that the table names is missing."""
+        """Whether an image that the manifest names is missing."""
         return bool(self.missing)
 
 
 def read_manifest(csv) -> pd.DataFrame:
-    """Read and check a table of images; the images themselves are not looked for (see `scan`).
+    """Read and check a manifest; the images themselves are not looked for (see `scan_custom`).
 
     Parameters
     ----------
-    csv : path of a CSV file with the columns, in any order and case,
+    csv : path-like
+        A CSV file with the columns, in any order and case,
 
         - ``path``: relative to the data folder, or inside the archive
         - ``label``: 0 or benign, 1 or malignant, in any case
         - ``group``: what must not be split, for example the patient or case
-        - ``slide`` (default: the group), ``magnification`` (whole number, with or without X; default: unknown) and
+        - ``slide`` (default: the group), ``magnification`` (whole number, perhaps with X; default: unknown) and
           ``subtype`` (default: unknown), if wanted; other columns are not used
 
     Returns
     -------
-    DataFrame with breakhis.IMAGE_COLUMNS, sorted by filename, which is the path. str, except ``year`` (0),
-    ``magnification`` (0: unknown) and ``sequence`` (from 1 within a case; int64).
+    DataFrame
+        breakhis.IMAGE_COLUMNS, sorted by filename, which is the path. str, except ``year`` (0),
+        ``magnification`` (0: unknown) and ``sequence`` (from 1 within a case; int64).
 
     Raises
     ------
     InputError
-        If it is not a readable CSV, a column is missing, a path is empty, absolute, leads out of the data (``..``) or
-        comes twice, a label or magnification cannot be understood, a group is empty, or there is one class only.
+        If it is not a readable CSV, a column is missing, a path is empty, absolute, leads out of the data
+        (``..``) or comes twice, a label or magnification cannot be understood, a group is empty, or there is
+        one class only.
     """
     table = _read_text(csv)
-    images = pd.DataFrame(
-        {"filename": [_clean_path(csv, path, row) for row, path in enumerate(table["path"], 1)]}
+    # backslashes as a spreadsheet on Windows has them
+    paths = table["path"].str.replace("\\", "/", regex=False).str.replace(r"^(\./)+", "", regex=True)
+    if (paths == "").any():
+        raise InputError(f"{csv}: row {(paths == '').argmax() + 1} has no path")
+    _refuse(
+        csv,
+        table,
+        paths.str.contains(r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)"),
+        "path",
+        "it must be relative to the data, and stay inside it",
     )
-    twice = images["filename"].duplicated()
-    if twice.any():
+    if paths.duplicated().any():
         raise InputError(
-            f"{csv}: path {images.loc[twice, 'filename'].iloc[0]!r} comes twice; name each image once"
+            f"{csv}: path {paths[paths.duplicated()].iloc[0]!r} comes twice; name each image once"
         )
-    images["class"] = table["label"].str.lower().map(_LABELS)
-    _refuse(csv, table, images["class"].isna(), "label", "use 0 or benign, 1 or malignant")
+    kinds = table["label"].str.lower().map(_LABELS)
+    _refuse(csv, table, kinds.isna(), "label", "use 0 or benign, 1 or malignant")
     _refuse(csv, table, table["group"] == "", "group", "it is empty; name each image's patient or case")
-    images["subtype"] = table["subtype"].where(table["subtype"] != "", UNKNOWN)
-    images["year"] = 0
-    images["slide"] = table["slide"].where(table["slide"] != "", table["group"])
-    images["case"] = table["group"]
     power = table["magnification"].str.lower().str.removesuffix("x").str.strip().replace("", "0")
     whole = power.str.fullmatch(r"[0-9]{1,6}(\.0*)?")
     _refuse(csv, table, ~whole, "magnification", "use a whole number such as 40, or leave it empty")
-    images["magnification"] = power.astype(float).astype("int64")
-    images = images.sort_values("filename", ignore_index=True)
+    images = table.assign(
+        filename=paths,
+        year=0,
+        subtype=table["subtype"].replace("", UNKNOWN),
+        slide=table["slide"].where(table["slide"] != "", table["group"]),
+        case=table["group"],
+        magnification=power.astype(float).astype("int64"),
+        **{"class": kinds},
+    ).sort_values("filename", ignore_index=True)
     images["sequence"] = images.groupby("case").cumcount() + 1
-    _both_classes(csv, images)
+    _check_classes(csv, images)
     return images[IMAGE_COLUMNS]
 
 
 def scan_custom(csv, source) -> CustomScan:
-    """The images that a table names (see `read`) and a `sources.Source` has.
+    """List the images that a manifest names (see `read_manifest`) and a `sources.Source` has.
 
-    Images that are missing are left out and listed. In an archive (or folder) with one folder at its top, as zip
-    programs make them, paths may also begin below that folder.
+    Images that are missing are left out and listed. In an archive (or folder) with one folder at its top, as
+    zip programs make them, paths may also begin below that folder.
 
     Raises
     ------
     InputError
-        As `read`; or if not one of the images is there, or those that are there have one class only.
+        As `read_manifest`; or if not one of the images is there, or those that are there have one class only.
     """
     images = read_manifest(csv)
     stored = {name.removeprefix("./"): name for name in source.names()}
@@ -138,32 +135,30 @@ def scan_custom(csv, source) -> CustomScan:
             f"{csv}: none of its {len(missing)} images is in {source.path}; the first that is missing is "
             f"{missing[0]!r}; paths must be relative to the data"
         )
-    _both_classes(f"{csv} with {len(missing)} images missing in {source.path}" if missing else csv, images)
+    _check_classes(f"{csv} with {len(missing)} images missing in {source.path}" if missing else csv, images)
     why = dict(source.left_out)
     reasons = [(path, why.get(path, "named in the manifest, but not there")) for path in missing]
     return CustomScan(images, missing, sorted(set(stored.values()) - set(images["path"])), reasons)
 
 
 def count_custom(images: pd.DataFrame) -> pd.DataFrame:
-    """Numbers of images; int. Rows benign, malignant, total; columns: the magnifications ("40X"; "unknown"), total."""
-    table = pd.crosstab(images["class"], images["magnification"])
-    table = table.reindex(index=list(CLASSES), fill_value=0).rename(columns=magnification_label)
-    table["total"] = table.sum(axis=1)
-    table.loc["total"] = table.sum()
-    table.index.name = table.columns.name = None
-    return table
+    """Count images: rows benign, malignant, total; columns: the magnifications ("40X"; "unknown"), total."""
+    powers = sorted(images["magnification"].unique())
+    return count_table_i(images, powers).rename(
+        columns={power: magnification_label(power) for power in powers}
+    )
 
 
 def magnification_label(magnification: int) -> str:
-    """ "40X"; "unknown" for 0."""
+    """Name a magnification: "40X"; "unknown" for 0."""
     return f"{magnification}X" if magnification else UNKNOWN
 
 
 def custom_overview(scan: CustomScan) -> dict:
-    """What was found, as the rows of a table."""
+    """Sum up what was found, as the rows of a table."""
     images = scan.images
     shared = images.groupby("slide")["case"].nunique() > 1
-    rows = {
+    rows: dict[str, int | str] = {
         "images": len(images),
         "slides": int(images["slide"].nunique()),
         "cases (groups)": int(images["case"].nunique()),
@@ -202,23 +197,9 @@ def _read_text(csv) -> pd.DataFrame:
             )
     if table.empty:
         raise InputError(f"{csv}: the table has no rows")
-    table = (
-        table.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
-        .fillna("")
-        .apply(lambda text: text.str.strip())
-    )
+    table = table.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="").fillna("")
+    table = table.apply(lambda text: text.str.strip())
     return table.mask(table.apply(lambda text: text.str.lower().isin(_EMPTY)), "")
-
-
-def _clean_path(csv, path: str, row: int) -> str:
-    clean = path.replace("\\", "/")  # as a spreadsheet on Windows has it
-    while clean.startswith("./"):
-        clean = clean[2:]
-    if not clean:
-        raise InputError(f"{csv}: row {row} has no path")
-    if clean.startswith("/") or re.match("[A-Za-z]:", clean) or ".." in clean.split("/"):
-        raise InputError(f"{csv}: path {path!r} must be relative to the data, and stay inside it")
-    return clean
 
 
 def _refuse(csv, table: pd.DataFrame, bad: pd.Series, column: str, advice: str) -> None:
@@ -227,7 +208,7 @@ def _refuse(csv, table: pd.DataFrame, bad: pd.Series, column: str, advice: str) 
         raise InputError(f"{csv}: {column} {row[column]!r} of {row['path']}: {advice}")
 
 
-def _both_classes(what, images: pd.DataFrame) -> None:
+def _check_classes(what, images: pd.DataFrame) -> None:
     found = images["class"].unique()
     if len(found) < 2:
         raise InputError(f"{what}: all {len(images)} images are {found[0]}; both classes are needed")

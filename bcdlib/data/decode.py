@@ -1,17 +1,15 @@
-"""One picture, from the bytes of its file to 8-bit RGB: decoded, refused if it is damaged, resized."""
+"""Decode image files to 8-bit RGB, refuse damaged ones, resize; one by one, or many on all cores."""
 
-import collections
 import contextlib
 import functools
 import io
 import itertools
 import os
-import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -26,25 +24,26 @@ from bcdlib.data import sources
 try:  # only faster: the same pixels come out without it
     import imagecodecs
 except ImportError:
-    imagecodecs = None
+    imagecodecs = None  # type: ignore[assignment]
 
 LARGEST_PIXELS = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
 RESAMPLING = "lanczos, gap 2"
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more; to open some of them it starts other programs
 PNG = b"\x89PNG\r\n\x1a\n"
 _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: for Pillow
-_KEPT = 2**25  # bytes of memory that a thread keeps for the next picture
-_BAND = 8  # rows or columns that one matrix product makes: the fewer, the fewer zeros in it, and the more products
+_TAKEN_FOR = dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), " but a web page; download it again")
+_TAKEN_FOR |= {b"gif8": " but a GIF", b"%pdf": " but a PDF"}
+_BAND = 8  # rows or columns that one matrix product makes: the fewer, the fewer zeros, and the more products
 
 
 def decode_image(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode one picture, and resize it if a size is given; see `resize`.
+    """Decode one image, and resize it if a size is given; see `resize_image`.
 
-    A plain 8-bit RGB PNG, as all of BreakHis's are, by libspng (imagecodecs): of what was measured on 29 original images
-    (566 kB each) on one core, the fastest that lets other threads run: libspng 200 images/s, PyAV 198, OpenCV and TensorFlow
-    150, Pillow 136. (GDAL reaches 276, but is a system for maps; kornia-rs 372 and pyspng 218 hold the interpreter's lock.)
-    All else, and what libspng does not take, by Pillow, which says why. Both refuse a file that is cut off or damaged, where
-    OpenCV may return half a picture.
+    A plain 8-bit RGB PNG, as all of BreakHis's are, by libspng (imagecodecs): of what was measured on 29
+    original images (566 kB each) on one core, the fastest that lets other threads run: libspng 200 images/s,
+    PyAV 198, OpenCV and TensorFlow 150, Pillow 136. (GDAL reaches 276, but is a system for maps; kornia-rs
+    372 and pyspng 218 hold the interpreter's lock.) All else, and what libspng does not take, by Pillow,
+    which says why. Both refuse a file that is cut off or damaged, where OpenCV may return half an image.
 
     Parameters
     ----------
@@ -54,80 +53,82 @@ def decode_image(content: bytes, size: tuple[int, int] | None = None) -> np.ndar
 
     Returns
     -------
-    uint8 array (height, width, 3), RGB, 0..255.
+    uint8 array (height, width, 3), RGB, 0..255
 
     Raises
     ------
     ValueError
         If it cannot be decoded to 8-bit RGB; the message says why.
+
+    Examples
+    --------
+    >>> import cv2
+    >>> content = cv2.imencode(".png", np.full((4, 6, 3), 200, "uint8"))[1].tobytes()
+    >>> decode_image(content, (3, 2)).shape
+    (2, 3, 3)
     """
-    if size is None:
-        array = _decode_plain_png(content)
-        return _decode_any(content) if array is None else array
-    return resize_image(decode_once(content), size)
+    array = decode_once(content)
+    return array.copy() if size is None else resize_image(array, size)
 
 
 def decode_once(content: bytes) -> np.ndarray:
-    """As `decode` without a size, but perhaps into memory that this thread's next call uses again."""
-    array = _decode_plain_png(content, _scratch)
+    """Decode one image, perhaps into memory that this thread's next call uses again."""
+    array = _decode_plain_png(content)
     return _decode_any(content) if array is None else array
 
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused below, with a reason
 _own = threading.local()
 
 
 def _scratch(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Memory of this thread, used again each time: to get it anew for each picture costs a tenth of the decoding."""
+    """Memory of this thread, used again: to get it anew for each image costs a tenth of the decoding."""
     found = getattr(_own, name, None)
     if found is None or found.shape != shape:
         found = np.empty(shape, dtype)
-        if found.nbytes <= _KEPT:
+        if found.nbytes <= 2**25:  # larger memory is not kept
             setattr(_own, name, found)
     return found
 
 
-def _decode_plain_png(content: bytes, memory=None) -> np.ndarray | None:
+def _decode_plain_png(content: bytes) -> np.ndarray | None:
     if imagecodecs is None or content[:16] != PNG + b"\0\0\0\rIHDR" or content[24:29] != b"\x08\x02\0\0\0":
         return None  # of another kind: 8 bits, RGB, not interlaced
-    width, height = struct.unpack(">LL", content[16:24])
+    width, height = int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
     chunks = list(_chunks(content))
     if not 0 < width * height <= LARGEST_PIXELS or any(kind in _MATTERS for kind, _, _ in chunks):
         return None
-    _check_sums(
-        content, [chunk for chunk in chunks if chunk[0] == b"IDAT"][-1:]
-    )  # libspng looks at the others' sums
+    # libspng looks at the others' sums
+    _check_sums(content, [chunk for chunk in chunks if chunk[0] == b"IDAT"][-1:])
     try:
-        return imagecodecs.spng_decode(content, out=memory and memory("picture", (height, width, 3), "uint8"))
+        return imagecodecs.spng_decode(content, out=_scratch("image", (height, width, 3), "uint8"))
     except Exception:  # whatever it is, Pillow finds a better word for it
         return None
 
 
 def _decode_any(content: bytes) -> np.ndarray:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-            if picture.width * picture.height > LARGEST_PIXELS:
-                raise ValueError(f"declares {picture.width}x{picture.height} pixels")
-            if picture.mode.startswith(("I", "F")) or _sixteen_bit(content, picture):
-                raise ValueError(f"not an 8-bit picture (mode {picture.mode})")
-            _check_sums(content, _chunks(content))
-            frames = getattr(picture, "n_frames", 1)
-            if frames > 1 and picture.format != "MPO":  # a phone's MPO: a JPEG with its own preview behind it
-                raise ValueError(f"holds {frames} pictures, an animation or a stack")
-            picture.load()
-            if content[:8] == PNG and not any(picture.crop((0, picture.height - 1, *picture.size)).tobytes()):
-                _check_length(content, picture.size)
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > LARGEST_PIXELS:
+            raise ValueError(f"declares {image.width}x{image.height} pixels")
+        if image.mode.startswith(("I", "F")) or _is_deep(content, image):
+            raise ValueError(f"not an 8-bit image (mode {image.mode})")
+        _check_sums(content, _chunks(content))
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a phone's MPO: a JPEG with its own preview behind it
+            raise ValueError(f"holds {frames} images, an animation or a stack")
+        image.load()
+        if content[:8] == PNG and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
+            _check_length(content, image.size)
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except UnidentifiedImageError:
-        raise ValueError(
-            f"cannot be decoded: not a PNG, JPEG, TIFF or BMP picture{_taken_for(content)}"
-        ) from None
+        start = content[:512].lstrip().lower()
+        what = next((words for mark, words in _TAKEN_FOR.items() if start.startswith(mark)), "")
+        what = what if start else "; it is empty"
+        raise ValueError(f"cannot be decoded: not a PNG, JPEG, TIFF or BMP image{what}") from None
     except ValueError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's plugins raise many kinds on damaged input: SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow raises many kinds on damaged input: SyntaxError, struct.error, ...
         raise ValueError(f"cannot be decoded ({type(error).__name__}: {error})".splitlines()[0]) from None
 
 
@@ -135,12 +136,13 @@ def _decode_any(content: bytes) -> np.ndarray:
 
 
 def resize_image(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize with antialiasing: halved (means of 2x2) while four times the wanted size is there, then Lanczos.
+    """Resize with antialiasing: halve (means of 2x2) while four times the wanted size is there, then Lanczos.
 
-    As Pillow's ``resize(size, LANCZOS, reducing_gap=2.0)``, whose documentation calls the difference from Lanczos alone
-    hardly visible. OpenCV halves; Lanczos is a product with a banded matrix each way, in float32 and rounded once (Pillow
-    rounds and clips between the ways). From 700x460 to 144x96 that takes 0.4 ms on one core where Pillow's Lanczos takes
-    3.1 (with the gap 1.4) and OpenCV's area mean 1.0; decoding takes 5.
+    As Pillow's ``resize(size, LANCZOS, reducing_gap=2.0)``, whose documentation calls the difference from
+    Lanczos alone hardly visible. OpenCV halves; Lanczos is a product with a banded matrix each way, in
+    float32 and rounded once (Pillow rounds and clips between the ways). From 700x460 to 144x96 that takes 0.4
+    ms on one core where Pillow's Lanczos takes 3.1 (with the gap 1.4) and OpenCV's area mean 1.0; decoding
+    takes 5.
 
     Parameters
     ----------
@@ -175,7 +177,7 @@ def resize_image(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _bands(old: int, new: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """The matrix of a Lanczos-3 resize from `old` to `new` pixels, cut into bands: which it makes, from which, weights."""
+    """Cut the matrix of a Lanczos-3 resize into bands: which rows each makes, from which, by what weights."""
     stretch = max(old / new, 1)
     distance = (np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * old / new) / stretch
     matrix = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
@@ -193,7 +195,7 @@ def _bands(old: int, new: int) -> list[tuple[slice, slice, np.ndarray]]:
 
 
 def _chunks(content: bytes):
-    """(kind, first byte of the kind, end of the data) of each chunk, as far as they are whole; none if it is no PNG."""
+    """Yield kind, first byte of the kind and end of the data of each chunk of a PNG, as far as they are whole."""
     place = len(PNG) if content[: len(PNG)] == PNG else len(content)
     while place + 8 <= len(content):
         end = place + 8 + int.from_bytes(content[place : place + 4])
@@ -201,22 +203,20 @@ def _chunks(content: bytes):
         place = end + 4
 
 
-def _sixteen_bit(content: bytes, picture: Image.Image) -> bool:
-    # Pillow opens 16-bit colour as 8-bit without a word; the bit depth is byte 24 of every PNG, and tag 258 of a TIFF
-    depths = picture.tag_v2.get(258, ()) if picture.format == "TIFF" else ()
+def _is_deep(content: bytes, image: Image.Image) -> bool:
+    # Pillow opens 16-bit colour as 8-bit without a word; the depth is byte 24 of a PNG, and tag 258 of a TIFF
+    depths = getattr(image, "tag_v2", {}).get(258, ())
     return (content[:8] == PNG and content[24:25] == b"\x10") or any(depth > 8 for depth in depths)
 
 
 def _check_sums(content: bytes, chunks) -> None:
-    """Refuse a PNG whose pixel data are not what was written: decoders do not look at the checksum of the last part.
+    """Refuse a PNG whose pixel data are not what was written: decoders skip the checksum of the last part.
 
-    The other formats have no checksums: what is wrong in them can pass for picture.
+    The other formats have no checksums: what is wrong in them can pass for an image.
     """
     for kind, start, end in chunks:
-        if (
-            kind == b"IDAT"
-            and zlib.crc32(memoryview(content)[start:end]).to_bytes(4) != content[end : end + 4]
-        ):
+        total = zlib.crc32(memoryview(content)[start:end])
+        if kind == b"IDAT" and total.to_bytes(4) != content[end : end + 4]:
             raise ValueError("damaged: a checksum does not fit, or it is cut off")
 
 
@@ -239,67 +239,63 @@ def _check_length(content: bytes, size: tuple[int, int]) -> None:
         raise ValueError("damaged: it has fewer rows than it declares")
 
 
-def _taken_for(content: bytes) -> str:
-    start = content[:512].lstrip().lower()
-    if not start:
-        return "; it is empty"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return " but a web page; download it again"
-    return " but a GIF" if start.startswith(b"gif8") else " but a PDF" if start.startswith(b"%pdf") else ""
+# ---------------------------------------------------------------- many images
 
 
 def decode_all(
-    source,
-    images: pd.DataFrame,
-    size=None,
-    *,
-    workers: int | None = None,
-    progress: bool = True,
-    label: str = "Decode",
+    source, images: pd.DataFrame, size=None, *, workers: int | None = None, label="Decode", progress=True
 ) -> Iterator[tuple[str, np.ndarray | None, str]]:
     """Decode many images of a `sources.Source` on all cores, in the order in which they are stored.
 
     Parameters
     ----------
-    images : DataFrame with the columns ``filename`` and ``path`` (inside the source).
+    images : DataFrame
+        With the columns ``filename`` and ``path`` (inside the source).
     size : (width, height), optional
-        As in `decode`.
+        As in `decode_image`.
     workers : int, optional
         Threads; default: one a core that this process may use. The pixels do not depend on it.
+    label : str
+        What the progress bar is called.
 
     Yields
     ------
-    (filename, array, reason) : array as from `decode`, or None with the reason why not.
+    (filename, array, reason) : array as from `decode_image`, or None with the reason why not
     """
-
     filenames = dict(zip(images["path"], images["filename"], strict=True))
+    members = [(path, None, "") for path in filenames] if source.any_order else source.read(list(filenames))
 
     def work(group):
-        members = source.read(group) if source.any_order else group
-        return [(filenames[name], *_decoded(content, size, reason)) for name, content, reason in members]
+        if source.any_order:
+            group = source.read([path for path, _, _ in group])
+        found = []
+        for path, content, reason in group:
+            array = None
+            if content is not None:
+                try:
+                    array = decode_image(content, size)
+                except ValueError as error:
+                    reason = str(error)
+            found.append((filenames[path], array, reason))
+        return found
 
-    groups = _named(filenames) if source.any_order else _groups(source.read(list(filenames)))
     workers = workers or count_cores()
-    pending = collections.deque()  # a bounded window: memory does not grow with the data set
-    with (
-        _one_core_each(),
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(images), desc=label, unit="image", disable=not progress) as bar,
-    ):
-        for group in itertools.chain(groups, itertools.repeat(None)):
-            if group is not None:
-                pending.append(pool.submit(work, group))
-            if group is None or len(pending) > 2 * workers:
-                if not pending:
-                    return
-                for found in pending.popleft().result():
+    pending: list[Future] = []  # bounded: memory does not grow with the data set
+    bar = tqdm(total=len(images), desc=label, unit="image", disable=not progress)
+    with _one_core_each(), ThreadPoolExecutor(workers) as pool, bar:
+        for group in itertools.chain(
+            _groups(members), [[]] * 2 * workers
+        ):  # the empty ones push the last out
+            pending.append(pool.submit(work, group))
+            if len(pending) > 2 * workers:
+                for found in pending.pop(0).result():
                     bar.update()
                     yield found
 
 
 @contextlib.contextmanager
 def _one_core_each() -> Iterator[None]:
-    """Where all cores are at work, the own threads of OpenCV and of the matrix products only take time from them."""
+    """Take their threads from OpenCV and BLAS: where all cores are at work, they only take time."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -309,60 +305,42 @@ def _one_core_each() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _decoded(content: bytes | None, size, reason: str) -> tuple[np.ndarray | None, str]:
-    if content is None:
-        return None, reason
-    try:
-        return decode_image(content, size), ""
-    except ValueError as error:
-        return None, str(error)
-
-
-def _named(paths, most: int = 4) -> Iterator[list[str]]:
-    """A few paths at a time: handing them over one by one costs a worker a tenth of its time."""
-    paths = iter(paths)
-    while group := list(itertools.islice(paths, most)):
-        yield group
-
-
-def _groups(members, most: int = 8, size: int = 2**22) -> Iterator[list]:
-    """A few members of a source at a time, of a few MiB."""
+def _groups(members) -> Iterator[list]:
+    """Yield a few members at a time, of a few MiB: one by one they would cost a worker a tenth of its time."""
     group, total = [], 0
     for member in members:
         group.append(member)
         total += len(member[1] or b"")
-        if len(group) == most or total >= size:
+        if len(group) == 8 or total >= 2**22:
             yield group
             group, total = [], 0
-    if group:
-        yield group
+    yield group
 
 
 def decode_files(files, size=None, progress: bool = True) -> Iterator[tuple[str, np.ndarray | None, str]]:
-    """Decode pictures that a user names, on all cores.
+    """Decode images that a user names, on all cores.
 
     Parameters
     ----------
-    files : paths of pictures, and of folders or archives, whose pictures are all decoded; in any mixture
+    files : paths
+        Of images, and of folders or archives, whose images are all decoded; in any mixture.
     size : (width, height), optional
-        As in `decode`.
+        As in `decode_image`.
 
     Yields
     ------
-    (path, array, reason) : as from `decode_all`; of a picture inside a folder or archive the path goes through it
+    (path, array, reason) : as from `decode_all`; of an image inside a folder or archive the path goes through
+    it
     """
     for container, group in itertools.groupby(dict.fromkeys(map(Path, files)), sources.is_container):
-        for source in (
-            [sources.open_source(path) for path in group] if container else [sources.FolderSource(Path())]
-        ):
-            names = source.names() if container else [str(path) for path in group]
-            shown = [str(source.path / name) for name in names]
-            yield from decode_all(
-                source, pd.DataFrame({"filename": shown, "path": names}), size, progress=progress
-            )
+        paths = list(group)
+        for source in map(sources.open_source, paths) if container else [sources.FolderSource(Path())]:
+            names = source.names() if container else list(map(str, paths))
+            images = pd.DataFrame({"filename": [str(source.path / name) for name in names], "path": names})
+            yield from decode_all(source, images, size, progress=progress)
             yield from ((str(source.path / name), None, reason) for name, reason in source.left_out)
 
 
 def count_cores() -> int:
-    """How many cores this process may use; at least 1."""
+    """Count the cores that this process may use; at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,9 @@
 """A data set as it lies on disk: a folder, a .zip, a .tar or a .tar.gz, read without unpacking it."""
 
+import abc
+import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -8,7 +11,7 @@ import stat
 import struct
 import tarfile
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from bcdlib.errors import InputError, printable
@@ -17,34 +20,22 @@ from bcdlib.runs.files import write_json
 try:
     from zlib_ng import gzip_ng as gzip  # unpacks one and a half times as fast
 except ImportError:
-    import gzip
+    import gzip  # type: ignore[no-redef]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 LARGEST_IMAGE = 64 * 2**20  # bytes of one file; a BreakHis PNG has under 1 MiB
 MOST_MEMBERS = 500_000  # of an archive; BreakHis has 7909 images, and each name costs memory
 UNREADABLE = "cannot be read"  # how the reason begins where the file system, not the file, is at fault
-_BOMB = (
-    2**30,
-    50,
-)  # bytes that any archive may unpack to, and how many times its own size beyond; pictures hardly shrink
+_BOMB = (2**30, 50)  # bytes that any archive may unpack to, and times its size beyond; images hardly shrink
 _IMAGES_ALONE = "point --data at an archive or folder of the images alone"
-_BLOCK = 2**16  # bytes that are skipped at a time in a tar archive
+_NOT_A_FILE = "a folder, link, device or sparse file, not an image"
 _LARGEST_HEADER = 2**18  # bytes of a tar archive's long name or extended header
-# what the disk or its driver says when a Drive is unmounted or a stick pulled out: no damage of the file itself
-_LOST = {
-    errno.ENOENT,
-    errno.EIO,
-    errno.ENOTCONN,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENODEV,
-    errno.ENXIO,
-    errno.EACCES,
-}
+# what the disk or its driver says when a Drive is unmounted or a stick pulled out: the file itself is sound
+_LOST = {getattr(errno, name) for name in "ENOENT EIO ENOTCONN ESTALE ETIMEDOUT ENODEV ENXIO EACCES".split()}
 
 
-class Source:
+class Source(abc.ABC):
     """Images in a folder or an archive. Use `open_source` to get one.
 
     Attributes
@@ -55,35 +46,36 @@ class Source:
         What `names` found that is called like an image but cannot be used, whatever its bytes are.
     any_order : bool
         Whether several threads may `read`, each its own names.
+    listings : pathlib.Path, optional
+        Folder that keeps what `names` found in a tar archive, which has no table of contents.
     """
 
     kind = ""  # of archive
     any_order = False
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, listings: Path | None = None):
+        self.path, self.listings = path, listings
         self.left_out: list[tuple[str, str]] = []
 
     def names(self) -> list[str]:
-        """Paths inside the source of all image files, sorted, each once, with ``/`` between folders."""
+        """List the image files: sorted paths inside the source, each once, with ``/`` between folders."""
         self.left_out = []
-        found = set()
-        for name in self._all_names():
-            if not _is_image(name):
-                if self.kind and name.lower().endswith(ARCHIVE_SUFFIXES):
-                    self.left_out.append(
-                        (printable(name), "an archive inside an archive; unpack it and name it in --data")
-                    )
+        found: set[str] = set()
+        for name, reason in self._all_names():
+            if self.kind and not reason and name.lower().endswith(ARCHIVE_SUFFIXES):
+                reason = "an archive inside an archive; unpack it and name it in --data"
+            elif not _is_image(name):
                 continue
-            reason = _bad_name(name) or (
-                "comes twice in the archive; the first is used" if name in found else ""
-            )
+            elif name in found and not reason:
+                reason = "comes twice in the archive; the first is used"
+            reason = reason or _bad_name(name)
             if reason:
                 self.left_out.append((printable(name), reason))
             else:
                 found.add(name)
         return sorted(found)
 
+    @abc.abstractmethod
     def read(self, names: Collection[str]) -> Iterator[tuple[str, bytes | None, str]]:
         """Read some members in the order in which they are stored (one sequential pass for an archive).
 
@@ -91,47 +83,42 @@ class Source:
         ------
         (name, content, reason) : content is None if the member cannot be read, and reason says why.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def fingerprint(self) -> str:
-        """A hash that changes when the source changes: names, sizes and times, not where it lies."""
-        raise NotImplementedError
+        """Hash what changes when the source changes: names, sizes and times, not where it lies."""
 
-    def _all_names(self) -> Iterator[str]:
-        raise NotImplementedError
-
-    def _leave_out(self, name: str, reason: str) -> None:
-        if _is_image(name):
-            self.left_out.append((printable(name), reason))
+    @abc.abstractmethod
+    def _all_names(self) -> Iterator[tuple[str, str]]:
+        """Yield each path inside the source, and why it is no file; "" if it is one."""
 
 
 class FolderSource(Source):
+    """Image files in a folder, at any depth."""
+
     any_order = True
 
     def _all_names(self):
         for folder, subfolders, files in os.walk(self.path, onerror=self._not_listed):
             subfolders.sort()
-            for name in subfolders:
-                path = Path(folder) / name
-                self._leave_out(self._inside(path), "a folder, not a picture")
+            for path in (Path(folder, name) for name in subfolders):
+                yield self._inside(path), "a folder, not an image"
                 if path.is_symlink():  # as os.walk does: a link may lead round in circles
-                    self.left_out.append(
-                        (printable(self._inside(path)), "a link to a folder; such links are not followed")
-                    )
-            inside = "" if folder == str(self.path) else self._inside(Path(folder)) + "/"
-            yield from (inside + file for file in files)
+                    reason = "a link to a folder; such links are not followed"
+                    self.left_out.append((printable(self._inside(path)), reason))
+            yield from ((self._inside(Path(folder, file)), "") for file in files)
 
     def _inside(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
 
     def _not_listed(self, error: OSError) -> None:
-        if Path(error.filename) == self.path:
-            raise _lost(self.path, error)
-        self.left_out.append(
-            (printable(self._inside(Path(error.filename))), f"folder cannot be listed: {error.strerror}")
-        )
+        folder = Path(error.filename)
+        if folder == self.path:
+            raise _lost(folder, error)
+        self.left_out.append((printable(self._inside(folder)), f"folder cannot be listed: {error.strerror}"))
 
     def read(self, names):
+        """Read some files in the order of their names; see `Source.read`."""
         for name in names:
             try:
                 file = os.path.join(self.path, name)
@@ -147,12 +134,11 @@ class FolderSource(Source):
                 yield name, None, f"{UNREADABLE}: {error.strerror or error}"
 
     def fingerprint(self):
+        """Hash the names, sizes and times of all image files."""
         digest = hashlib.sha256()
         for name in self.names():
             try:
-                status = os.lstat(
-                    os.path.join(self.path, name)
-                )  # a link that leads nowhere is one unreadable image
+                status = os.lstat(self.path / name)  # a link that leads nowhere is one unreadable image
             except OSError as error:
                 raise _lost(self.path / name, error) from None
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -160,86 +146,84 @@ class FolderSource(Source):
 
 
 class _ArchiveSource(Source):
+    @abc.abstractmethod
+    def _members(self) -> Iterator[tuple[str, str, int, Callable[[], tuple[bytes | None, str]]]]:
+        """Yield name, why it is no file, size, and what unpacks it to (content, reason), in stored order."""
+
+    def _all_names(self):
+        return ((name, reason) for name, reason, _, _ in self._members())
+
+    def read(self, names):
+        """Read some members, each the first of its name, in one pass; see `Source.read`."""
+        wanted = set(names)
+        for name, no_file, size, unpack in self._members():
+            if not wanted:
+                return
+            if no_file or name not in wanted:
+                continue
+            wanted.remove(name)
+            if size > LARGEST_IMAGE:
+                yield name, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
+            else:
+                yield name, *unpack()
+
     def fingerprint(self):
-        try:
+        """Hash the archive's size and time."""
+        with self._explain_errors():
             status = self.path.stat()
-        except OSError as error:
-            raise _lost(self.path, error) from None
         return hashlib.sha256(f"{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
 
-    def _unreadable(self, error: Exception) -> InputError:
-        if isinstance(error, InputError):
-            return error
-        if isinstance(error, OSError) and error.errno in _LOST:
-            return _lost(self.path, error)
-        return InputError(
-            f"{self.path}: not a readable {self.kind} archive ({error or type(error).__name__}); "
-            "download it again"
-        )
+    @contextlib.contextmanager
+    def _explain_errors(self):
+        try:
+            yield
+        except InputError:
+            raise
+        except (
+            Exception
+        ) as error:  # many kinds on damaged input: struct.error, zlib.error, UnicodeDecodeError
+            if isinstance(error, OSError) and error.errno in _LOST:
+                raise _lost(self.path, error) from None
+            raise InputError(
+                f"{self.path}: not a readable {self.kind} archive ({error or type(error).__name__}); "
+                "download it again"
+            ) from None
 
 
 class ZipSource(_ArchiveSource):
+    """Image files in a zip archive."""
+
     kind = "zip"
 
-    def _open(self) -> zipfile.ZipFile:
-        try:
+    def _members(self):
+        with self._explain_errors():
             _check_directory(self.path)
-            return zipfile.ZipFile(self.path)
-        except (
-            Exception
-        ) as error:  # zipfile raises many kinds on damaged input: NotImplementedError, struct.error, ...
-            raise self._unreadable(error) from None
+            with zipfile.ZipFile(self.path) as archive:
+                for info in archive.infolist():
+                    folder = info.filename.endswith("/")  # is_dir() of older Pythons fails on an empty name
+                    mode = info.external_attr >> 16 if info.create_system == 3 else 0  # 3: packed on Unix
+                    file = not folder and stat.S_IFMT(mode) in (0, stat.S_IFREG)
+                    unpack = functools.partial(self._unpack, archive, info)
+                    yield info.filename.rstrip("/"), "" if file else _NOT_A_FILE, info.file_size, unpack
 
-    def _all_names(self):
-        with self._open() as archive:
-            for info in archive.infolist():
-                kind = (
-                    stat.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0
-                )  # 3: packed on Unix
-                if info.filename.endswith("/"):  # is_dir() of older Pythons fails on an empty name
-                    self._leave_out(info.filename.rstrip("/"), "a folder, not a picture")
-                elif kind not in (0, stat.S_IFREG):
-                    self._leave_out(info.filename, "a link or device, not a picture")
-                else:
-                    yield info.filename
-
-    def read(self, names):
-        wanted = set(names)
-        with self._open() as archive:
-            for info in archive.infolist():
-                if info.filename not in wanted:
-                    continue
-                wanted.remove(info.filename)  # a second one of the same name is not read: see `names`
-                if info.file_size > LARGEST_IMAGE:
-                    yield info.filename, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
-                    continue
-                try:
-                    content, reason = _unpacked(archive, info), ""
-                except Exception as error:  # as in `_open`
-                    if isinstance(error, OSError) and error.errno in _LOST:
-                        raise _lost(self.path, error) from None
-                    content, reason = None, printable(error) or type(error).__name__
-                yield info.filename, content, reason
-
-
-def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.flag_bits & 1:
-        raise zipfile.BadZipFile("encrypted; unpack it with its password and pack it anew without")
-    if info.compress_type not in (
-        zipfile.ZIP_STORED,
-        zipfile.ZIP_DEFLATED,
-    ):  # zipfile unpacks these without any limit
-        raise zipfile.BadZipFile("packed by another method than deflate; pack it anew")
-    with archive.open(info) as member:
-        # never more than is declared: archive.read() would unpack all of a bomb first and cut it then
-        content = member.read(info.file_size)
-    if len(content) < info.file_size:
-        raise zipfile.BadZipFile("shorter than it says")
-    return content
+    def _unpack(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[bytes | None, str]:
+        if info.flag_bits & 1:
+            return None, "encrypted; unpack it with its password and pack it anew without"
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            return None, "packed by another method than deflate; pack it anew"  # zipfile sets those no limit
+        try:
+            with archive.open(info) as member:
+                # never more than is declared: archive.read() would unpack all of a bomb first and cut it then
+                content = member.read(info.file_size)
+        except Exception as error:  # as in `_explain_errors`
+            if isinstance(error, OSError) and error.errno in _LOST:
+                raise _lost(self.path, error) from None
+            return None, printable(error) or type(error).__name__
+        return (content, "") if len(content) == info.file_size else (None, "shorter than it says")
 
 
 def _check_directory(path: Path) -> None:
-    """Refuse a zip archive of too many members before zipfile loads all of their names (APPNOTE 4.3.14 to 4.3.16)."""
+    """Refuse a zip of too many members before zipfile loads all of their names (APPNOTE 4.3.14 to 4.3.16)."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 2**16 - 98))
@@ -275,42 +259,13 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-class _Forward:
-    """A file for tarfile that is read strictly forward, as a mounted Drive likes it.
-
-    tarfile's own way for that (mode "r|") copies all that it reads several times, and takes twice as long.
-    """
-
-    def __init__(self, file):
-        self._file, self._place, self._last, self._again = file, 0, b"", b""
-
-    def tell(self) -> int:
-        return self._place
-
-    def read(self, size: int) -> bytes:
-        again, self._again = self._again, b""
-        content = again + self._file.read(size - len(again)) if again else self._file.read(size)
-        self._place += len(content)
-        self._last = content[-1:] or self._last
-        return content
-
-    def seek(self, place: int) -> None:
-        """Forward; or back by the one byte that tarfile reads again to see whether it is there."""
-        if place == self._place - 1:
-            self._place, self._again = place, self._last
-        while self._place < place and self.read(min(_BLOCK, place - self._place)):
-            pass
-        if place < self._place:
-            raise tarfile.ReadError("a member that begins before the one in front of it ends")
-
-
 class TarSource(_ArchiveSource):
-    kind = "tar"
-    listings: Path | None = (
-        None  # folder that keeps what `names` found: a tar archive has no table of contents
-    )
+    """Image files in a tar archive, perhaps packed by gzip."""
 
-    def names(self):
+    kind = "tar"
+
+    def names(self) -> list[str]:
+        """List the image files as `Source.names` does, from `listings` if they were listed before."""
         if self.listings is None:
             return super().names()
         file = self.listings / f"{self.fingerprint()}.json"
@@ -325,16 +280,11 @@ class TarSource(_ArchiveSource):
             return found
 
     def _members(self):
-        try:
-            limit = _BOMB[0] + _BOMB[1] * self.path.stat().st_size
-            with open(
-                self.path, "rb"
-            ) as file:  # not "*": of other packers than gzip a few bytes may unpack to gigabytes
-                packed = file.read(2) == b"\x1f\x8b"
-            with (
-                gzip.open(self.path) if packed else open(self.path, "rb") as file,
-                tarfile.open(fileobj=_Forward(file), mode="r:", tarinfo=_Header) as archive,
-            ):
+        with self._explain_errors(), open(self.path, "rb") as file:
+            limit = _BOMB[0] + _BOMB[1] * os.fstat(file.fileno()).st_size
+            # not tarfile's "r:*": of other packers than gzip a few bytes may unpack to gigabytes
+            stream = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+            with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
                 for number, member in enumerate(archive):
                     if number >= MOST_MEMBERS:
                         raise InputError(
@@ -344,54 +294,24 @@ class TarSource(_ArchiveSource):
                         raise InputError(
                             f"{self.path}: would unpack to more than {limit >> 30} GiB; {_IMAGES_ALONE}"
                         )
-                    if (
-                        len(archive.pax_headers) > 100
-                    ):  # global ones, which tarfile gathers from all of the archive
+                    if len(archive.pax_headers) > 100:  # global ones, gathered from all of the archive
                         raise tarfile.ReadError("too many global headers")
-                    yield archive, member
+                    # a sparse file's pieces may lie anywhere: to seek back unpacks all from the start
+                    plain = member.isfile() and not member.issparse()
+                    unpack = functools.partial(self._unpack, archive, member)
+                    yield member.name, "" if plain else _NOT_A_FILE, member.size, unpack
                     archive.members = []  # or a million members would pile up in memory
-                # tarfile takes a cut before or inside a header for the end; a whole archive ends with a block of zeros
-                if archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
+                # tarfile takes a cut before or inside a header for the end; a whole archive ends with zeros
+                if stream.tell() < archive.offset + tarfile.BLOCKSIZE:
                     raise EOFError("it is cut off")
-        except (
-            Exception
-        ) as error:  # tarfile raises many kinds on damaged input: UnicodeDecodeError, zlib.error, ...
-            raise self._unreadable(error) from None
 
-    def _all_names(self):
-        for _, member in self._members():
-            if member.isfile():
-                yield member.name
-            else:
-                what = (
-                    "a folder"
-                    if member.isdir()
-                    else "a link"
-                    if member.issym() or member.islnk()
-                    else "a device"
-                )
-                self._leave_out(member.name, f"{what}, not a picture")
-
-    def read(self, names):
-        wanted = set(names)
-        for archive, member in self._members():
-            if member.name not in wanted or not member.isfile():
-                continue
-            wanted.remove(member.name)
-            if member.size > LARGEST_IMAGE:
-                yield member.name, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
-            else:
-                try:
-                    content = archive.extractfile(member).read()
-                except Exception as error:  # as in `_members`
-                    raise self._unreadable(error) from None
-                yield member.name, content, ""
-            if not wanted:
-                return
+    def _unpack(self, archive, member):
+        with self._explain_errors():
+            return archive.extractfile(member).read(), ""
 
 
 def is_container(path) -> bool:
-    """Whether a path that a user names is a folder or an archive of pictures rather than a picture."""
+    """Tell a folder or an archive of images, as a user names it, from an image."""
     return Path(path).is_dir() or Path(path).name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
@@ -425,9 +345,7 @@ def open_source(path, listings=None) -> Source:
     if path.name.lower().endswith(".zip"):
         return ZipSource(path)
     if path.name.lower().endswith(ARCHIVE_SUFFIXES):
-        source = TarSource(path)
-        source.listings = None if listings is None else Path(listings)
-        return source
+        return TarSource(path, None if listings is None else Path(listings))
     raise InputError(f"{path}: neither a folder nor one of {', '.join(ARCHIVE_SUFFIXES)}")
 
 
@@ -440,20 +358,12 @@ def _lost(path, error: OSError) -> InputError:
 
 def _bad_name(name: str) -> str:
     """Why an image of this path is not used; empty if it can be."""
-    if not name.isascii() and not _is_text(name):
-        return "its name is not UTF-8 text; rename it"
-    if name.startswith("/") or ".." in name.split(
-        "/"
-    ):  # nothing is ever unpacked, but it is no honest archive either
-        return "its path leads out of the archive"
-    return ""
-
-
-def _is_text(name: str) -> bool:
     try:
-        return bool(name.encode())
+        name.encode()
     except UnicodeEncodeError:
-        return False
+        return "its name is not UTF-8 text; rename it"
+    # nothing is ever unpacked, but such a path is in no honest archive either
+    return "its path leads out of the archive" if name.startswith("/") or ".." in name.split("/") else ""
 
 
 def _is_image(name: str) -> bool:

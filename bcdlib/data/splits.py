@@ -1,8 +1,9 @@
-"""The five protocols: which images train, validate and test. A split is a table with columns filename, fold, role.
+"""The five protocols: which images train, validate and test. A split has columns filename, fold, role.
 
-`magnification` is the paper's; `image`, `slide` and `case` are k folds, stratified by class and grouped as they are
-called; `official` are the data set author's five folds, over all magnifications, and `official-40` (100, 200, 400) the
-same for the images of one magnification, as their author used them. See `PROTOCOLS` for what leaks in each.
+`magnification` is the paper's; `image`, `slide` and `case` are k folds, stratified by class and grouped as
+they are called; `official` are the data set author's five folds, over all magnifications, and `official-40`
+(100, 200, 400) the same for the images of one magnification, as their author used them. See `PROTOCOLS` for
+what leaks in each.
 """
 
 from collections.abc import Iterable
@@ -30,7 +31,13 @@ _GROUP = {"image": None, "slide": "slide", "case": "case", "official": "case"}
 
 
 def describe_protocol(protocol: str) -> str:
-    """What a protocol trains and tests on, and what leaks; InputError if there is no such protocol."""
+    """Say what a protocol trains and tests on, and what leaks; InputError if there is no such protocol.
+
+    Examples
+    --------
+    >>> describe_protocol("case")
+    'grouped by case, the strictest that the names allow; nothing shared'
+    """
     known = PROTOCOLS | OFFICIAL_AT
     if protocol not in known:
         raise InputError(f"unknown split {protocol!r}; known are {', '.join(known)}")
@@ -64,6 +71,12 @@ def make_split(
     ------
     InputError
         Unknown protocol, or too few images, slides or cases for it.
+
+    Examples
+    --------
+    >>> split = make_split(breakhis.known_images(), "case")
+    >>> sorted(split["role"].unique())
+    ['test', 'train', 'validation']
     """
     describe_protocol(protocol)
     if protocol in OFFICIAL_AT:
@@ -72,74 +85,68 @@ def make_split(
         if images.empty:
             raise InputError(f"split 'official-{at}': there is no {at}X image; choose another split")
     images = images.reset_index(drop=True)
-    tests = list(_test_parts(images, protocol, folds, seed))
     tables = []
-    for fold, test in enumerate(tests):
+    for fold, test in enumerate(_test_parts(images, protocol, folds, seed)):
         role = np.where(test, "test", "train").astype(object)
         if protocol != "magnification" and validation > 0:
             rows = np.flatnonzero(~test)
             role[rows[_held_out(images.loc[rows], _GROUP[protocol], validation, seed + fold)]] = "validation"
         tables.append(pd.DataFrame({"filename": images["filename"], "fold": fold, "role": role}))
-    split = pd.concat(tables, ignore_index=True)
-    _check(split, images, protocol)
-    return split
+        for part in ("train", "test"):
+            found = images.loc[role == part, "class"].unique()
+            if len(found) < (2 if part == "train" else 1):
+                what = f"only {found[0]} images" if len(found) else "no image"
+                raise InputError(
+                    f"split {protocol!r}, fold {fold}: {part} part has {what}; use more images or "
+                    "another split"
+                )
+    return pd.concat(tables, ignore_index=True)
 
 
-def _test_parts(images: pd.DataFrame, protocol: str, folds: int, seed: int):
+def _test_parts(images: pd.DataFrame, protocol: str, folds: int, seed: int) -> list[np.ndarray]:
+    """Which rows are tested, bool (N,), fold by fold."""
     if protocol == "magnification":
-        if not (images["magnification"] == 40).any():
+        test = (images["magnification"] == 40).to_numpy()
+        if not test.any():
             raise InputError("split 'magnification': no 40X image to test on; choose another split")
-        yield (images["magnification"] == 40).to_numpy()
-        return
+        return [test]
     if protocol == "official":
-        columns = [c for c in breakhis.FOLD_COLUMNS if c in images and images[c].notna().all()]
-        if len(columns) != len(breakhis.FOLD_COLUMNS):
+        if images.reindex(columns=breakhis.FOLD_COLUMNS).isna().any(axis=None):
             raise InputError(
                 "split 'official': these images are not in data_manifest.csv; choose another split"
             )
-        yield from ((images[column] == "test").to_numpy() for column in columns)
-        return
-    for _, test in _folds(images, _GROUP[protocol], folds, seed, f"split {protocol!r}"):
-        yield np.isin(np.arange(len(images)), test)
+        return [(images[column] == "test").to_numpy() for column in breakhis.FOLD_COLUMNS]
+    parts = _folds(images, _GROUP[protocol], folds, seed, f"split {protocol!r}")
+    return [np.isin(np.arange(len(images)), test) for _, test in parts]
+
+
+def _count_units(images: pd.DataFrame, group: str | None) -> pd.Series:
+    """How many images, slides or cases each class has."""
+    units = images.drop_duplicates([group or "filename", "class"])["class"]
+    return units.value_counts().reindex(breakhis.CLASSES, fill_value=0)
 
 
 def _folds(images: pd.DataFrame, group: str | None, folds: int, seed: int, what: str):
-    units = images["class"] if group is None else images.drop_duplicates([group, "class"])["class"]
-    fewest = units.value_counts().reindex(breakhis.CLASSES, fill_value=0).min()
+    fewest = _count_units(images, group).min()
     if folds < 2 or fewest < folds:
         raise InputError(
             f"{what}: {folds} folds; give 2 to {fewest}, the {group or 'image'}s of the smaller class"
         )
-    splitter = (StratifiedKFold if group is None else StratifiedGroupKFold)(
-        folds, shuffle=True, random_state=seed
-    )
-    return splitter.split(images, images["class"], None if group is None else images[group])
+    kind = StratifiedGroupKFold if group else StratifiedKFold
+    splitter = kind(folds, shuffle=True, random_state=seed)
+    return splitter.split(images, images["class"], images[group] if group else None)
 
 
 def _held_out(images: pd.DataFrame, group: str | None, share: float, seed: int) -> np.ndarray:
     """Positions set aside for validation: the first of about 1/share folds with the same grouping."""
-    units = images["class"] if group is None else images.drop_duplicates([group, "class"])["class"]
-    fewest = units.value_counts().reindex(breakhis.CLASSES, fill_value=0).min()
+    fewest = _count_units(images, group).min()
     if fewest < 2:  # a very small data set: better no validation than none of a class in training
         return np.array([], dtype=int)
-    folds = min(round(1 / share), fewest)
-    return next(iter(_folds(images, group, folds, seed, "validation")))[1]
-
-
-def _check(split: pd.DataFrame, images: pd.DataFrame, protocol: str) -> None:
-    kinds = split.merge(images[["filename", "class"]], on="filename")
-    for fold, part in kinds.groupby("fold"):
-        for role in ("train", "test"):
-            found = set(part.loc[part["role"] == role, "class"])
-            if (role == "train" and len(found) < 2) or not found:
-                raise InputError(
-                    f"split {protocol!r}, fold {fold}: {role} part has "
-                    f"{'only ' + found.pop() + ' images' if found else 'no image'}; use more images or another split"
-                )
+    return next(_folds(images, group, min(round(1 / share), fewest), seed, "validation"))[1]
 
 
 def fold_of(split: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """The rows of one fold; InputError if the split does not have it."""
+    """Select the rows of one fold; InputError if the split does not have it."""
     part = split[split["fold"] == fold]
     if part.empty:
         raise InputError(f"fold {fold}: the split has folds {sorted(split['fold'].unique())}")
@@ -147,7 +154,7 @@ def fold_of(split: pd.DataFrame, fold: int) -> pd.DataFrame:
 
 
 def folds_of(split: pd.DataFrame):
-    """(fold, its rows) of a split table, in order; a table without a column ``fold`` is fold 0."""
+    """Yield (fold, its rows) of a split table, in order; a table without a column ``fold`` is fold 0."""
     yield from (split if "fold" in split else split.assign(fold=0)).groupby("fold")
 
 
@@ -156,13 +163,16 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
 
     Parameters
     ----------
-    images : DataFrame with filename; names that it does not have cannot be audited
+    path : path-like
+    images : DataFrame
+        With filename; names that it does not have cannot be audited.
 
     Raises
     ------
     InputError
-        If it cannot be read or is empty, a column or a fold is missing, a role is not train, validation or test, a name
-        comes twice in a fold or is not among the images, or a fold has no test or no training image.
+        If it cannot be read or is empty, a column or a fold is missing, a role is not train, validation or
+        test, a name comes twice in a fold or is not among the images, or a fold has no test or no training
+        image.
     """
     table = read_user_csv(path, "split table", {"filename": str, "role": str})
     for column in ("filename", "role"):
@@ -191,21 +201,24 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def split_overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Who leaks into whose test set, a row a fold.
+    """Count who leaks into whose test set, a row a fold.
 
     Training here means the roles train and validation: what was fitted or chosen on.
 
     Parameters
     ----------
-    split : DataFrame with filename, role and, if there are several, fold
-    images : DataFrame with filename, subtype, slide, case
+    split : DataFrame
+        Filename, role and, if there are several, fold.
+    images : DataFrame
+        Filename, subtype, slide, case.
 
     Returns
     -------
-    DataFrame with columns fold, test_images, and for each of image, slide, case: ``<unit>s_shared`` (how many of the
-    test part's units are also in training) of ``test_<unit>s``, ``test_images_of_shared_<unit>s``, and (slide, case)
-    ``shared_<unit>_names``, a sorted list.
-    Slides are counted as slide folders (subtype and slide: 82 in BreakHis), but shared as soon as their name is.
+    DataFrame
+        Columns fold, test_images, images_shared, and for slide and case: ``<unit>s_shared`` (how many of the
+        test part's units are also in training) of ``test_<unit>s``, ``test_images_of_shared_<unit>s`` and
+        ``shared_<unit>_names``, a sorted list. Slides are counted as slide folders (subtype and slide: 82 in
+        BreakHis), but shared as soon as their name is.
     """
     split = pd.concat([part for _, part in folds_of(split)])
     facts = split.merge(
@@ -215,8 +228,8 @@ def split_overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for fold, part in facts.groupby("fold"):
         test, training = part[part["role"] == "test"], part[part["role"] != "test"]
-        row = {"fold": fold, "test_images": len(test)}
-        row["images_shared"] = int(test["filename"].isin(training["filename"]).sum())
+        shared = test["filename"].isin(training["filename"])
+        row = {"fold": fold, "test_images": len(test), "images_shared": int(shared.sum())}
         for unit, count_by in (("slide", "folder"), ("case", "case")):
             shared = test[unit].isin(training[unit])
             row[f"test_{unit}s"] = test[count_by].nunique()
@@ -228,7 +241,7 @@ def split_overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def overlap_line(row) -> str:
-    """One row of `overlap` as a sentence."""
+    """Put a row of `split_overlap` in a sentence."""
     few = f" (slide {', '.join(row['shared_slide_names'])})" if 0 < row["slides_shared"] <= 3 else ""
     return (
         f"{row['slides_shared']} of {row['test_slides']} test slides{few} and {row['cases_shared']} of "
@@ -240,63 +253,62 @@ def overlap_line(row) -> str:
 def make_feasible_split(
     images: pd.DataFrame, protocol: str, folds: int = 5, *, seed: int = 0
 ) -> tuple[pd.DataFrame, str]:
-    """`make`, with fewer folds of image, slide and case where a small data set does not allow as many.
+    """Make a split as `make_split`, with fewer folds where a small data set does not allow as many.
 
     Returns
     -------
-    (split, note) : the note says how many folds instead of how many, and why; empty if there are as many as asked for.
+    split : DataFrame
+    note : str
+        How many folds instead of how many, and why; "" if there are as many as asked for.
 
     Raises
     ------
     InputError
-        As `make`; if a class has one slide or case only, the fold that tests it could not learn that class.
+        As `make_split`; if a class has one slide or case only, the fold that tests it could not learn that
+        class.
     """
     try:
         return make_split(images, protocol, folds, seed=seed), ""
     except InputError:
         if protocol not in ("image", "slide", "case") or folds < 2 or images["class"].nunique() < 2:
             raise
-    units = images.drop_duplicates([_GROUP[protocol] or "filename", "class"])["class"].value_counts()
-    fewest, name = int(units.min()), units.idxmin()
+    units = _count_units(images, _GROUP[protocol])
+    fewest, name = units.min(), units.idxmin()
     if fewest < 2:
         raise InputError(
-            f"split {protocol!r}: only one {protocol} has {name} images; in the fold that tests it there would "
-            "be none to train on"
+            f"split {protocol!r}: only one {protocol} has {name} images; in the fold that tests it there "
+            "would be none to train on"
         )
     for fewer in range(min(folds, fewest), 1, -1):
         try:
             split = make_split(images, protocol, fewer, seed=seed)
+            return split, f"{fewer} folds instead of {folds}: {fewest} {protocol}s have {name} images"
         except InputError as error:  # uneven groups: the smaller class can still end up in one fold
             reason = error
-        else:
-            return split, f"{fewer} folds instead of {folds}: {fewest} {protocol}s have {name} images"
     raise reason
 
 
 def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
-    """Those of the wanted protocols that 02_preprocess made; if none, the strictest that it made.
+    """Select those of the wanted protocols that 02_preprocess made; if none, the strictest that it made.
 
     Raises
     ------
     InputError
         If it made none.
     """
-    there = _files(run)
-    names = (
-        tuple(name for name in wanted if name in there)
-        or tuple(name for name in STRICTEST if name in there)[:1]
-    )
-    if not names:
+    there = _made_splits(run)
+    if not there:
         raise InputError(
             f"{run.folder / 'splits'}: no split there yet; run 02_preprocess with this run folder first"
         )
-    return names
+    strictest = next(name for name in STRICTEST if name in there)
+    return tuple(name for name in wanted if name in there) or (strictest,)
 
 
 def read_split(run: Run, name: str) -> pd.DataFrame:
-    """A split that 02_preprocess wrote; InputError if it did not, or if there is no such protocol."""
+    """Read a split that 02_preprocess wrote; InputError if it did not, or if there is no such protocol."""
     describe_protocol(name)
-    there = _files(run)
+    there = _made_splits(run)
     if there and name not in there:
         raise InputError(
             f"split {name!r}: 02_preprocess did not make it, since these images do not allow it; "
@@ -305,5 +317,5 @@ def read_split(run: Run, name: str) -> pd.DataFrame:
     return run.read_csv(f"splits/{name}.csv", "02_preprocess")
 
 
-def _files(run: Run) -> list[str]:
+def _made_splits(run: Run) -> list[str]:
     return [name for name in PROTOCOLS if (run.folder / "splits" / f"{name}.csv").is_file()]

@@ -1,10 +1,10 @@
-"""The embedded data set: breast-tissue pictures drawn by program, in the layout of BreakHis.
+"""The embedded data set: breast-tissue images drawn by program, in the layout of BreakHis.
 
 The design is fixed. 26 cases (13 benign, 13 malignant; three or four per subtype) give 32 slides: six
 cases have two slides (letters AB and CD), four have one without letters, the others one with AB.
 Each slide has five images at each of 40X, 100X, 200X and 400X: 640 images, half of them malignant.
 
-A picture is drawn in micrometres and stained by the Beer-Lambert law. What a classifier can learn:
+An image is drawn in micrometres and stained by the Beer-Lambert law. What a classifier can learn:
 
 - *class*: a grade from 0 (calm) to 1 (wild) steers the size, variety and crowding of nuclei and the loss of
   lumens; on top of it each subtype has its architecture. The grades of the two classes overlap.
@@ -14,11 +14,14 @@ A picture is drawn in micrometres and stained by the Beer-Lambert law. What a cl
 Nothing here is medical data; year 99 in the names says so.
 """
 
+import itertools
 import json
 import os
 import string
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -27,7 +30,7 @@ import pandas as pd
 from scipy.special import ndtri
 from tqdm import tqdm
 
-from bcdlib.data.breakhis import BENIGN, MAGNIFICATIONS, official_path
+from bcdlib.data.breakhis import BENIGN, MAGNIFICATIONS, official_path, parse_name
 from bcdlib.errors import InputError
 
 VERSION = 1
@@ -48,83 +51,127 @@ ORDINARY = 0.06  # share of images, of either class, that show ordinary tissue b
 STROMA, EPITHELIUM, LUMEN, MUCIN, FAT = range(5)
 
 
-def plan_images(seed=0):
-    """The list of images to draw: a DataFrame with one row per image, 640 rows, in a fixed order.
+def plan_images(seed: int = 0) -> pd.DataFrame:
+    """List the images to draw.
 
-    Columns: filename (str), class ("B" or "M"), subtype, slide, case (str), magnification (int: 40, 100, 200,
-    400), sequence (int from 1), grade (float, 0 to 1), relpath (str). Only `grade` depends on the seed.
+    Parameters
+    ----------
+    seed : int
+        Only ``grade`` depends on it.
+
+    Returns
+    -------
+    DataFrame
+        640 rows in a fixed order, with the columns filename (str), class ("B" or "M"), subtype, slide, case
+        (str), magnification (int: 40, 100, 200, 400), sequence (int from 1), grade (float, 0 to 1), relpath
+        (str).
+
+    Examples
+    --------
+    >>> plan_images()["slide"].nunique()
+    32
     """
     rng = np.random.default_rng([seed, 1])
-    rows = []
     ranks = {c: iter(rng.permutation(13)) for c in "BM"}
+    rows = []
     for number, subtype in enumerate(ORDER):
         group = "B" if subtype in BENIGN else "M"
         # Quantiles rather than free draws: each seed gets the same mix of easy and hard cases.
         case_grade = GRADE_MEAN[group] + GRADE_CASE * ndtri((next(ranks[group]) + 0.5) / 13)
-        case = f"99-{10001 + number}"
-        letters = ("AB", "CD") if number in TWO_SLIDES else ("",) if number in NO_LETTERS else ("AB",)
-        for slide in (case + letter for letter in letters):
-            for magnification in MAGNIFICATIONS:
-                for sequence in range(1, IMAGES_EACH + 1):
-                    grade = float(np.clip(case_grade + GRADE_IMAGE * rng.standard_normal(), 0, 1))
-                    name = f"SOB_{group}_{subtype}-{slide}-{magnification}-{sequence:03d}.png"
-                    rows.append(
-                        {
-                            "filename": name,
-                            "class": group,
-                            "subtype": subtype,
-                            "slide": slide,
-                            "case": case,
-                            "magnification": magnification,
-                            "sequence": sequence,
-                            "grade": grade,
-                            "relpath": official_path(name),
-                        }
-                    )
-    return pd.DataFrame(rows)
+        letters = ["AB", "CD"] if number in TWO_SLIDES else ["" if number in NO_LETTERS else "AB"]
+        for letter, magnification, sequence in itertools.product(
+            letters, MAGNIFICATIONS, range(1, IMAGES_EACH + 1)
+        ):
+            name = f"SOB_{group}_{subtype}-99-{10001 + number}{letter}-{magnification}-{sequence:03d}.png"
+            grade = float(np.clip(case_grade + GRADE_IMAGE * rng.standard_normal(), 0, 1))
+            rows.append(parse_name(name) | {"class": group, "grade": grade, "relpath": official_path(name)})
+    return pd.DataFrame(rows).drop(columns="year")
 
 
-def draw_dataset(folder, seed=0, workers=None, *, progress=True, limit=None):
-    """Draw the data set into `folder` (made if need be) and return the folder as a Path.
+def draw_dataset(
+    folder, seed: int = 0, workers: int | None = None, *, limit: int | None = None, progress=True
+) -> Path:
+    """Draw the data set into a folder.
 
     Files that are already there are kept, so that an interrupted run is completed by the next; a folder whose
-    `synthetic.json` says that it is complete is returned at once. `workers`: threads, one per core if None;
-    the pixels do not depend on it. `limit`: draw only the first so many images of the plan and write no
-    marker. With another version of numpy or OpenCV single pixels may come out differently.
+    ``synthetic.json`` says that it is complete is returned at once. With another version of numpy or OpenCV
+    single pixels may come out differently.
 
-    Raises InputError if the folder holds a set of another seed or version (begun or complete).
+    Parameters
+    ----------
+    folder : path-like
+        Made if need be.
+    workers : int, optional
+        Threads; default: one a core. The pixels do not depend on it.
+    limit : int, optional
+        Draw only the first so many images of the plan and leave the set incomplete.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    InputError
+        If the folder holds a set of another seed or version (begun or complete).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     table = plan_images(seed)
     state = {"seed": int(seed), "version": VERSION, "count": len(table)}
-    if _check_marker(folder / MARKER, state):
+    done, begun = folder / MARKER, folder / (MARKER + ".begun")
+    if _has_marker(done, state):
         return folder
-    _check_marker(folder / (MARKER + ".begun"), state)
-    _write(folder / (MARKER + ".begun"), json.dumps(state).encode())
-    todo = [
-        row
-        for row in table.head(len(table) if limit is None else limit).to_dict("records")
-        if not (folder / row["relpath"]).exists()
-    ]
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        jobs = pool.map(lambda row: _draw_one(folder, row, seed), todo)
-        for _ in tqdm(jobs, total=len(todo), desc="drawing tissue", unit="image", disable=not progress):
-            pass
+    if not _has_marker(begun, state):
+        _write(begun, json.dumps(state).encode())
+    rows = table.head(len(table) if limit is None else limit).to_dict("records")
+    todo = [row for row in rows if not (folder / row["relpath"]).exists()]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        jobs = pool.map(lambda row: _draw_into(folder, row, seed), todo)
+        list(tqdm(jobs, total=len(todo), desc="drawing tissue", unit="image", disable=not progress))
     if limit is None:
-        _write(folder / MARKER, json.dumps(state).encode())
-        (folder / (MARKER + ".begun")).unlink(missing_ok=True)
+        _write(done, json.dumps(state).encode())
+        begun.unlink(missing_ok=True)
     return folder
 
 
-def draw_image(subtype, magnification, grade=0.5, *, slide="99-10001AB", sequence=1, seed=0):
-    """Draw one picture: uint8 array of shape (460, 700, 3), RGB, 0 to 255. Same arguments, same pixels.
+def draw_image(
+    subtype: str,
+    magnification: int,
+    grade: float = 0.5,
+    *,
+    slide="99-10001AB",
+    sequence: int = 1,
+    seed: int = 0,
+) -> np.ndarray:
+    """Draw one image: the same arguments give the same pixels.
 
-    subtype: one of A, F, PT, TA (benign), DC, LC, MC, PC (malignant). magnification: 40, 100, 200 or 400.
-    grade: 0 (calm, small and even nuclei) to 1 (large, varied, crowded). slide: its name gives the stain and
-    the grain, which slides of one case (the name without trailing letters) nearly share.
+    Parameters
+    ----------
+    subtype : str
+        One of A, F, PT, TA (benign), DC, LC, MC, PC (malignant).
+    magnification : int
+        40, 100, 200 or 400.
+    grade : float
+        0 (calm, small and even nuclei) to 1 (large, varied, crowded).
+    slide : str
+        Its name gives the stain and the grain, which slides of one case (the name without trailing letters)
+        nearly share.
 
-    Raises InputError for an unknown subtype or magnification.
+    Returns
+    -------
+    uint8 array (460, 700, 3), RGB, 0 to 255
+
+    Raises
+    ------
+    InputError
+        For an unknown subtype or magnification.
+
+    Examples
+    --------
+    >>> draw_image("F", 100).shape
+    (460, 700, 3)
     """
     if subtype not in LAYOUTS:
         raise InputError(f"unknown subtype {subtype!r}: expected one of {', '.join(LAYOUTS)}")
@@ -133,26 +180,25 @@ def draw_image(subtype, magnification, grade=0.5, *, slide="99-10001AB", sequenc
     rng = np.random.default_rng([seed, 3, zlib.crc32(slide.encode()), magnification, sequence])
     style = _style(slide, seed)
     scene = _Scene(rng, magnification, float(np.clip(grade, 0, 1)), style)
-    layout = LAYOUTS[rng.choice(["A", "F"])] if rng.random() < ORDINARY else LAYOUTS[subtype]
+    layout, apart = LAYOUTS[rng.choice(["A", "F"]) if rng.random() < ORDINARY else subtype]
     for _ in range(4):  # a photographer looks for a field that shows something
         scene.tissue[:] = STROMA
-        cellularity = layout(scene)
+        layout(scene)
         if np.mean(scene.tissue == EPITHELIUM) > 0.08:
             break
     if rng.random() < 0.18:
         _fat(scene)
-    hematoxylin, eosin = _densities(scene, cellularity)
-    return _stain(rng, hematoxylin, eosin, style)
+    return _stain(rng, style, *_densities(scene, apart))
 
 
 # ---------------------------------------------------------------- files
 
 
-def _check_marker(path, state):
-    if not path.exists():
-        return False
+def _has_marker(path: Path, state: dict) -> bool:
     try:
         found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return False
     except ValueError:
         found = None
     if found != state:
@@ -160,25 +206,18 @@ def _check_marker(path, state):
     return True
 
 
-def _write(path, data):
-    """Write bytes so that the file is there in full or not at all."""
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is there in full or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
 
 
-def _draw_one(folder, row, seed):
-    pixels = draw_image(
-        row["subtype"],
-        row["magnification"],
-        row["grade"],
-        slide=row["slide"],
-        sequence=row["sequence"],
-        seed=seed,
-    )
+def _draw_into(folder: Path, row: dict, seed: int) -> None:
+    wanted = {key: row[key] for key in ("subtype", "magnification", "grade", "slide", "sequence")}
     path = folder / row["relpath"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, cv2.imencode(".png", pixels[..., ::-1], PNG)[1].tobytes())
+    _write(path, cv2.imencode(".png", draw_image(**wanted, seed=seed)[..., ::-1], PNG)[1].tobytes())
 
 
 # ---------------------------------------------------------------- stain and grain of a slide
@@ -203,7 +242,7 @@ def _style(slide, seed):
     }
 
 
-def _stain(rng, hematoxylin, eosin, style):
+def _stain(rng, style, hematoxylin, eosin):
     """Densities -> uint8 RGB by Beer-Lambert, then the camera: vignette, blur, grain."""
     density = hematoxylin[..., None] * style["hema"].astype(np.float32)
     density += eosin[..., None] * style["eosin"].astype(np.float32)
@@ -256,7 +295,7 @@ class _Scene:
         return points + self.rng.normal(0, jitter * spacing, points.shape)
 
     def blob(self, centre, radius, wobble, stretch=1.0):
-        """A closed smooth outline (36, 2) around the centre."""
+        """Draw a closed smooth outline (36, 2) around the centre."""
         t = np.linspace(0, 2 * np.pi, 36, endpoint=False)
         k = np.arange(2, 7)[:, None]
         waves = np.cos(k * t + self.rng.uniform(0, 2 * np.pi, k.shape)) * self.rng.normal(0, 1, k.shape) / k
@@ -266,14 +305,14 @@ class _Scene:
         return centre + p @ np.array([[c, s], [-s, c]])
 
     def walk(self, start, length, bend, step=10.0):
-        """A wandering line (n, 2) that leaves `start` roughly along the fibres."""
+        """Draw a wandering line (n, 2) that leaves `start` roughly along the fibres."""
         turns = self.rng.normal(0, bend, max(3, int(length / step)))
         angle = self.angle + self.rng.normal(0, 0.3) + np.cumsum(turns)
         return start + np.cumsum(step * np.stack([np.cos(angle), np.sin(angle)], 1), 0)
 
 
-def _glands(scene, spacing, radius, coverage, patch, hollow, wobble):
-    """Round structures; `hollow` is the chance of a lumen, which high grades lower further."""
+def _glands(scene, spacing, radius, *, coverage, patch, hollow, wobble):
+    """Draw round structures; `hollow` is the chance of a lumen, which high grades lower further."""
     rng, g = scene.rng, scene.grade
     centres = scene.scatter(spacing)
     level = _noise(rng, patch * scene.ppm)
@@ -287,41 +326,26 @@ def _glands(scene, spacing, radius, coverage, patch, hollow, wobble):
             scene.fill(scene.blob(centre, inner, wobble + 0.3 * g), LUMEN)
 
 
-def _adenosis(scene):
-    _glands(scene, 58, 23, 0.6, 350, 0.9, 0.10)
-    return 30
-
-
-def _tubular(scene):
-    _glands(scene, 60, 25, 0.75, 600, 1.0, 0.06)
-    return 34
-
-
 def _ductal(scene):
     g = scene.grade
-    _glands(scene, 70 + 40 * g, 34 + 22 * g, 0.7, 400, 0.7, 0.2)
-    return 30
+    _glands(scene, 70 + 40 * g, 34 + 22 * g, coverage=0.7, patch=400, hollow=0.7, wobble=0.2)
 
 
-def _slits(scene, spacing, lumen, bend):
+def _strands(scene, spacing, length, width, *, bend, wall, inside, unit=1.0):
+    """Draw wandering strips of epithelium about something; `length` in units, all else in micrometres."""
     rng = scene.rng
+    lines = [scene.walk(p, rng.uniform(*length) * unit, bend) for p in scene.scatter(spacing)]
+    widths = rng.uniform(*width, len(lines))
+    for line, thick in zip(lines, widths):
+        scene.strip(line, thick + wall, EPITHELIUM)
+    for line, thick in zip(lines, widths):
+        scene.strip(line, thick, inside)
+
+
+def _slits(scene, spacing, width, bend):
     spacing *= 1.15 - 0.3 * scene.grade
-    lines = [scene.walk(p, rng.uniform(0.8, 2.0) * spacing, bend) for p in scene.scatter(spacing)]
-    widths = rng.uniform(*lumen, len(lines))
-    for line, width in zip(lines, widths):
-        scene.strip(line, width + 24 + 10 * scene.grade, EPITHELIUM)
-    for line, width in zip(lines, widths):
-        scene.strip(line, width, LUMEN)
-
-
-def _fibroadenoma(scene):
-    _slits(scene, 170, (2, 14), 0.22)
-    return 26
-
-
-def _phyllodes(scene):
-    _slits(scene, 300, (10, 90), 0.3)
-    return 15
+    wall = 24 + 10 * scene.grade
+    _strands(scene, spacing, (0.8, 2.0), width, bend=bend, wall=wall, inside=LUMEN, unit=spacing)
 
 
 def _lobular(scene):
@@ -330,8 +354,7 @@ def _lobular(scene):
         if rng.random() < 0.75:
             scene.strip(scene.walk(start, rng.uniform(20, 150), 0.14), rng.uniform(9, 13), EPITHELIUM)
     if rng.random() < 0.6 * (1 - scene.grade):
-        _glands(scene, 150, 30, 0.4, 300, 0.9, 0.1)
-    return 30
+        _glands(scene, 150, 30, coverage=0.4, patch=300, hollow=0.9, wobble=0.1)
 
 
 def _mucinous(scene):
@@ -344,31 +367,24 @@ def _mucinous(scene):
             scene.fill(scene.blob(centre, r, 0.25, 1.3), EPITHELIUM)
             if rng.random() < 0.6 * (1 - scene.grade):
                 scene.fill(scene.blob(centre, max(r - 15, 4), 0.2, 1.3), LUMEN)
-    return 30
 
 
 def _papillary(scene):
-    rng = scene.rng
     for centre in scene.scatter(520):
-        scene.fill(scene.blob(centre, rng.uniform(250, 380), 0.15), LUMEN)
-    lines = [scene.walk(p, rng.uniform(60, 240), 0.35) for p in scene.scatter(82)]
-    widths = rng.uniform(6, 26, len(lines))
-    for line, width in zip(lines, widths):
-        scene.strip(line, width + 20 + 26 * scene.grade, EPITHELIUM)
-    for line, width in zip(lines, widths):
-        scene.strip(line, width, STROMA)
-    return 24
+        scene.fill(scene.blob(centre, scene.rng.uniform(250, 380), 0.15), LUMEN)
+    _strands(scene, 82, (60, 240), (6, 26), bend=0.35, wall=20 + 26 * scene.grade, inside=STROMA)
 
 
-LAYOUTS = {
-    "A": _adenosis,
-    "F": _fibroadenoma,
-    "PT": _phyllodes,
-    "TA": _tubular,
-    "DC": _ductal,
-    "LC": _lobular,
-    "MC": _mucinous,
-    "PC": _papillary,
+# how each subtype is laid out, and how far apart the cells of its stroma are, in micrometres
+LAYOUTS: dict[str, tuple[Callable, int]] = {
+    "A": (partial(_glands, spacing=58, radius=23, coverage=0.6, patch=350, hollow=0.9, wobble=0.10), 30),
+    "F": (partial(_slits, spacing=170, width=(2, 14), bend=0.22), 26),
+    "PT": (partial(_slits, spacing=300, width=(10, 90), bend=0.3), 15),
+    "TA": (partial(_glands, spacing=60, radius=25, coverage=0.75, patch=600, hollow=1.0, wobble=0.06), 34),
+    "DC": (_ductal, 30),
+    "LC": (_lobular, 30),
+    "MC": (_mucinous, 30),
+    "PC": (_papillary, 24),
 }
 
 
@@ -384,8 +400,10 @@ def _fat(scene):
 
 
 def _lining(scene):
-    """Nuclei of the epithelium, in rows along its border: arrays (n, 6) of x, y [px], long and short
-    radius [um], angle, darkness."""
+    """Place the nuclei of the epithelium, in rows along its border.
+
+    Returns an array (n, 6): x, y [px], long and short radius [um], angle, darkness.
+    """
     rng, g, ppm = scene.rng, scene.grade, scene.ppm
     radius = 3.1 + 1.9 * g
     pitch = radius * (2.35 - 0.35 * g)
@@ -395,8 +413,8 @@ def _lining(scene):
     deepest = depth[scene.tissue == EPITHELIUM].max(initial=0)
     found = []
     for level in np.arange(1.25 * radius * ppm, deepest, 1.1 * pitch * ppm):
-        contours, _ = cv2.findContours((depth > level).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        for contour in contours:
+        deeper = (depth > level).astype(np.uint8)
+        for contour in cv2.findContours(deeper, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]:
             line = contour[:, 0]
             at = np.arange(rng.uniform(0, pitch * ppm), len(line), pitch * ppm / 1.12).astype(int)
             across = line[(at + 3) % len(line)] - line[(at - 3) % len(line)]
@@ -406,19 +424,18 @@ def _lining(scene):
     x, y, angle = np.concatenate(found).T
     keep = (x > 1) & (y > 1) & (x < WIDTH - 2) & (y < HEIGHT - 2)  # contours also follow the image's edge
     keep &= (scene.tissue[y.astype(int), x.astype(int)] == EPITHELIUM) & (rng.random(len(x)) > 0.08)
-    x, y, angle = x[keep], y[keep], angle[keep]
-    n = len(x)
-    x, y = (v + rng.normal(0, (0.10 + 0.16 * g) * pitch * ppm, n) for v in (x, y))
+    n = keep.sum()
+    x, y = (v[keep] + rng.normal(0, (0.10 + 0.16 * g) * pitch * ppm, n) for v in (x, y))
     size = radius * rng.lognormal(0, 0.07 + 0.20 * g, n)
     longer = rng.uniform(1.0, 1.35, n)
-    angle = angle + rng.normal(0, 0.2 + g, n)
+    angle = angle[keep] + rng.normal(0, 0.2 + g, n)
     return np.column_stack([x, y, size * longer, size / longer, angle, rng.uniform(0.55, 0.8, n) + 0.2 * g])
 
 
-def _strangers(scene, cellularity, slope):
-    """Spindle nuclei of the stroma, along its fibres, at times lymphocytes; `cellularity`: um apart."""
+def _strangers(scene, apart, slope):
+    """Place the spindle nuclei of the stroma, `apart` micrometres, along its fibres; at times lymphocytes."""
     rng = scene.rng
-    points = scene.scatter(cellularity * rng.uniform(0.85, 1.2), 0.35, 0)
+    points = scene.scatter(apart * rng.uniform(0.85, 1.2), 0.35, 0)
     points = points[scene.tissue[scene.at(points)] == STROMA]
     n = len(points)
     spindle = np.column_stack(
@@ -468,13 +485,9 @@ def _fibres(scene):
     around = cv2.GaussianBlur(np.minimum(around, 50), (0, 0), 3)
     u = c * x + s * y
     v = c * y - s * x + 28 * _noise(rng, 260 * ppm) + 5 * _noise(rng, 55 * ppm) + 0.8 * around
-    small = cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5)
-    gy, gx = np.gradient(small)
-    slope = cv2.resize(
-        np.arctan2(gy, gx).astype(np.float32) + np.float32(np.pi / 2),
-        (WIDTH, HEIGHT),
-        interpolation=cv2.INTER_NEAREST,
-    )
+    gy, gx = np.gradient(cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5))
+    slope = np.arctan2(gy, gx).astype(np.float32) + np.float32(np.pi / 2)
+    slope = cv2.resize(slope, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)
     tile = cv2.GaussianBlur(rng.standard_normal((256, 256), dtype=np.float32), (0, 0), 1)
     tile /= tile.std()
     texture = np.zeros((HEIGHT, WIDTH), np.float32)
@@ -487,12 +500,12 @@ def _fibres(scene):
     return texture, slope
 
 
-def _densities(scene, cellularity):
-    """Hematoxylin and eosin densities, float32 (460, 700), 0 = clear glass."""
+def _densities(scene, apart):
+    """Compute the hematoxylin and eosin densities, float32 (460, 700), 0 = clear glass."""
     rng, g, ppm, style, tissue = scene.rng, scene.grade, scene.ppm, scene.style, scene.tissue
     texture, slope = _fibres(scene)
-    cells = np.concatenate([_strangers(scene, cellularity, slope), _lining(scene)])
-    nuclei = _draw_nuclei(scene, cells, irregular=0.05 + 0.2 * g)
+    nuclei = np.concatenate([_strangers(scene, apart, slope), _lining(scene)])
+    nuclei = _draw_nuclei(scene, nuclei, irregular=0.05 + 0.2 * g)
     soft = {
         label: cv2.GaussianBlur((tissue == label).astype(np.float32), (0, 0), max(0.8, 0.8 * ppm))
         for label in (EPITHELIUM, LUMEN, MUCIN, FAT)

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bcdlib.data import checks, sources
+from bcdlib.data import sources
 from bcdlib.data.breakhis import (
     COLUMNS,
     FOLD_COLUMNS,
@@ -205,24 +205,6 @@ def test_images_table_has_folds_only_for_known_names(table):
         images_table([known, "nonsense.png"])
 
 
-def test_verify_original_images(breakhis):
-    found = checks.verify_copy(sources.open_source(breakhis / "original"), progress=False)
-    assert found.summary() == {
-        "present": 29, "missing": 7880, "extra": 0, "unreadable": 0, "wrong_size": 4, "not_breakhis": 0,
-        "duplicates": 0,
-    }  # fmt: skip
-    assert len(found.images) == 7909 and found.partial
-    on_disk = {file.name for file in (breakhis / "original").rglob("*.png")}
-    assert set(found.names("present")) == on_disk
-    small = set()
-    for name in on_disk:
-        with Image.open(breakhis / "original" / official_path(name)) as picture:
-            small |= {name} if picture.height == 456 else set()
-    assert set(found.wrong_size["filename"]) == small
-    assert found.wrong_size[["width", "height"]].to_numpy().tolist() == [[700, 456]] * 4
-    assert found.counts().sum().to_dict() == {"present": 29, "missing": 7880, "extra": 0, "unreadable": 0}
-
-
 @pytest.fixture
 def mixed(tmp_path, table):
     """Two sound images of the manifest, one cut off, one extra, one of another name, and one name twice."""
@@ -248,27 +230,12 @@ def test_scan_of_a_mixed_folder(mixed):
     assert found.partial
 
 
-def test_verify_of_a_mixed_folder(mixed):
-    folder, sound, cut, twice, extra = mixed
-    found = checks.verify_copy(sources.open_source(folder), progress=False)
-    assert found.summary() == {
-        "present": 2, "missing": 7906, "extra": 1, "unreadable": 1, "wrong_size": 0, "not_breakhis": 1,
-        "duplicates": 1,
-    }  # fmt: skip
-    assert set(found.names("present")) == {sound, twice}
-    assert found.names("extra") == [extra] and found.names("unreadable") == [cut]
-    reasons = found.images.set_index("filename")["reason"]
-    assert reasons[cut] and not reasons.drop(cut).any()
-    assert found.not_breakhis == ["notes.png"] and found.duplicates == [f"b/{twice}"]
-
-
 def test_no_breakhis_image_at_all(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "holiday.png")
     source = sources.open_source(tmp_path)
-    for function in (scan_breakhis, checks.verify_copy):
-        with pytest.raises(InputError, match="no BreakHis image") as caught:
-            function(source)
-        assert str(tmp_path) in str(caught.value)
+    with pytest.raises(InputError, match="no BreakHis image") as caught:
+        scan_breakhis(source)
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_complete_set_is_not_partial(tmp_path, table):

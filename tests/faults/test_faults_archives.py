@@ -26,14 +26,14 @@ MEMORY = 700 * 2**20  # bytes, all that the process may ever have; it has about 
 WORK = """
 import json, resource, sys
 sys.path.insert(0, sys.argv[1])
-from bcdlib import manifest, pixels, sources
+from bcdlib.data import breakhis, cache, sources
 from bcdlib.errors import InputError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     source = sources.open_source(sys.argv[2])
     scan = breakhis.scan_breakhis(source)
-    cache = cache.build_cache(source, scan.images, (36, 24), sys.argv[3], progress=False)
-    answer = {"used": cache.images["path"].tolist(), "skipped": cache.skipped.values.tolist(), "reasons": scan.reasons}
+    made = cache.build_cache(source, scan.images, (36, 24), root=sys.argv[3], progress=False)
+    answer = {"used": made.images["path"].tolist(), "skipped": made.skipped.values.tolist(), "reasons": scan.reasons}
 except InputError as error:
     answer = {"error": str(error)}
 answer["grown"] = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -139,7 +139,7 @@ def test_paths_that_lead_out_links_and_devices(kind, tmp_path, record_property):
     assert sorted(answer["used"]) == sorted(pictures())
     assert {name for name, _ in members[len(NAMES) :]} | set(links) | {"b/inner.zip"} == set(reasons)
     assert all("leads out" in reasons[name] for name in outside(tmp_path))
-    assert all("not a picture" in reasons[name] for name in links)
+    assert all("not an image" in reasons[name] for name in links)
     record_property("faults", {"kind": "archives", "tried": 9, "survived": 0, "reported": 9, "lost": 0})
 
 

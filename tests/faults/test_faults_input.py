@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILE = get_profile("demo", size=(36, 24))
 
 WORDS = {
-    "same name, other picture": "ANOTHER picture",
-    "same name, same picture": "the same picture",
+    "same name, other picture": "ANOTHER image",
+    "same name, same picture": "the same image",
     "html": "web page",
     "magnification against folder": "400X contradicts",
     "zero_length": "empty",

@@ -1,9 +1,9 @@
 """Coverage-guided fuzzing (atheris) of what strangers' files go through; not a part of the test run.
 
-    python tests/fuzz/fuzz.py manifest|archive FOLDER [--seconds 600]
+    python tests/faults/fuzz/fuzz.py manifest|archive FOLDER [--seconds 600]
 
 FOLDER keeps the corpus and what was found (``crash-*``, ``timeout-*``, ``oom-*``). A finding is anything but an answer or
-an `InputError` of one line. What was found so far lies in found/ and is tested in tests/test_fuzz.py. Needs atheris
+an `InputError` of one line. What was found so far lies in found/ and is tested in tests/faults/test_fuzz.py. Needs atheris
 (``pip install atheris``).
 """
 
@@ -25,12 +25,12 @@ for name in (
     sys.modules.pop(name, None)
 
 with atheris.instrument_imports(
-    include=["bcdlib.manifest", "bcdlib.owndata", "bcdlib.sources", "tarfile", "zipfile"]
+    include=["bcdlib.data.breakhis", "bcdlib.data.custom", "bcdlib.data.sources", "tarfile", "zipfile"]
 ):
     import tarfile
     import zipfile
 
-    from bcdlib import manifest, owndata, sources
+    from bcdlib.data import breakhis, custom, sources
     from bcdlib.errors import InputError
 
 NAME = "SOB_B_A-14-22549AB-40-001.png"
@@ -46,8 +46,8 @@ def try_manifest(data: bytes, folder: Path) -> None:
     file = folder / "own.csv"
     file.write_bytes(data)
     for work in (
-        lambda: owndata.read(file),
-        lambda: manifest.parse(data[:80].decode("utf-8", "surrogateescape")),
+        lambda: custom.read_manifest(file),
+        lambda: breakhis.parse_name(data[:80].decode("utf-8", "surrogateescape")),
     ):
         try:
             work()
