@@ -7,7 +7,7 @@ from bcdlib.data import breakhis, checks, splits
 from bcdlib.data.cache import PixelCache, build_cache
 from bcdlib.data.cache import run_cache as run_cache  # for notebooks
 from bcdlib.errors import InputError
-from bcdlib.methods.parts.augmentation import FlipAndZoom
+from bcdlib.methods.parts.augmentation import default_augmentation
 from bcdlib.methods.parts.backbones import normalise_images as normalise_images  # for notebooks
 from bcdlib.methods.parts.fitting import Batches
 from bcdlib.runs import places
@@ -173,4 +173,4 @@ def first_batch(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0)
     train = cache.rows(splits.fold_of(split, 0).query("role == 'train'")["filename"])
     labels = breakhis.class_labels(cache.images)[train]
     X, y = Batches(cache.pixels[train], labels, profile.batch_size, 1, seed)[0]
-    return np.asarray(FlipAndZoom(seed=seed)(X.astype("float32"), training=True)), y
+    return np.asarray(default_augmentation(seed)(X.astype("float32"), training=True)), y

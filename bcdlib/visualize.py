@@ -3,7 +3,6 @@
 Every function returns a matplotlib Figure that pyplot has let go of, so that a notebook shows it once.
 """
 
-import keras
 import numpy as np
 import pandas as pd
 
@@ -22,7 +21,7 @@ from bcdlib.data.decode import decode_all
 from bcdlib.data.stain import RUIFROK_HE
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones
-from bcdlib.methods.parts.augmentation import FlipAndZoom
+from bcdlib.methods.parts.augmentation import augmented
 from bcdlib.plots import style
 
 IMAGES_PER_SLIDE = 24  # enough for a steady mean, few enough for the whole of BreakHis in seconds
@@ -75,9 +74,7 @@ def random_samples_figure(cache, n: int = 12, seed: int = 0):
 def augmented_samples_figure(cache, n: int = 4, copies: int = 5, *, seed: int = 0):
     """Each row: a cached picture, then `copies` versions of it as training sees them."""
     rows = _turns(cache.images["class"], seed)[:n]
-    batch = np.repeat(cache.pixels[rows], copies, axis=0).astype("float32")
-    batch = keras.ops.convert_to_numpy(FlipAndZoom(seed=seed)(batch, training=True))
-    batch = batch.round().clip(0, 255).astype("uint8")
+    batch = augmented(np.repeat(cache.pixels[rows], copies, axis=0), seed)
     pictures, captions = [], []
     for number, (row, caption) in enumerate(zip(rows, _captions(cache, rows), strict=True)):
         pictures += [cache.pixels[row], *batch[number * copies : (number + 1) * copies]]
@@ -96,17 +93,17 @@ def normalised_samples_figure(cache, architecture: str = "resnet50", n: int = 4,
     """
     rows = _turns(cache.images["class"], seed)[:n]
     values = backbones.normalise_images(cache.pixels[rows], architecture)
+    shown = backbones.normalised_for_display(cache.pixels[rows], architecture)
     # a red, a green and a blue pixel tell in which order the network takes the channels
     probe = backbones.normalise_images(255 * np.eye(3)[None, None], architecture)[0, 0]
     order = "".join("RGB"[k] for k in probe.argmax(axis=0))
     title = f"Normalised for {architecture}: channels {order} in this order, each rescaled for display"
     figure, axes = style.image_canvas(len(rows), 3, values.shape[1:], title=title)
-    items = zip(axes, rows, values, _colours(cache, rows), _captions(cache, rows), strict=True)
-    for (left, middle, right), row, value, colour, caption in items:
+    items = zip(axes, rows, values, shown, _colours(cache, rows), _captions(cache, rows), strict=True)
+    for (left, middle, right), row, value, stretched, colour, caption in items:
         style.show_image(left, cache.pixels[row], caption, colour=colour)
-        low, high = value.min(axis=(0, 1)), value.max(axis=(0, 1))
-        caption = f"values {low.min():.4g} to {high.max():.4g}".replace("-", "−")
-        style.show_image(middle, (value - low) / np.maximum(high - low, 1e-6), caption, colour=colour)
+        caption = f"values {value.min():.4g} to {value.max():.4g}".replace("-", "−")
+        style.show_image(middle, stretched, caption, colour=colour)
         for channel, letter in enumerate(order):
             share, edges = np.histogram(value[..., channel], bins=32, range=(values.min(), values.max()))
             name, colour, dashes = CHANNELS[letter]

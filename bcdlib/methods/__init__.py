@@ -1,18 +1,19 @@
 """The methods that are compared: one file each, found here by its name.
 
 A method file defines one class with the attributes ``key`` and ``title`` and scikit-learn's ``fit`` and
-``predict_proba`` (see `_base.Method`). To add one, put a file into this folder, or name a file elsewhere by its path.
+``predict_proba`` (see `_base.Method`). To add one, put a file into this folder, or name a file elsewhere by
+its path.
 """
 
 import functools
-import importlib
 import importlib.util
 import pkgutil
 import re
 from pathlib import Path
 
 from bcdlib.errors import InputError
-from bcdlib.methods._base import Method
+from bcdlib.methods._base import TASKS, Method
+from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods._saved import SavedMethod, load_saved
 
 __all__ = [
@@ -33,21 +34,30 @@ _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 @functools.cache
 def method_names() -> tuple[str, ...]:
-    """Keys of the methods in this folder, the paper's own first."""
+    """List the keys of the methods in this folder, the paper's own first.
+
+    Examples
+    --------
+    >>> method_names()[0]
+    'resnet50'
+    """
     modules = pkgutil.iter_modules(__path__)
     found = sorted(module.name for module in modules if not (module.ispkg or module.name.startswith("_")))
     return tuple(sorted(found, key=lambda name: name != "resnet50"))
 
 
 def method_settings(name: str) -> dict:
-    """What a name changes in the method's own settings: ``robust:stages=4:C=0.1`` is {"stages": "4", "C": 0.1}.
-
-    Values get the type of the parameter's default.
+    """Read what a name changes in the method's own settings; values get the type of the parameter's default.
 
     Raises
     ------
     InputError
         Unknown method or parameter, or a value that does not fit.
+
+    Examples
+    --------
+    >>> method_settings("robust:stages=4:C=0.1")
+    {'stages': '4', 'C': 0.1}
     """
     name, *changes = _CHANGE.split(name)
     known = get_method(name)().get_params()
@@ -64,23 +74,35 @@ def method_settings(name: str) -> dict:
 
 
 def absolute_name(name: str) -> str:
-    """The same method by a name that holds in any folder: the path of a method file made absolute."""
+    """Make a name hold in any folder: the path of a method file becomes absolute.
+
+    Examples
+    --------
+    >>> absolute_name("robust:stages=4")
+    'robust:stages=4'
+    """
     name, *changes = _CHANGE.split(name)
     return ":".join([str(Path(name).absolute()) if name.endswith(".py") else name, *changes])
 
 
 def get_method(name: str) -> type[Method]:
-    """The class of a method.
+    """Find the class of a method.
 
     Parameters
     ----------
     name : str
-        A key from `names`, or the path of a Python file that holds one method class; changed `settings` may follow.
+        A key from `method_names`, or the path of a Python file that holds one method class; changed settings
+        may follow (see `method_settings`).
 
     Raises
     ------
     InputError
         Unknown key, no such file, or a file that does not hold exactly one method.
+
+    Examples
+    --------
+    >>> get_method("resnet50").title
+    'ResNet-50'
     """
     name = _CHANGE.split(name)[0]
     if name.endswith(".py"):
@@ -104,12 +126,13 @@ def get_method(name: str) -> type[Method]:
 
 
 def load_method(path) -> SavedMethod:
-    """A trained network from a .keras file: one that `Method.save` wrote, or any that takes RGB pictures 0..255.
+    """Load a trained network from a .keras file: one that `Method.save` wrote, or any that takes RGB 0..255.
 
     Returns
     -------
-    Saved, with ``predict_proba(X, images=None)`` for uint8 (N, height, width, 3); it applies the stain step that the
-    file describes, which keras.models.load_model alone would not.
+    SavedMethod
+        Its ``predict_proba(X, images=None)`` takes uint8 (N, height, width, 3) and applies the stain step
+        that the file describes, which keras.models.load_model alone would not.
 
     Raises
     ------

@@ -11,7 +11,8 @@ import numpy as np
 from bcdlib.data import stain
 from bcdlib.errors import InputError
 from bcdlib.methods._base import TASKS, probability_columns
-from bcdlib.methods._keras import MEMBER, KerasMethod
+from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods._training import MEMBER
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,13 @@ class SavedMethod:
     Attributes
     ----------
     network : keras.Model
-    kind : type of the method; KerasMethod itself if the file is not one of ours
+    kind : type of the method
+        KerasMethod itself if the file is not one of ours.
     task : "binary" or "subtype"
-    classes : names of the columns of `predict_proba`
-    size : (width, height) of its images, or None if the network takes any
+    classes : tuple of str
+        Names of the columns of `predict_proba`.
+    size : (width, height) or None
+        Of its images, in pixels; None if the network takes any.
     target : stain.StainTarget or None
     """
 
@@ -36,11 +40,11 @@ class SavedMethod:
     target: stain.StainTarget | None
 
     def predict_proba(self, X, images=None) -> np.ndarray:
-        """As `Method.predict_proba`: stain normalisation, if the method had it, then the network."""
+        """Predict as `Method.predict_proba`: stain normalisation, if the method had it, then the network."""
         return probability_columns(self.kind.probabilities(self.network, self.stained(X), images))
 
     def stained(self, X) -> np.ndarray:
-        """Pixels as the network wants them: stain-normalised if the method had that step."""
+        """Bring pixels to what the network wants: stain-normalised if the method had that step."""
         X = np.asanyarray(X)
         return X if self.target is None else stain.normalise_stain(X, self.target)
 
@@ -60,42 +64,28 @@ _LARGEST_CONFIG = 2**26  # bytes; ResNet-152's has under 1 MiB
 
 
 def _check(path) -> None:
-    """Refuse what could run code of strangers before Keras sees it; its safe mode refuses it too, since some version.
-
-    Raises
-    ------
-    InputError
-        If it is not a .keras file, or holds such a layer.
-    """
+    """Refuse what could run a stranger's code; only recent versions of Keras refuse all of it too."""
+    found = set()
     try:
-        with zipfile.ZipFile(
-            path
-        ) as archive:  # older formats, HDF5 and SavedModel, hold code that no safe mode stops
-            if any(
-                archive.getinfo(name).file_size > _LARGEST_CONFIG for name in ("config.json", "metadata.json")
-            ):
+        # older formats, HDF5 and SavedModel, hold code that no safe mode stops
+        with zipfile.ZipFile(path) as archive:
+            sizes = [archive.getinfo(name).file_size for name in ("config.json", "metadata.json")]
+            if max(sizes) > _LARGEST_CONFIG:
                 raise ValueError("its config.json is of a monstrous size")
-            found = set(_classes(json.loads(archive.read("config.json"))))
+            json.loads(
+                archive.read("config.json"), object_hook=lambda part: found.add(part.get("class_name"))
+            )
     except Exception as error:  # zipfile, json and the wrong structure raise many kinds
         raise InputError(f"{path}: not a usable Keras model (a .keras file is wanted: {error})") from None
     for name in sorted(found & _CODE):
         raise InputError(
-            f"{path}: refused: its layer {name} can run code of whoever made the file; only networks of plain "
-            "layers are loaded. Ask for one without it"
+            f"{path}: refused: its layer {name} can run code of whoever made the file; only networks of "
+            "plain layers are loaded. Ask for one without it"
         )
 
 
-def _classes(config):
-    if isinstance(config, dict):
-        yield from (value for key, value in config.items() if key == "class_name" and isinstance(value, str))
-        config = config.values()
-    if not isinstance(config, str) and hasattr(config, "__iter__"):
-        for value in config:
-            yield from _classes(value)
-
-
 def load_saved(path, kinds: dict[str, type[KerasMethod]]) -> SavedMethod:
-    """See `bcdlib.methods.load_method`; ``kinds`` gives the class for the key that a file names, if known."""
+    """Load a network as `bcdlib.methods.load_method`; ``kinds`` gives the classes by the key in the file."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such model file")
     _check(path)
@@ -104,9 +94,8 @@ def load_saved(path, kinds: dict[str, type[KerasMethod]]) -> SavedMethod:
         _, height, width, _ = network.input_shape
         outputs = network.output_shape[-1]
         with zipfile.ZipFile(path) as archive:
-            facts = (
-                json.loads(archive.open(MEMBER).read(_LARGEST_CONFIG)) if MEMBER in archive.namelist() else {}
-            )
+            known = MEMBER in archive.namelist()
+            facts = json.loads(archive.open(MEMBER).read(_LARGEST_CONFIG)) if known else {}
     except Exception as error:  # Keras raises many kinds on a damaged or foreign file
         raise InputError(f"{path}: not a usable Keras model ({error})".splitlines()[0]) from None
     task = facts.get("task", "subtype" if outputs == len(TASKS["subtype"]) else "binary")

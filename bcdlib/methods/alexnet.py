@@ -3,23 +3,23 @@
 import keras
 import numpy as np
 
-from bcdlib.errors import InputError
 from bcdlib.methods._keras import KerasMethod
 
 FUSIONS = ("sum", "product", "max")
-_SMALLEST = 1e-6  # probabilities are kept this far from 0, so that one patch alone cannot veto all others
+_SMALLEST = 1e-6  # probabilities stay this far from 0, so that one patch alone cannot veto all others
 
 
 class AlexNet(KerasMethod):
-    """AlexNet's convolutions on four patches of the image, two dense layers, patch probabilities fused by a rule.
+    """AlexNet's convolutions on four patches of an image, two dense layers, and a rule that fuses patches.
 
-    Publication: Spanhol et al., "Breast Cancer Histopathological Image Classification using Convolutional Neural
-    Networks", IJCNN 2016. Printed: 84.60 % (Table II, as printed; split not stated there). The publication was not at
-    hand. Known of it: an AlexNet trained on patches of the images, patch results fused by sum, product or max. Chosen
-    here: the image cut into 2x2 equal patches, each learnt with the image's label; AlexNet's five convolution layers
-    (Krizhevsky et al. 2012); dense layers of 512 and 512 for its 4096 and 4096, and dropout 0.5; the sum rule unless
-    told otherwise; cross-entropy, RMSprop. Keras has no ImageNet weights of AlexNet: they come from a folder with
-    ``alexnet_notop.weights.h5``, or the network starts from random ones.
+    Publication: Spanhol et al., "Breast Cancer Histopathological Image Classification using Convolutional
+    Neural Networks", IJCNN 2016. Printed: 84.60 % (Table II, as printed; split not stated there). The
+    publication was not at hand. Known of it: an AlexNet trained on patches of the images, patch results fused
+    by sum, product or max. Chosen here: the image cut into 2x2 equal patches, each learnt with the image's
+    label; AlexNet's five convolution layers (Krizhevsky et al. 2012); dense layers of 512 and 512 for its
+    4096 and 4096, and dropout 0.5; the sum rule unless told otherwise; cross-entropy, RMSprop. Keras has no
+    ImageNet weights of AlexNet: they come from a folder with ``alexnet_notop.weights.h5``, or the network
+    starts from random ones.
 
     Parameters
     ----------
@@ -33,6 +33,7 @@ class AlexNet(KerasMethod):
     title = "AlexNet on patches"
     architectures = ("alexnet",)
     pooling = "flatten"
+    choices = KerasMethod.choices | {"fusion": FUSIONS}
 
     def __init__(self, *, fusion="sum", patches=2, **settings):
         super().__init__(**settings)
@@ -41,14 +42,11 @@ class AlexNet(KerasMethod):
 
     @property
     def cuts(self) -> int:
+        """Patches a side."""
         return self.patches
 
-    def _prepare(self):
-        if self.fusion not in FUSIONS:
-            raise InputError(f"{self.key}: fusion={self.fusion!r}; it knows {', '.join(FUSIONS)}")
-        super()._prepare()
-
     def build_outputs(self, x):
+        """Append two dense layers with dropout, and the output, for each patch."""
         number = self.patches**2
         x = keras.layers.Reshape((number, x.shape[-1] // number), name="patches")(x)
         for layer in (1, 2):
@@ -57,26 +55,29 @@ class AlexNet(KerasMethod):
         return self.output("patch_probability")(x)
 
     def build_prediction(self, model):
+        """Fuse the patches."""
         return keras.layers.Identity(name="probability")(fuse(model.output, self.fusion))
 
     def targets(self, y, images=None):
-        """The image's label for each patch; (N, patches**2, 1)."""
+        """Give each patch its image's label; (N, patches**2, 1)."""
         return np.repeat(np.asarray(y)[:, None, None], self.patches**2, axis=1)
 
 
 def fuse(p, rule: str):
-    """Fuse patch probabilities by a rule of Kittler et al., "On combining classifiers", IEEE TPAMI 20(3), 1998.
+    """Fuse patch probabilities by a rule.
 
-    The rule acts on each class over the patches; then classes are brought to the sum 1.
+    Kittler et al., "On combining classifiers", IEEE TPAMI 20(3), 1998. The rule acts on each class over the
+    patches; then the classes are brought to the sum 1.
 
     Parameters
     ----------
-    p : tensor (batch, patches, classes), or (batch, patches, 1) with the probability of the second of two classes
+    p : tensor (batch, patches, classes) or (batch, patches, 1)
+        Probabilities of all classes, or of the second of two.
     rule : "sum", "product" or "max"
 
     Returns
     -------
-    tensor (batch, classes), or (batch, 1)
+    tensor (batch, classes) or (batch, 1)
     """
     two = p.shape[-1] == 1
     if two:

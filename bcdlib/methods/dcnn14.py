@@ -8,11 +8,12 @@ from bcdlib.methods._keras import KerasMethod
 class DCNN14(KerasMethod):
     """Twelve convolutions of 3x3 in five stages and two dense layers: 14 layers with weights.
 
-    Publication: Adeshina et al., "Breast cancer histopathology image classification with deep convolutional neural
-    networks", ICECCO 2018. Printed: 91.5 % (Table II; probably for the eight subtypes). The publication was not at hand.
-    Known from Table II: 14 layers, "DCNN-14". Chosen here: VGG's plan (3x3, ReLU, maps doubled after each pooling) with
-    16 to 128 maps, batch norm, without which so deep a plain network hardly starts, global average pooling, dropout
-    0.3, cross-entropy, RMSprop at 0.001 (no weights to protect). Always trained whole.
+    Publication: Adeshina et al., "Breast cancer histopathology image classification with deep convolutional
+    neural networks", ICECCO 2018. Printed: 91.5 % (Table II; probably for the eight subtypes). The
+    publication was not at hand. Known from Table II: 14 layers, "DCNN-14". Chosen here: VGG's plan (3x3,
+    ReLU, maps doubled after each pooling) with 16 to 128 maps, batch norm, without which so deep a plain
+    network hardly starts, global average pooling, dropout 0.3, cross-entropy, RMSprop at 0.001 (no weights to
+    protect). Always trained whole.
     """
 
     key = "dcnn14"
@@ -21,6 +22,7 @@ class DCNN14(KerasMethod):
     stages = ((16, 2), (32, 2), (64, 3), (128, 3), (128, 2))  # maps, convolutions
 
     def build_features(self, x):
+        """Build the convolutions."""
         x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalisation")(x)
         for stage, (maps, count) in enumerate(self.stages, 1):
             if stage > 1:
@@ -32,5 +34,6 @@ class DCNN14(KerasMethod):
         return layers.GlobalAveragePooling2D(name="pool")(x)
 
     def build_head(self, x):
+        """Append a dense layer and dropout."""
         x = layers.Dense(64, activation="relu", name="dense")(x)
         return layers.Dropout(0.3, name="dropout")(x)

@@ -8,10 +8,10 @@ from bcdlib.methods._keras import KerasMethod
 class DenseNet201(KerasMethod):
     """DenseNet201 with ImageNet weights, pooled, dropout 50 %, batch norm, one output layer.
 
-    Publication: A. Sagar, "Convolutional Neural Network for Breast Cancer Classification", Towards Data Science
-    (Medium), 2019: an article, not peer-reviewed. Printed: 98.30 % (Table II, as printed; split not stated there).
-    The article was not at hand. Known from Table II: a pre-trained DenseNet201. Chosen here: global average pooling,
-    dropout 0.5, batch norm, cross-entropy, RMSprop at the profile's rate.
+    Publication: A. Sagar, "Convolutional Neural Network for Breast Cancer Classification", Towards Data
+    Science (Medium), 2019: an article, not peer-reviewed. Printed: 98.30 % (Table II, as printed; split not
+    stated there). The article was not at hand. Known from Table II: a pre-trained DenseNet201. Chosen here:
+    global average pooling, dropout 0.5, batch norm, cross-entropy, RMSprop at the profile's rate.
     """
 
     key = "densenet201"
@@ -20,5 +20,6 @@ class DenseNet201(KerasMethod):
     changes = {"head": {"learning_rate": 0.001}}
 
     def build_head(self, x):
+        """Append dropout and batch norm."""
         x = keras.layers.Dropout(0.5, name="dropout")(x)
         return keras.layers.BatchNormalization(momentum=0.9, name="batch_norm")(x)

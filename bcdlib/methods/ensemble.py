@@ -6,13 +6,13 @@ from bcdlib.methods._keras import KerasMethod
 
 
 class Ensemble(KerasMethod):
-    """Pooled features of DenseNet201, VGG19 and MobileNetV2, concatenated, one multi-layer perceptron; stains normalised.
+    """Pooled features of DenseNet201, VGG19 and MobileNetV2, concatenated, and a perceptron on them.
 
-    Publication: Kassani et al., "Classification of Histopathological Biopsy Images Using Ensemble of Deep Learning
-    Networks", CASCON 2019. Printed: 98.13 % on BreakHis (Table II, as printed; split not stated there). The publication
-    was not at hand. Known of it: the three bases, features concatenated into one perceptron, stain normalisation and
-    augmentation in front. Chosen here: Macenko's stain normalisation, global average pooling, one hidden layer of 256
-    with ReLU, dropout 0.5, cross-entropy, RMSprop.
+    Publication: Kassani et al., "Classification of Histopathological Biopsy Images Using Ensemble of Deep
+    Learning Networks", CASCON 2019. Printed: 98.13 % on BreakHis (Table II, as printed; split not stated
+    there). The publication was not at hand. Known of it: the three bases, features concatenated into one
+    perceptron, stain normalisation and augmentation in front. Chosen here: Macenko's stain normalisation,
+    global average pooling, one hidden layer of 256 with ReLU, dropout 0.5, cross-entropy, RMSprop.
     """
 
     key = "ensemble"
@@ -24,5 +24,6 @@ class Ensemble(KerasMethod):
         super().__init__(stain=stain, **settings)
 
     def build_head(self, x):
+        """Append a dense layer and dropout."""
         x = keras.layers.Dense(256, activation="relu", name="dense")(x)
         return keras.layers.Dropout(0.5, name="dropout")(x)

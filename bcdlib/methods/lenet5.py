@@ -6,13 +6,14 @@ from bcdlib.methods._keras import KerasMethod
 
 
 class LeNet5(KerasMethod):
-    """LeNet-5's plan (two convolutions of 5x5, two dense layers) in colour, with ReLU, max pooling and dropout.
+    """LeNet-5's plan (two 5x5 convolutions, two dense layers) in colour, with ReLU, max pooling and dropout.
 
-    Publication: Dabeer, Khan & Islam, "Cancer diagnosis in histopathological image: CNN based approach", Informatics in
-    Medicine Unlocked 16, 2019. Printed: 93.45 % (Table II, as printed; split not stated there). The publication was not
-    at hand. Known from Table II: a customised LeNet-5. Chosen here: 16 and 32 maps for LeNet-5's 6 and 16, four-fold
-    pooling after the first convolution (the pictures are larger than LeNet's 32x32), dense layers of 120 and 84 as in
-    LeNet-5, dropout 0.3, cross-entropy, RMSprop at 0.001 (no weights to protect). Always trained whole.
+    Publication: Dabeer, Khan & Islam, "Cancer diagnosis in histopathological image: CNN based approach",
+    Informatics in Medicine Unlocked 16, 2019. Printed: 93.45 % (Table II, as printed; split not stated
+    there). The publication was not at hand. Known from Table II: a customised LeNet-5. Chosen here: 16 and 32
+    maps for LeNet-5's 6 and 16, four-fold pooling after the first convolution (the images are larger than
+    LeNet's 32x32), dense layers of 120 and 84 as in LeNet-5, dropout 0.3, cross-entropy, RMSprop at 0.001 (no
+    weights to protect). Always trained whole.
     """
 
     key = "lenet5"
@@ -20,6 +21,7 @@ class LeNet5(KerasMethod):
     changes = {"all": {"learning_rate": 0.001}}
 
     def build_features(self, x):
+        """Build the convolutions."""
         x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalisation")(x)
         for maps, pool in ((16, 4), (32, 2)):
             x = layers.Conv2D(maps, 5, padding="same", activation="relu", name=f"conv_{maps}")(x)
@@ -27,6 +29,7 @@ class LeNet5(KerasMethod):
         return layers.Flatten(name="flatten")(x)
 
     def build_head(self, x):
+        """Append the dense layers and dropout."""
         for units in (120, 84):
             x = layers.Dense(units, activation="relu", name=f"dense_{units}")(x)
         return layers.Dropout(0.3, name="dropout")(x)

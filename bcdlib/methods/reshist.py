@@ -9,12 +9,13 @@ class ResHist(KerasMethod):
     """152 layers in residual bottleneck blocks (3, 8, 36, 3), narrow, trained from random weights.
 
     Publication: Gour, Jain & Kumar, "Residual learning based CNN for breast cancer histopathological image
-    classification", Int J Imaging Syst Technol 30, 2020. Printed: 84.34 % (Table II), the publication's figure without
-    augmentation; with its augmentation (stain normalisation, patches, affine transformations) it gives 92.52 %. The
-    publication was not at hand. Known of it: 152 layers, residual learning, built and trained for histology. Chosen
-    here: the stages of ResNet-152 (He et al. 2016) at a quarter of its width, for pictures and data sets this small;
-    blocks with batch norm in front (He et al. 2016, "Identity mappings"), which so deep a network needs to start;
-    augmentation as for the others; cross-entropy, RMSprop at 0.001 (no weights to protect). Always trained whole.
+    classification", Int J Imaging Syst Technol 30, 2020. Printed: 84.34 % (Table II), the publication's
+    figure without augmentation; with its augmentation (stain normalisation, patches, affine transformations)
+    it gives 92.52 %. The publication was not at hand. Known of it: 152 layers, residual learning, built and
+    trained for histology. Chosen here: the stages of ResNet-152 (He et al. 2016) at a quarter of its width,
+    for images and data sets this small; blocks with batch norm in front (He et al. 2016, "Identity
+    mappings"), which so deep a network needs to start; augmentation as for the others; cross-entropy, RMSprop
+    at 0.001 (no weights to protect). Always trained whole.
     """
 
     key = "reshist"
@@ -28,6 +29,7 @@ class ResHist(KerasMethod):
     )  # maps within a block (four times as many between), blocks
 
     def build_features(self, x):
+        """Build the stages of residual blocks."""
         x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalisation")(x)
         x = layers.Conv2D(16, 7, strides=2, padding="same", use_bias=False, name="conv1")(x)
         x = layers.MaxPooling2D(3, 2, padding="same", name="pool1")(x)
@@ -39,7 +41,7 @@ class ResHist(KerasMethod):
         return layers.GlobalAveragePooling2D(name="pool")(x)
 
     def _block(self, x, maps: int, strides: int, project: bool, name: str):
-        """1x1, 3x3, 1x1, each behind batch norm and ReLU, added to what came in."""
+        """Add 1x1, 3x3 and 1x1 convolutions, each behind batch norm and ReLU, to what came in."""
         y = self._norm(x, f"{name}_1")
         if project:
             x = layers.Conv2D(4 * maps, 1, strides=strides, use_bias=False, name=f"{name}_shortcut")(y)

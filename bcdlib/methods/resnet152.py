@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pandas as pd
-from keras import ops
 
 from bcdlib.data.breakhis import MAGNIFICATIONS
 from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods.parts.fitting import predict_batches
+from bcdlib.methods.parts.losses import accuracy, cross_entropy
 
 _HEAD = "probability_"
 
@@ -15,18 +15,19 @@ _HEAD = "probability_"
 class ResNet152(KerasMethod):
     """ResNet-152 with one head a magnification; an image gets the decision over its slide's magnifications.
 
-    Publication: Gandomkar, Brennan & Mello-Thoms, "MuDeRN: Multi-category classification of breast histopathological
-    image using deep residual networks", Artificial Intelligence in Medicine 88, 2018. Printed: 98.77 % (Table II, as
-    printed; split not stated there). The publication was not at hand. Known of it: a ResNet-152 for each magnification,
-    and a decision that combines the magnifications of a patient; it also tells the eight subtypes (``task="subtype"``).
-    Chosen here: one base for all magnifications, frozen or fine-tuned together, with a head of its own for each (one
-    network of 58 million weights rather than four); hidden layers of 256 with ReLU, dropout 0.4; cross-entropy,
-    RMSprop. A magnification that training lacks (40X in the paper's protocol) gets the mean of the heads.
+    Publication: Gandomkar, Brennan & Mello-Thoms, "MuDeRN: Multi-category classification of breast
+    histopathological image using deep residual networks", Artificial Intelligence in Medicine 88, 2018.
+    Printed: 98.77 % (Table II, as printed; split not stated there). The publication was not at hand. Known of
+    it: a ResNet-152 for each magnification, and a decision that combines the magnifications of a patient; it
+    also tells the eight subtypes (``task="subtype"``). Chosen here: one base for all magnifications, frozen
+    or fine-tuned together, with a head of its own for each (one network of 58 million weights rather than
+    four); hidden layers of 256 with ReLU, dropout 0.4; cross-entropy, RMSprop. A magnification that training
+    lacks (40X in the paper's protocol) gets the mean of the heads.
 
-    The decision over a slide (see `slide_decision`) is a mean without weights, each magnification one vote: a fitted one
-    would have to be fitted on probabilities of the training slides, which a trained network has seen and saturates.
-    It uses the slide's images among those asked for, and no label. It needs ``images``; without, and in the saved
-    network by itself, an image gets the mean of the heads.
+    The decision over a slide (see `slide_decision`) is a mean without weights, each magnification one vote: a
+    fitted one would have to be fitted on probabilities of the training slides, which a trained network has
+    seen and saturates. It uses the slide's images among those asked for, and no label. It needs ``images``;
+    without, and in the saved network by itself, an image gets the mean of the heads.
     """
 
     key = "resnet152"
@@ -36,54 +37,58 @@ class ResNet152(KerasMethod):
     magnifications_: tuple = MAGNIFICATIONS
 
     def build_outputs(self, x):
+        """Append a head for each magnification."""
         heads = []
         for magnification in self.magnifications_:
             y = keras.layers.Dense(256, activation="relu", name=f"dense_{magnification}")(x)
             y = keras.layers.Dropout(0.4, name=f"dropout_{magnification}")(y)
             heads.append(self.output(f"{_HEAD}{magnification}")(y))
-        return (
-            heads[0] if len(heads) == 1 else keras.layers.Concatenate(name="trained", dtype="float32")(heads)
-        )
+        if len(heads) == 1:
+            return heads[0]
+        return keras.layers.Concatenate(name="trained", dtype="float32")(heads)
 
     def build_prediction(self, model):
+        """Average the heads."""
         heads = keras.layers.Reshape((len(self.magnifications_), -1), name="heads")(model.output)
-        return keras.layers.Identity(name="probability")(ops.mean(heads, axis=1))
+        return keras.layers.Identity(name="probability")(keras.ops.mean(heads, axis=1))
 
     def build_loss(self):
+        """Give the loss of the heads' mixture."""
         return heads_loss
 
     def build_metric(self):
+        """Make the accuracy of the heads' mixture."""
         return keras.metrics.MeanMetricWrapper(heads_accuracy, name="accuracy")
 
-    def fit(self, X, y, validation_data=None, folder=None, images=None):
-        """As `KerasMethod.fit`; ``images["magnification"]`` says which head learns which image (without: one head)."""
-        self.magnifications_ = (
-            ("all",) if images is None else tuple(sorted(images["magnification"].unique().tolist()))
-        )
-        return super().fit(X, y, validation_data, folder, images)
+    def fit(self, X, y, validation_data=None, *, folder=None, images=None):
+        """Train as `KerasMethod.fit`, each image its magnification's head (without ``images`` one head)."""
+        known = ["all"] if images is None else images["magnification"].unique().tolist()
+        self.magnifications_ = tuple(sorted(known))
+        return super().fit(X, y, validation_data, folder=folder, images=images)
 
     def targets(self, y, images=None):
-        """Label and `shares` of the heads; (N, 1 + heads)."""
+        """Give the label and the heads' `shares`; (N, 1 + heads)."""
         known = None if images is None else images["magnification"]
         return np.column_stack([y, shares(known, self.magnifications_, len(y))])
 
     @classmethod
-    def probabilities(cls, network, X, images=None, verbose=0):
+    def probabilities(cls, network, X, images=None):
+        """Predict as `KerasMethod.probabilities`; with ``images`` by magnification, then by slide."""
         if images is None:
-            return super().probabilities(network, X, None, verbose)
-        outputs = {
+            return super().probabilities(network, X)
+        heads = {
             layer.name.removeprefix(_HEAD): layer.output
             for layer in network.layers
             if layer.name.startswith(_HEAD)
         }
-        heads = predict_batches(keras.Model(network.inputs, list(outputs.values())), X, verbose)
-        heads = np.stack(heads if isinstance(heads, list) else [heads], axis=1)
-        share = shares(images["magnification"].astype(str), list(outputs), len(heads))
-        return slide_decision((heads * share[:, :, None]).sum(axis=1), images)
+        found = predict_batches(keras.Model(network.inputs, list(heads.values())), X)
+        found = np.stack(found if isinstance(found, list) else [found], axis=1)
+        share = shares(images["magnification"].astype(str), list(heads), len(found))
+        return slide_decision((found * share[:, :, None]).sum(axis=1), images)
 
 
 def shares(magnifications, heads, n: int) -> np.ndarray:
-    """How much each head counts for each image: all for its magnification's own, else equal; float64 (n, heads)."""
+    """Weigh the heads for each image: its magnification's alone, or all the same; float64 (n, heads)."""
     share = np.full((n, len(heads)), 1 / len(heads))
     for number, head in enumerate(heads):
         if magnifications is not None:
@@ -97,7 +102,8 @@ def slide_decision(probability, images: pd.DataFrame) -> np.ndarray:
     Parameters
     ----------
     probability : array (N, outputs)
-    images : DataFrame with slide and magnification, rows parallel
+    images : DataFrame
+        Columns slide and magnification, rows parallel.
 
     Returns
     -------
@@ -110,23 +116,17 @@ def slide_decision(probability, images: pd.DataFrame) -> np.ndarray:
 
 
 def _mixed(y_true, y_pred):
-    heads = ops.reshape(y_pred, (-1, y_true.shape[1] - 1, y_pred.shape[1] // (y_true.shape[1] - 1)))
-    return ops.sum(heads * y_true[:, 1:, None], axis=1)
+    heads = keras.ops.reshape(y_pred, (-1, y_true.shape[1] - 1, y_pred.shape[1] // (y_true.shape[1] - 1)))
+    return keras.ops.sum(heads * y_true[:, 1:, None], axis=1)
 
 
 @keras.saving.register_keras_serializable("bcdlib")
 def heads_loss(y_true, y_pred):
-    """Cross-entropy of the heads' outputs, side by side in ``y_pred``, mixed by their shares in ``y_true``."""
-    p = _mixed(y_true, y_pred)
-    if p.shape[-1] == 1:
-        return keras.losses.binary_crossentropy(y_true[:, :1], p)
-    return keras.losses.sparse_categorical_crossentropy(y_true[:, 0], p)
+    """Compute the cross-entropy of the heads' outputs in ``y_pred``, mixed by their shares in ``y_true``."""
+    return cross_entropy(y_true[:, :1], _mixed(y_true, y_pred))
 
 
 @keras.saving.register_keras_serializable("bcdlib")
 def heads_accuracy(y_true, y_pred):
-    """Accuracy of the same mixture."""
-    p = _mixed(y_true, y_pred)
-    if p.shape[-1] == 1:
-        return keras.metrics.binary_accuracy(y_true[:, :1], p)
-    return keras.metrics.sparse_categorical_accuracy(y_true[:, 0], p)
+    """Say of each image whether the same mixture predicts it correctly, 1 or 0."""
+    return accuracy(y_true[:, :1], _mixed(y_true, y_pred))

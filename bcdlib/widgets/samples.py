@@ -7,7 +7,6 @@ ipywidgets without JavaScript of its own, so that Colab (ipywidgets 7) and Jupyt
 import html
 
 import ipywidgets as widgets
-import keras
 import numpy as np
 import pandas as pd
 
@@ -15,7 +14,7 @@ from bcdlib.data import breakhis, custom, sources, stain
 from bcdlib.data.decode import decode_all
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones
-from bcdlib.methods.parts.augmentation import FlipAndZoom
+from bcdlib.methods.parts.augmentation import augmented
 from bcdlib.plots import panel, style
 from bcdlib.runs.folder import Run
 
@@ -94,14 +93,10 @@ class Views:
         if (
             view == "normalised"
         ):  # each channel stretched to its own range, as screens cannot show negative light
-            values = backbones.normalise_images(batch, self.architecture)
-            low, high = values.min(axis=(1, 2), keepdims=True), values.max(axis=(1, 2), keepdims=True)
-            batch = (255 * (values - low) / np.maximum(high - low, 1e-6)).round().astype("uint8")
+            shown = backbones.normalised_for_display(batch, self.architecture)
+            batch = (255 * shown).round().astype("uint8")
         if view == "augmented":
-            batch = keras.ops.convert_to_numpy(
-                FlipAndZoom(seed=self.seed)(batch.astype("float32"), training=True)
-            )
-            batch = batch.round().clip(0, 255).astype("uint8")
+            batch = augmented(batch, self.seed)
         if view == "stain-normalised":
             batch = stain.normalise_stain(batch, self.target)
         return list(batch)

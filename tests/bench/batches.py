@@ -6,7 +6,7 @@ import keras
 
 from bcdlib.data import breakhis, sources
 from bcdlib.data.cache import build_cache
-from bcdlib.methods.parts.augmentation import FlipAndZoom
+from bcdlib.methods.parts.augmentation import default_augmentation
 from bcdlib.methods.parts.fitting import Batches
 from tests.bench import Setting, peers
 from tests.bench.ingest import SIZE
@@ -24,7 +24,7 @@ def comparisons(setting: Setting):
         source, breakhis.scan_breakhis(source).images, SIZE, root=setting.folder / "cache", progress=False
     )
     images = keras.Input(cache.pixels.shape[1:], dtype="uint8")
-    augmented = keras.Model(images, FlipAndZoom(always=True)(keras.layers.Rescaling(1.0)(images)))
+    augmented = keras.Model(images, default_augmentation(0, always=True)(keras.layers.Rescaling(1.0)(images)))
     batches = Batches(cache.pixels, breakhis.class_labels(cache.images), peers.BATCH, OURS, seed=0)
 
     def ours():

@@ -15,7 +15,7 @@ from bcdlib import methods
 from bcdlib.data import breakhis, sources, splits
 from bcdlib.data.cache import build_cache
 from bcdlib.errors import InputError
-from bcdlib.methods.parts import backbones, fitting, hardware
+from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.methods.parts.augmentation import FlipAndZoom
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials.trial import Trial, run_trial
@@ -101,7 +101,8 @@ def test_normalisation_is_keras_own(weights_dir):
         include_top=False, weights=file, input_shape=X.shape[1:], pooling="avg"
     )
     expected = base.predict(keras.applications.resnet50.preprocess_input(X.astype("float32")), verbose=0)
-    np.testing.assert_allclose(method.transform(X), expected, rtol=1e-5, atol=1e-5)
+    found = features.extract_features(X, "resnet50", method.weights_)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_trial_cut_off_and_resumed_equals_undisturbed(trial, cache, tmp_path):
@@ -378,7 +379,8 @@ def test_the_head_learns_from_augmented_copies_too(cache, tmp_path):
     method = methods.get_method("resnet50")(trainable="head", augmented_copies=2, weights="none", verbose=0)
     copies = method.inputs(cache)
     assert copies.shape == (96, 3, 2048)
-    np.testing.assert_allclose(copies[:, 0], method.transform(cache.pixels), rtol=1e-4, atol=1e-5)
+    plain = features.extract_features(cache.pixels, "resnet50", method.weights_)
+    np.testing.assert_allclose(copies[:, 0], plain, rtol=1e-4, atol=1e-5)
     change = np.abs(copies[:, 1:] - copies[:, :1]).mean(axis=(1, 2))
     assert (change > 1e-4).all() and not np.array_equal(copies[:, 1], copies[:, 2])
     plain = run_trial(

@@ -21,11 +21,11 @@ BACKENDS = pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 
 
 def shared(backend, where, what):
-    """What tests/shared.py finds, and what it printed before."""
+    """What tests/two_devices.py finds, and what it printed before."""
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     done = subprocess.run(
-        [sys.executable, HERE / "shared.py", str(where), what],
+        [sys.executable, HERE / "two_devices.py", str(where), what],
         capture_output=True,
         text=True,
         timeout=1500,
@@ -50,14 +50,14 @@ def test_the_same_loss_as_on_one_device(backend, tmp_path):
     )
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "probability"):
         assert difference(found["1"], found["2"], name) < 1e-5, name
-    assert said.count("Training on 1 of 2 devices, 9 pictures of a batch of 9 on each: ") == 1
+    assert said.count("Training on 1 of 2 devices, 9 images of a batch of 9 on each: ") == 1
 
 
 @BACKENDS
 def test_cut_off_and_resumed_and_saved_on_two_devices(backend, tmp_path):
     found, said = shared(backend, tmp_path, "resumed")
     assert found["whole"] == found["resumed"], "bit for bit"
-    assert "Training on 2 of 2 devices, 4 pictures of a batch of 8 on each: " in said
+    assert "Training on 2 of 2 devices, 4 images of a batch of 8 on each: " in said
     assert "Epoch 3/4" in said and "Epoch 2/4" not in said, "did not go on where it was"
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         assert b'"synchronized": true' not in archive.read("config.json")

@@ -1,7 +1,7 @@
 """Bases that keras.applications lacks: GoogLeNet (Inception v1) and AlexNet, without their tops.
 
-Same arguments as the constructors of keras.applications. Padding is "same" where the publications pad, so that feature
-maps at 224x224 have the published sizes and smaller images still pass.
+Same arguments as the constructors of keras.applications. Padding is "same" where the publications pad, so
+that feature maps at 224x224 have the published sizes and smaller images still pass.
 """
 
 import keras
@@ -23,10 +23,10 @@ INCEPTION = {
 
 
 def GoogLeNet(include_top=False, weights=None, input_shape=(224, 224, 3), *, name="googlenet") -> keras.Model:
-    """GoogLeNet (Inception v1) without top and auxiliary heads: (height, width, 3) -> (height/32, width/32, 1024).
+    """Build GoogLeNet (Inception v1) without top and auxiliary heads.
 
-    Szegedy et al., CVPR 2015, Table 1. Local response normalisation, which has no weights and which later work found
-    to matter little, is left out.
+    From (height, width, 3) to (height/32, width/32, 1024). Szegedy et al., CVPR 2015, Table 1. Local response
+    normalisation, which has no weights and which later work found to matter little, is left out.
 
     Parameters
     ----------
@@ -46,11 +46,12 @@ def GoogLeNet(include_top=False, weights=None, input_shape=(224, 224, 3), *, nam
 
 
 def AlexNet(include_top=False, weights=None, input_shape=(227, 227, 3), *, name="alexnet") -> keras.Model:
-    """AlexNet's five convolution layers: (height, width, 3) -> (6, 6, 256) at 227x227; needs 67 pixels a side.
+    """Build AlexNet's five convolution layers, which need 67 pixels a side.
 
-    Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012: 96, 256, 384, 384
-    and 256 maps, layers 2, 4 and 5 in two groups, overlapping pooling after layers 1, 2 and 5. (It prints 224x224;
-    with its stride 4 and no padding that must be 227.) Local response normalisation, which has no weights, is left out.
+    From (227, 227, 3) to (6, 6, 256). Krizhevsky et al., "ImageNet Classification with Deep Convolutional
+    Neural Networks", NIPS 2012: 96, 256, 384, 384 and 256 maps, layers 2, 4 and 5 in two groups, overlapping
+    pooling after layers 1, 2 and 5. (It prints 224x224; with its stride 4 and no padding that must be 227.)
+    Local response normalisation, which has no weights, is left out.
 
     Parameters
     ----------

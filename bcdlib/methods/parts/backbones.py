@@ -15,9 +15,21 @@ from bcdlib.methods.parts.architectures import AlexNet, GoogLeNet
 
 
 class Architecture(NamedTuple):
-    """A base: ``constructor`` as those of keras.applications, ``mode`` the way its ImageNet weights expect pixels
-    (keras.applications' own words), ``smallest`` the shortest side that it takes, ``downloads`` whether Keras has its
-    ImageNet weights, ``stages`` the last layer of each stage, by the stage's digit in the publication."""
+    """What is known of a base.
+
+    Attributes
+    ----------
+    constructor : callable
+        As those of keras.applications.
+    mode : str
+        The way its ImageNet weights expect pixels, in keras.applications' own words.
+    smallest : int
+        The shortest side that it takes, in pixels.
+    downloads : bool
+        Whether Keras has its ImageNet weights.
+    stages : dict
+        The last layer of each stage, by the stage's digit in the publication.
+    """
 
     constructor: Callable
     mode: str
@@ -26,17 +38,14 @@ class Architecture(NamedTuple):
     stages: dict[str, str] = {}
 
 
+_RESNET50_STAGES = {
+    "2": "conv2_block3_out",
+    "3": "conv3_block4_out",
+    "4": "conv4_block6_out",
+    "5": "conv5_block3_out",
+}
 ARCHITECTURES = {
-    "resnet50": Architecture(
-        keras.applications.ResNet50,
-        "caffe",
-        stages={
-            "2": "conv2_block3_out",
-            "3": "conv3_block4_out",
-            "4": "conv4_block6_out",
-            "5": "conv5_block3_out",
-        },
-    ),
+    "resnet50": Architecture(keras.applications.ResNet50, "caffe", stages=_RESNET50_STAGES),
     "resnet152": Architecture(keras.applications.ResNet152, "caffe"),
     "vgg16": Architecture(keras.applications.VGG16, "caffe"),
     "vgg19": Architecture(keras.applications.VGG19, "caffe"),
@@ -51,25 +60,31 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a base's weights come from: ``path`` for the constructor (a file, "imagenet" or None) and a label."""
+    """Where a base's weights come from: its constructor's ``path`` (a file, "imagenet", None); a label."""
 
     path: str | None
     label: str
 
     @property
     def pretrained(self) -> bool:
-        """False if the base starts from random weights."""
+        """Whether the base starts from weights that were learnt elsewhere."""
         return self.path is not None
 
 
 def choose_weights(weights: str | None = None) -> str:
-    """What the user wants: the argument, else the folder that BCD_WEIGHTS_DIR names, else ``"imagenet"``."""
+    """Choose where weights come from: the argument, else the folder in BCD_WEIGHTS_DIR, else ``"imagenet"``.
+
+    Examples
+    --------
+    >>> choose_weights("none")
+    'none'
+    """
     return weights or os.environ.get("BCD_WEIGHTS_DIR") or "imagenet"
 
 
 @functools.cache
 def _download_problem(architecture: str) -> str:
-    """Empty if Keras has or gets the ImageNet weights, else why not; asked once a process."""
+    """Try to get Keras' ImageNet weights, once a process; gives why they cannot be had, or an empty text."""
     if not ARCHITECTURES[architecture].downloads:
         return f"Keras has no ImageNet weights of {architecture}"
     try:
@@ -87,8 +102,8 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
     architecture : str
         A key of `ARCHITECTURES`.
     weights : str, optional
-        ``"imagenet"`` (Keras downloads them), ``"none"``, or a folder with ``<architecture>_notop.weights.h5``.
-        Default: see `choice`.
+        ``"imagenet"`` (Keras downloads them), ``"none"``, or a folder with
+        ``<architecture>_notop.weights.h5``. Default: see `choose_weights`.
     required : bool
         If False, weights that cannot be had mean random ones.
 
@@ -96,26 +111,31 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
     ------
     InputError
         If they cannot be had and are required, or if a named folder does not exist.
+
+    Examples
+    --------
+    >>> find_weights("resnet50", "none")
+    Weights(path=None, label='random initial weights')
     """
     weights = choose_weights(weights)
     if weights == "none":
         return Weights(None, "random initial weights")
     if weights == "imagenet":
+        path, label = weights, "ImageNet weights (Keras)"
         problem = _download_problem(architecture)
-        if not problem:
-            return Weights("imagenet", "ImageNet weights (Keras)")
     else:
         folder = Path(weights).expanduser().absolute()
         if not folder.is_dir():
             raise InputError(f"{weights}: no such folder of weights; name a folder, 'imagenet' or 'none'")
-        file = folder / f"{architecture}_notop.weights.h5"
-        if file.is_file():
-            return Weights(str(file), f"ImageNet weights (file {file.parent.name}/{file.name})")
-        problem = f"{file}: no such file"
+        path = folder / f"{architecture}_notop.weights.h5"
+        label = f"ImageNet weights (file {folder.name}/{path.name})"
+        problem = "" if path.is_file() else f"{path}: no such file"
+    if not problem:
+        return Weights(str(path), label)
     if required:
         raise InputError(
-            f"{problem}; name a folder that has {architecture}_notop.weights.h5 with --weights or BCD_WEIGHTS_DIR, "
-            "or start from random weights with --weights none"
+            f"{problem}; name a folder that has {architecture}_notop.weights.h5 with --weights or "
+            "BCD_WEIGHTS_DIR, or start from random weights with --weights none"
         )
     return Weights(None, "random initial weights (ImageNet's could not be had)")
 
@@ -123,22 +143,28 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
 def find_all(
     architectures: Iterable[str], weights: str | None = None, required: bool = True
 ) -> dict[str, Weights]:
-    """`find_weights` of each base of a method.
+    """Find the weights of each base of a method with `find_weights`.
 
-    Where weights are required, a method needs them for one of its bases at least: a comparison need not stop because
-    one of four is not at hand. A base of which Keras has no weights is never required. The label says what was used.
+    Where weights are required, a method needs them for one of its bases at least: a comparison need not stop
+    because one of four is not at hand. A base of which Keras has no weights is never required. The label says
+    what was used.
     """
-    names = list(architectures)
-    found = {name: find_weights(name, weights, required=False) for name in names}
+    found = {name: find_weights(name, weights, required=False) for name in architectures}
     if required and not any(w.pretrained for w in found.values()):
-        for name in names:
+        for name in found:
             if ARCHITECTURES[name].downloads:
                 find_weights(name, weights, required=True)  # raises, or the user asked for none
     return found
 
 
 def weights_label(found: dict[str, Weights]) -> str:
-    """What a method's bases started from, in a few words."""
+    """Describe in a few words what a method's bases started from.
+
+    Examples
+    --------
+    >>> weights_label({})
+    'no pre-trained weights'
+    """
     labels = {weights.label for weights in found.values()}
     if len(labels) == 1:
         return labels.pop()
@@ -150,65 +176,61 @@ def weights_label(found: dict[str, Weights]) -> str:
 def append_normalisation(x, architecture: str, name: str = "normalisation"):
     """Append the layers that turn RGB 0..255 into what the base's ImageNet weights expect.
 
-    The built-in layers only, so that a saved model loads without bcdlib, and in float32 whatever the policy. Checked
-    against ``keras.applications.<architecture>.preprocess_input``.
+    Built-in layers only, so that a saved model loads without bcdlib, and in float32 whatever the policy. The
+    tests compare them with ``keras.applications.<architecture>.preprocess_input``.
     """
     mode = ARCHITECTURES[architecture].mode
-    if mode == "caffe":
-        x = keras.ops.flip(x, axis=-1)  # RGB -> BGR
-        return keras.layers.Normalization(
-            mean=[103.939, 116.779, 123.68], variance=[1.0] * 3, name=name, dtype="float32"
-        )(x)
-    if mode == "torch":
-        mean, deviation = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
-        return keras.layers.Normalization(
-            mean=mean.tolist(), variance=(deviation**2).tolist(), name=name, dtype="float32"
-        )(x)
     if mode == "tf":
         return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name=name, dtype="float32")(x)
-    raise ValueError(f"unknown normalisation {mode!r}")
+    if mode == "caffe":
+        x = keras.ops.flip(x, axis=-1)  # RGB -> BGR
+        mean, deviation = np.array([103.939, 116.779, 123.68]), np.ones(3)
+    else:
+        mean, deviation = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
+    variance = np.square(deviation).tolist()
+    return keras.layers.Normalization(mean=mean.tolist(), variance=variance, name=name, dtype="float32")(x)
 
 
-def normalise_images(pictures, architecture: str = "resnet50") -> np.ndarray:
-    """Pictures as the base gets them.
+def normalise_images(images, architecture: str = "resnet50") -> np.ndarray:
+    """Normalise images for a base.
 
     Parameters
     ----------
-    pictures : array (N, height, width, 3), RGB 0..255
+    images : array (N, height, width, 3), RGB 0..255
+    architecture : str
+        A key of `ARCHITECTURES`.
 
     Returns
     -------
-    float32 array of the same shape, in the network's order of channels.
+    float32 array of the same shape
+        In the network's order of channels.
 
     Raises
     ------
     InputError
         If the architecture is unknown.
+
+    Examples
+    --------
+    >>> normalise_images(np.full((1, 1, 1, 3), 255), "xception").ravel().tolist()
+    [1.0, 1.0, 1.0]
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"unknown architecture {architecture!r}; use {' or '.join(ARCHITECTURES)}")
-    return keras.ops.convert_to_numpy(
-        append_normalisation(np.asarray(pictures, dtype="float32"), architecture)
-    )
+    images = np.asarray(images, dtype="float32")
+    return keras.ops.convert_to_numpy(append_normalisation(images, architecture))
 
 
-def build_backbone(architecture: str, input_shape: tuple[int, int, int], weights: Weights):
-    """The base without its top: (height, width, 3) -> feature map.
+def normalised_for_display(images, architecture: str = "resnet50") -> np.ndarray:
+    """Normalise images as `normalise_images`, and stretch each image's channels to 0..1, to be looked at.
 
-    Raises
-    ------
-    InputError
-        If the weights file does not fit the architecture.
+    Returns
+    -------
+    float32 array of the same shape
     """
-    constructor = ARCHITECTURES[architecture].constructor
-    try:
-        return constructor(
-            include_top=False, weights=weights.path, input_shape=input_shape, name=architecture
-        )
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(
-            f"{weights.path}: does not load as {architecture} ({error})".splitlines()[0]
-        ) from None
+    values = normalise_images(images, architecture)
+    low, high = values.min(axis=(1, 2), keepdims=True), values.max(axis=(1, 2), keepdims=True)
+    return (values - low) / np.maximum(high - low, 1e-6)
 
 
 def append_features(
@@ -216,95 +238,105 @@ def append_features(
     architecture: str,
     weights: Weights,
     *,
-    seed: int,
     trainable: bool = False,
-    batch_norm=None,
+    batch_norm: float | str | None = None,
     pooling: str = "average",
     patches: int = 1,
     name: str = "pool",
+    seed: int,
 ):
     """Append a base and its pooling.
 
     Parameters
     ----------
     x : Keras tensor (batch, height, width, 3), RGB 0..255
-    seed : of random initial weights; they do not depend on what was built before.
-    trainable, batch_norm : as in `set_trainable`
-    pooling : "average" (global average), "flatten", or "moments-234": mean and standard deviation of each channel at the
-        end of stages 2, 3 and 4 (of any of the base's stages), side by side; "means-234" the means alone
-    patches : cut the image into patches x patches equal parts and put each through the base
-    name : of the last layer
+    trainable : bool
+        Whether the base is fine-tuned or stays frozen.
+    batch_norm : float, "frozen" or None
+        As in `profiles.Profile`.
+    pooling : str
+        "average" (global average), "flatten", or "moments-234": mean and standard deviation of each channel
+        at the end of stages 2, 3 and 4 (of any of the base's stages), side by side; "means-234": the means
+        alone.
+    patches : int
+        Cut the image into patches x patches equal parts and put each through the base.
+    name : str
+        Of the last layer.
+    seed : int
+        Of random initial weights; they do not depend on what was built before.
 
     Returns
     -------
-    Keras tensor (batch, channels); with patches > 1 the features of all patches side by side, row by row.
+    Keras tensor (batch, channels)
+        With patches > 1 the features of all patches side by side, row by row.
+
+    Raises
+    ------
+    InputError
+        If the weights file does not fit the architecture.
     """
+    about = ARCHITECTURES[architecture]
     if patches > 1:
         x = cut_patches(x, patches)
     height, width = x.shape[1:3]
-    factor = -(-ARCHITECTURES[architecture].smallest // min(height, width))
-    if factor > 1:  # the base cannot take pictures this small
+    factor = -(-about.smallest // min(height, width))
+    if factor > 1:  # the base cannot take images this small
         x = keras.layers.Resizing(
             factor * height, factor * width, name=f"enlarge_{architecture}", dtype="float32"
         )(x)
-    x = append_normalisation(
-        x, architecture, "normalisation" if name == "pool" else f"normalisation_{architecture}"
-    )
+    suffix = "" if name == "pool" else f"_{architecture}"
+    x = append_normalisation(x, architecture, f"normalisation{suffix}")
     keras.utils.set_random_seed(seed)
-    base = build_backbone(architecture, x.shape[1:], weights)
-    set_trainable(base, trainable, batch_norm)
+    try:
+        base = about.constructor(
+            include_top=False, weights=weights.path, input_shape=x.shape[1:], name=architecture
+        )
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(
+            f"{weights.path}: does not load as {architecture} ({error})".splitlines()[0]
+        ) from None
+    _set_trainable(base, trainable, batch_norm)
     kind, _, stages = pooling.partition("-")
     if stages:
-        base = keras.Model(
-            base.inputs,
-            [base.get_layer(ARCHITECTURES[architecture].stages[s]).output for s in stages],
-            name=architecture,
-        )
+        outputs = [base.get_layer(about.stages[stage]).output for stage in stages]
+        base = keras.Model(base.inputs, outputs, name=architecture)
     # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
     x = base(x, training=None if trainable else False)
     if stages:
         feature_maps = x if isinstance(x, list | tuple) else [x]
-        return keras.layers.Concatenate(name=name)(_moments(feature_maps, deviations=kind == "moments"))
-    inner = name if patches == 1 else f"{name}_patch"
-    pool = (
-        keras.layers.Flatten(name=inner)
-        if pooling == "flatten"
-        else keras.layers.GlobalAveragePooling2D(name=inner)
-    )
-    x = pool(x)
-    return (
-        x
-        if patches == 1
-        else keras.layers.Identity(name=name)(keras.ops.reshape(x, (-1, patches**2 * x.shape[-1])))
-    )
-
-
-def _moments(feature_maps, deviations: bool) -> list:
-    found = [keras.ops.mean(one, axis=(1, 2)) for one in feature_maps]
-    if deviations:  # with a little added: the gradient of a root ends at 0
-        found += [keras.ops.sqrt(keras.ops.var(one, axis=(1, 2)) + 1e-6) for one in feature_maps]
-    return found
+        pooled = [keras.ops.mean(one, axis=(1, 2)) for one in feature_maps]
+        if kind == "moments":  # with a little added: the gradient of a root ends at 0
+            pooled += [keras.ops.sqrt(keras.ops.var(one, axis=(1, 2)) + 1e-6) for one in feature_maps]
+        return keras.layers.Concatenate(name=name)(pooled)
+    layer = keras.layers.Flatten if pooling == "flatten" else keras.layers.GlobalAveragePooling2D
+    if patches == 1:
+        return layer(name=name)(x)
+    x = layer(name=f"{name}_patch")(x)
+    return keras.layers.Identity(name=name)(keras.ops.reshape(x, (-1, patches**2 * x.shape[-1])))
 
 
 def cut_patches(x, patches: int):
-    """Cut images into patches x patches equal parts (a rest at the right and lower edge of fewer pixels is left out).
+    """Cut images into patches x patches equal parts; what is left at the right and lower edge is left out.
 
-    Keras tensor (batch, height, width, 3) -> (batch * patches**2, height // patches, width // patches, 3), an image's
-    patches one after the other, row by row.
+    Parameters
+    ----------
+    x : Keras tensor (batch, height, width, 3)
+
+    Returns
+    -------
+    Keras tensor (batch * patches**2, height // patches, width // patches, 3)
+        An image's patches one after the other, row by row.
     """
     height, width = x.shape[1] // patches, x.shape[2] // patches
     rows = keras.ops.image.extract_patches(x[:, : height * patches, : width * patches], (height, width))
     return keras.ops.reshape(rows, (-1, height, width, 3))
 
 
-def set_trainable(base: keras.Model, trainable: bool, batch_norm: float | str | None = None) -> None:
-    """Fine-tune or freeze a base; ``batch_norm`` as in `profiles.Profile`."""
+def _set_trainable(base: keras.Model, trainable: bool, batch_norm: float | str | None) -> None:
     base.trainable = trainable
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization) and batch_norm is not None:
             if batch_norm == "frozen":
-                layer.trainable = (
-                    False  # Keras: a frozen batch norm layer also uses its moving statistics in training
-                )
+                layer.trainable = False  # Keras then uses its moving statistics in training too
             else:
                 layer.momentum = batch_norm

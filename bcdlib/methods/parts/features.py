@@ -1,4 +1,4 @@
-"""Features of frozen bases: computed once a base and image, stored beside the pixel cache, shared by all that ask."""
+"""Features of frozen bases: computed once for each base and image, stored beside the pixel cache, shared."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import numpy as np
 
 from bcdlib.data import stain
 from bcdlib.methods.parts import backbones
-from bcdlib.methods.parts.augmentation import FlipAndZoom
+from bcdlib.methods.parts.augmentation import default_augmentation
 from bcdlib.methods.parts.fitting import predict_batches
 from bcdlib.runs.files import atomic_write, local_copy, lock_path
 
@@ -20,54 +20,40 @@ def cached_features(
     architecture: str,
     weights: backbones.Weights,
     *,
-    seed: int = 0,
+    target: stain.StainTarget | None = None,
     pooling: str = "average",
     patches: int = 1,
+    seed: int = 0,
     verbose=0,
-    target: stain.StainTarget | None = None,
     **change,
 ) -> np.ndarray:
-    """Features of all images of a pixel cache.
+    """Compute the features of all images of a pixel cache, or find them.
 
-    Stored as ``<cache.folder>/features/<architecture>-<hash>.npy``; the hash covers all that they depend on, so that
-    methods, splits, folds and later processes share them. Found ones are mapped, not read.
+    They are stored as ``<cache.folder>/features/<architecture>-<hash>.npy``; the hash covers all that they
+    depend on, so that methods, splits, folds and later processes share them. Found ones are mapped into
+    memory, not read.
 
     Parameters
     ----------
     cache : cache.PixelCache
-    architecture and so on : as in `extract`
+    architecture and so on : as in `extract_features`
 
     Returns
     -------
-    float32 array (N, channels), read-only, rows as in ``cache.pixels``.
+    float32 array (N, channels)
+        Read-only, rows as in ``cache.pixels``.
     """
-    facts = [
-        FEATURES_FORMAT,
-        architecture,
-        _identity(weights, seed),
-        pooling,
-        patches,
-        target and [target.kind, target.values],
-    ]
+    stained = target and [target.kind, target.values]
+    facts = [FEATURES_FORMAT, architecture, _identity(weights, seed), pooling, patches, stained]
     facts += [change] if change else []
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = cache.folder / "features" / f"{architecture}-{digest}.npy"
-    if not path.is_file():
-        with lock_path(path):
-            if not path.is_file():  # or another process made it in the meantime
-                with atomic_write(path) as temporary:
-                    found = extract_features(
-                        cache.pixels,
-                        architecture,
-                        weights,
-                        seed=seed,
-                        pooling=pooling,
-                        patches=patches,
-                        verbose=verbose,
-                        target=target,
-                        **change,
-                    )
-                    np.save(temporary, found, allow_pickle=False)
+    settings = {"target": target, "pooling": pooling, "patches": patches, "seed": seed, "verbose": verbose}
+    with lock_path(path):
+        if not path.is_file():
+            with atomic_write(path) as temporary:
+                found = extract_features(cache.pixels, architecture, weights, **settings, **change)
+                np.save(temporary, found, allow_pickle=False)
     return np.load(local_copy(path), mmap_mode="r", allow_pickle=False)
 
 
@@ -76,38 +62,42 @@ def extract_features(
     architecture: str,
     weights: backbones.Weights,
     *,
-    seed: int = 0,
+    target: stain.StainTarget | None = None,
     pooling: str = "average",
     patches: int = 1,
-    verbose=0,
-    target: stain.StainTarget | None = None,
     jitter: list[int] | None = None,
     augment: list[int] | None = None,
+    seed: int = 0,
+    verbose=0,
 ) -> np.ndarray:
-    """Features of pictures; uint8 (N, height, width, 3) -> float32 (N, channels). Nothing is stored.
+    """Compute the features that a frozen base gives of images; nothing is stored.
 
     Parameters
     ----------
+    X : uint8 array (N, height, width, 3), RGB
     architecture : str
-        A key of ``backbones.ARCHITECTURES``.
-    seed : int
-        Of random initial weights; pre-trained ones do not depend on it.
+        A key of `backbones.ARCHITECTURES`.
+    target : stain.StainTarget, optional
+        Of stain normalisation in front of the base.
     pooling, patches
         As in `backbones.append_features`.
-    target : stain.StainTarget, optional
-        Stain normalisation in front of the base.
     jitter, augment : list of int, optional
-        Seed of a copy of the pictures with jittered stains (see `stain.jitter_stain`), or flipped and zoomed
-        (see `augmentation.FlipAndZoom`).
+        Seed of a copy of the images with jittered stains (see `stain.jitter_stain`), or augmented (see
+        `augmentation.default_augmentation`).
+    seed : int
+        Of random initial weights; pre-trained ones do not depend on it.
+
+    Returns
+    -------
+    float32 array (N, channels)
     """
     X = X if jitter is None else stain.jitter_stain(X, jitter)
     X = X if target is None else stain.normalise_stain(X, target)
     images = keras.Input(X.shape[1:], dtype="uint8", name="image")
     x = keras.layers.Rescaling(1.0, name="as_float")(images)
     if augment is not None:
-        x = FlipAndZoom(seed=int(np.random.SeedSequence(augment).generate_state(1)[0] % 2**31), always=True)(
-            x
-        )
+        drawn = np.random.SeedSequence(augment).generate_state(1)[0] % 2**31
+        x = default_augmentation(int(drawn), always=True)(x)
     x = backbones.append_features(x, architecture, weights, seed=seed, pooling=pooling, patches=patches)
     return predict_batches(keras.Model(images, x), X, verbose)
 

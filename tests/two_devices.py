@@ -1,4 +1,4 @@
-"""Training on two made-up devices, parts of the CPU, in a process of its own: python shared.py FOLDER WHAT; prints JSON."""
+"""Training on two made-up devices, parts of the CPU, in a process of its own: python two_devices.py FOLDER WHAT; prints JSON."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def fitted(method, count: int, folder=None, held_out=37) -> dict:
     os.environ["BCD_DEVICES"] = str(count)
     X, y = data()
     # an odd number of rows, in batches that two do not divide
-    method.fit(X, y, (X[:held_out], y[:held_out]), folder)
+    method.fit(X, y, (X[:held_out], y[:held_out]), folder=folder)
     return {**method.history_.to_dict("list"), "probability": method.predict_proba(X[:37])[:, 1].tolist()}
 
 

@@ -1,0 +1,250 @@
+"""What trains a `_keras.KerasMethod`, predicts with it and saves it."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from bcdlib.data.stain import StainTarget, fit_stain, normalise_stain
+from bcdlib.methods._base import TASKS, Method, probability_columns
+from bcdlib.methods.parts import augmentation, features, hardware
+from bcdlib.methods.parts.fitting import Batches, fit_network, predict_batches
+from bcdlib.runs.files import atomic_write, write_csv
+
+MEMBER = "bcdlib.json"  # what a saved .keras file says beside the network
+AUGMENTATION = "augmentation"  # name of the layer that a saved network leaves out
+
+
+class KerasTraining(Method):
+    """Training, prediction and saving of what `_keras.KerasMethod` defines; see there for the attributes."""
+
+    stain_: StainTarget | None = None
+    head_: keras.Model | None = None  # with frozen bases: from features to what the loss looks at
+    joined_: keras.Model | None = None  # the head whose weights `model_` has
+
+    def targets(self, y, images=None) -> np.ndarray:
+        """Give what the loss compares with, for labels (N,): a float array, rows parallel."""
+        return np.asarray(y)
+
+    @classmethod
+    def probabilities(cls, network, X, images=None) -> np.ndarray:
+        """Predict with a trained network from pixels or features; (N, 1) or (N, 8)."""
+        return predict_batches(network, X)
+
+    def inputs(self, cache, train=None) -> np.ndarray:
+        """Give what `fit` and `predict_proba` want for all images of a cache.
+
+        Parameters
+        ----------
+        cache : cache.PixelCache
+        train : int array, optional
+            Rows of the training images, on which a stain target is fitted; default all.
+
+        Returns
+        -------
+        array
+            Pixels; or with frozen bases their features, float32 (N, channels), with copies (N, 1 + copies,
+            channels).
+        """
+        self._prepare()
+        self.input_shape_ = cache.pixels.shape[1:]
+        if not self.frozen:
+            return cache.pixels
+        self._fit_stain(cache.pixels if train is None else cache.pixels[train])
+        return self._features(features.cached_features, cache)
+
+    def _fit_stain(self, X) -> None:
+        self.stain_ = fit_stain(self.stain, X) if self.stain else None
+
+    def _copies(self) -> list[dict]:
+        """List the changes to the images for each set of features, first none; see `extract_features`."""
+        numbers = range(1, self.augmented_copies + 1)
+        return [{}, *({"augment": [self.seed, number, *augmentation.REVISION]} for number in numbers)]
+
+    def _features(self, extract, X) -> np.ndarray:
+        """Give all bases' features side by side; (N, channels), or with copies (N, 1 + copies, channels)."""
+        found = []
+        for change in self._copies():
+            parts = [
+                extract(
+                    X,
+                    name,
+                    weights,
+                    target=self.stain_,
+                    pooling=self.pooling,
+                    patches=self.cuts,
+                    seed=self.seed,
+                    verbose=self.verbose,
+                    **change,
+                )
+                for name, weights in self.bases_.items()
+            ]
+            self.widths_ = [part.shape[1] for part in parts]
+            found.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
+        return found[0] if len(found) == 1 else np.stack(found, axis=1)
+
+    def fit(self, X, y, validation_data=None, *, folder=None, images=None):
+        """Train as `Method.fit`; with frozen bases X may also be features from `inputs`.
+
+        If `folder` holds a checkpoint of a run that was cut off, training goes on from there. The folder gets
+        ``checkpoint.keras``, ``history.csv`` and, where TensorFlow is installed, ``tensorboard/``.
+        """
+        self._prepare()
+        self.classes_ = np.arange(len(TASKS[self.task]))
+        self.cases_ = None if images is None else images["case"].to_numpy()
+        X, held_out = np.asanyarray(X), None
+        if X.ndim == 4:
+            self.input_shape_ = X.shape[1:]
+            self._fit_stain(X)
+        X = self._prepared(X)
+        if validation_data is not None:
+            seen = first_copies(self._prepared(np.asanyarray(validation_data[0])))
+            held_out = seen, self.targets(*validation_data[1:])
+        self._train(X, self.targets(y, images), held_out, folder)
+        return self
+
+    def _prepared(self, X) -> np.ndarray:
+        """Bring pixels to what the network or the head gets; features stay as they are."""
+        if X.ndim == 4 and self.frozen:
+            return self._features(features.extract_features, X)
+        return self._stained(X)
+
+    def _stained(self, X) -> np.ndarray:
+        return X if X.ndim != 4 or self.stain_ is None else normalise_stain(X, self.stain_)
+
+    def _train(self, X, y, held_out, folder) -> None:
+        if self.frozen:
+            self._train_head(*flatten_copies(X, y), held_out, folder)
+        else:
+            self._train_whole(X, y, held_out, folder)
+
+    def _train_head(self, X, y, held_out, folder) -> None:
+        head, batches = self._new_head(X), self._batches(X, y)
+        # a step takes milliseconds: Python counts, so an epoch is one execution
+        wanted = self.steps_per_execution or batches.steps
+        head.steps_per_execution = hardware.steps_at_once(batches.steps, wanted)
+        self.head_ = self._run(head, batches, held_out)  # seconds: not worth a checkpoint
+        if folder is not None:
+            write_csv(Path(folder) / "history.csv", self.history_)
+
+    def _new_head(self, X) -> keras.Model:
+        """Build an untrained head for training features (N, channels), which it standardises by them."""
+        keras.utils.set_random_seed(self.seed)
+        inputs = keras.Input(X.shape[1:], name="features")
+        head = self._connect(inputs, inputs)
+        standardise(head.get_layer("standardise"), X)
+        return head
+
+    def _train_whole(self, X, y, held_out, folder) -> None:
+        batches, policy = self._batches(X, y), hardware.dtype_policy(self.precision)
+        sharing = hardware.sharing_devices(self.batch_size, self.verbose)
+        with sharing as self.devices_, hardware.computing_dtype(policy):
+            model = self.build(X.shape[1:])
+            model.steps_per_execution = hardware.steps_at_once(
+                batches.steps, self.steps_per_execution, devices=self.devices_
+            )
+            if self.verbose:
+                print(hardware.describe_hardware(model, policy), flush=True)
+            self.model_ = self._run(model, batches, held_out, folder=folder, devices=self.devices_)
+        if policy != "float32" or self.devices_ > 1:
+            # what is kept computes in float32, on one device: as exact, and quicker on a CPU
+            weights = self.model_.get_weights()
+            self.build(X.shape[1:]).set_weights(weights)
+
+    def _batches(self, X, y) -> Batches:
+        return Batches(X, y, self.batch_size, self.steps_per_epoch, self.seed)
+
+    def _run(self, model, batches, held_out, **settings) -> keras.Model:
+        """Train, set ``history_``, and give the network, another object if it was resumed."""
+        settings |= {"epochs": self.epochs, "seed": self.seed, "verbose": self.verbose}
+        model, self.history_ = fit_network(model, batches, held_out, **settings)
+        return model
+
+    def whole(self) -> keras.Model:
+        """Give the fitted network from pixels on, compiled; with frozen bases built when first needed."""
+        if self.frozen and self.joined_ is not self.head_:
+            self.build(self.input_shape_)
+            for layer in self.head_.layers:
+                if layer.weights:
+                    _set_weights(self.model_.get_layer(layer.name), layer.get_weights())
+            self.joined_ = self.head_
+        return self.model_
+
+    def _predictor(self, model: keras.Model) -> keras.Model:
+        # never compiled: without the optimizer's state a saved file is half as large
+        return keras.Model(model.inputs, self.build_prediction(model), name=self.key)
+
+    def predict_proba(self, X, images=None) -> np.ndarray:
+        """Predict as `Method.predict_proba`, from pixels or, with frozen bases, features from `inputs`."""
+        X = np.asanyarray(X)
+        network = self.whole() if X.ndim == 4 else self.head_
+        found = self.probabilities(self._predictor(network), first_copies(self._stained(X)), images)
+        return probability_columns(found)
+
+    def save(self, path) -> None:
+        """Write a .keras file: raw RGB uint8 in, probability of malignant (or of the eight subtypes) out.
+
+        Keras alone can load it. If the method has a stain step, that is not in the network but described in
+        the file's member ``bcdlib.json``; ``methods.load_method`` applies it.
+        """
+        facts = {
+            "key": self.key,
+            "title": self.title,
+            "task": self.task,
+            "classes": TASKS[self.task],
+            "size": [self.input_shape_[1], self.input_shape_[0]],
+            "weights": self.weights_.label,
+            "stain": self.stain_ and {"kind": self.stain_.kind, "values": self.stain_.values},
+        }
+        with atomic_write(path) as temporary:
+            _without_augmentation(self._predictor(self.whole())).save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(MEMBER, json.dumps(facts, indent=2))
+
+
+def first_copies(X) -> np.ndarray:
+    """Take the images' own from features (N, 1 + copies, channels); give others, or pixels, as they are."""
+    return X[:, 0] if X.ndim == 3 else X
+
+
+def flatten_copies(X, y) -> tuple[np.ndarray, np.ndarray]:
+    """Make each copy a row of its own in features and targets, those of an image one after the other."""
+    return (X.reshape(-1, X.shape[-1]), np.repeat(y, X.shape[1], axis=0)) if X.ndim == 3 else (X, y)
+
+
+def _without_augmentation(network: keras.Model) -> keras.Model:
+    """Copy a network without its augmentation, which is code of ours: a saved file needs Keras alone.
+
+    It shares all other layers, and is to be saved only: their attribute ``output`` stays that of the first
+    network.
+    """
+
+    def copy(layer):
+        return (
+            keras.layers.Identity(name=layer.name, dtype="float32") if layer.name == AUGMENTATION else layer
+        )
+
+    return keras.models.clone_model(network, clone_function=copy)
+
+
+def standardise(layer: keras.layers.Normalization, X) -> keras.layers.Normalization:
+    """Set a normalisation layer to the mean and variance of features (N, channels), and give it back.
+
+    A channel that is constant there (a dead unit) gets the mean variance of the others: by its own, a first
+    activation in a new image would be a million deviations large.
+    """
+    layer.adapt(np.asarray(X))
+    mean, variance, *rest = layer.get_weights()
+    dead = variance <= 1e-12 * np.square(mean)
+    if dead.any():
+        variance[dead] = variance[~dead].mean() if not dead.all() else 1.0
+        _set_weights(layer, [mean, variance, *rest])
+    return layer
+
+
+def _set_weights(layer: keras.layers.Layer, weights) -> None:
+    layer.set_weights(weights)
+    if isinstance(layer, keras.layers.Normalization):
+        layer.finalize_state()  # set_weights leaves the derived mean as it was
