@@ -14,7 +14,7 @@ if not sys.stderr.isatty():
 import click
 
 from bcdlib import __version__
-from bcdlib.errors import InputError, printable
+from bcdlib.errors import InputError, StageError, printable
 from bcdlib.runs.files import explain_disk_errors
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
@@ -31,26 +31,54 @@ manifest_option = click.option(
     help="CSV (path, label, group) that names the images in --data, if they are your own and not BreakHis's.",
 )
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of every random choice.")
-out_option = click.option("--out", default=None, help="Run folder.  [default: runs/<data>-<profile>]")
 weights_option = click.option(
     "--weights",
     default=None,
-    help="'imagenet', 'none', or a folder with <architecture>_notop.weights.h5.  [default: $BCD_WEIGHTS_DIR or imagenet]",
+    help="'imagenet', 'none', or a folder with <architecture>_notop.weights.h5.  "
+    "[default: $BCD_WEIGHTS_DIR or imagenet]",
 )
-strict_option = click.option(
-    "--strict", is_flag=True, help="Stop if an image has to be left out, with exit status 2."
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
+TRAINING_OPTIONS = (
+    data_option,
+    manifest_option,
+    click.option("--profile", default="demo", show_default=True, help="demo, quick or paper."),
+    click.option("--out", default=None, help="Run folder.  [default: runs/<data>-<profile>]"),
+    click.option(
+        "--scheduler",
+        default="none",
+        show_default=True,
+        help="Where work is done: none (this process), local:N (N processes), tcp://host:port "
+        "or a Dask scheduler file.",
+    ),
+    click.option("--strict", is_flag=True, help="Stop if an image has to be left out, with exit status 2."),
+    seed_option,
+    weights_option,
 )
-scheduler_option = click.option(
-    "--scheduler",
-    default="none",
-    show_default=True,
-    help="Where work is done: none (this process), local:N (N processes), tcp://host:port or a Dask scheduler file.",
-)
-profile_option = click.option("--profile", default="demo", show_default=True, help="demo, quick or paper.")
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+def training_options(command):
+    """Give a command the options that ``run`` and ``compare`` share."""
+    for option in reversed(TRAINING_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _print_failed(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(f"Failed: {line}", err=True)
+    if lines:
+        raise SystemExit(1)
+
+
+def _run_notebooks(folder, parameters: dict, only: tuple[str, ...]) -> None:
+    from bcdlib.suite import run
+
+    click.echo(run.result_lines(run.run_suite(folder, parameters, only)))
+    click.echo(f"Report: {folder.folder / 'report.html'}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,10 +88,7 @@ def main():
 
 
 @main.command()
-@data_option
-@manifest_option
-@profile_option
-@out_option
+@training_options
 @click.option(
     "--only", multiple=True, help="Run this notebook only (for example 05_evaluate); may be repeated."
 )
@@ -74,18 +99,13 @@ def main():
     help="YAML file of notebook parameters, each with a value or a list: 04_train and "
     "05_evaluate for every combination, and one table, sweep.csv.",
 )
-@scheduler_option
-@strict_option
-@seed_option
-@weights_option
-def run(data, manifest, profile, out, only, method, sweep, scheduler, strict, seed, weights):
+def run(out, only, sweep, scheduler, **parameters):
     """Execute the six notebooks; write report.html and summary.json."""
-    from bcdlib import methods, mount
-    from bcdlib.suite import run
+    from bcdlib import mount
+    from bcdlib.suite import run as suite
     from bcdlib.suite import sweep as sweeping
-    from bcdlib.trials import cluster, notebook
+    from bcdlib.trials import cluster
 
-    methods.method_settings(method)
     cluster.check_scheduler(scheduler)
     if scheduler != "none" and not sweep:
         raise InputError(
@@ -96,79 +116,44 @@ def run(data, manifest, profile, out, only, method, sweep, scheduler, strict, se
             f"--only {only[0]}: does not go with --sweep, which runs {' and '.join(sweeping.SWEEP_STAGES)}"
         )
     given = sweeping.read_sweep(sweep) if sweep else {}
-    folder = mount.open_run(out, data, "sweep" if sweep else profile)
-    if not sweep:
-        run.check_inputs(data, profile, weights, only=only, seed=seed, manifest=manifest)
-    # the notebooks stand elsewhere: a path that is relative to here must not become relative to there
-    place = data if data == "synthetic" else str(Path(data).expanduser().absolute())
-    manifest = mount.find_manifest(data, manifest)
-    weights = (
-        str(Path(weights).expanduser().absolute()) if weights and Path(weights).is_dir() else weights or ""
-    )
-    if os.environ.get("BCD_WEIGHTS_DIR"):
-        os.environ["BCD_WEIGHTS_DIR"] = str(Path(os.environ["BCD_WEIGHTS_DIR"]).expanduser().absolute())
-    parameters = {
-        "data": place,
-        "manifest": manifest,
-        "profile": profile,
-        "out": str(folder.folder),
-        "seed": seed,
-        "weights": weights,
-        "method": methods.absolute_name(method),
-        "strict": strict,
-    }
+    parameters = suite.absolute_parameters(parameters)
+    folder = mount.open_run(out, parameters["data"], "sweep" if sweep else parameters["profile"])
     if sweep:
-        return _sweep(folder, given, parameters, scheduler)
-    try:
-        summary = run.run_suite(folder, parameters, only)
-    except notebook.StageError as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from None
-    click.echo(run.result_lines(summary))
-    click.echo(f"Report: {folder.folder / 'report.html'}")
-
-
-def _sweep(folder, given, parameters, scheduler):
-    from bcdlib.suite import sweep
-
-    table = sweep.run_sweep(folder, given, parameters, scheduler=scheduler)
-    click.echo(sweep.sweep_text(table, given))
-    click.echo(f"Table: {folder.folder / 'sweep.csv'}")
-    for line in (failed := sweep.failed_combinations(table)):
-        click.echo(f"Failed: {line}", err=True)
-    if failed:
-        raise SystemExit(1)
+        table = sweeping.run_sweep(folder, given, parameters, scheduler=scheduler)
+        click.echo(sweeping.sweep_text(table, given))
+        click.echo(f"Table: {folder.folder / 'sweep.csv'}")
+        _print_failed(sweeping.failed_combinations(table))
+    else:
+        suite.check_inputs(parameters, only)
+        _run_notebooks(folder, parameters | {"out": str(folder.folder)}, only)
 
 
 @main.command()
 @click.argument("source")
 def verify(source):
-    """Hold a copy of BreakHis against data_manifest.csv: missing, extra, unreadable, sizes. (Not for other images.)"""
+    """Compare a copy of BreakHis with data_manifest.csv: missing, extra, unreadable, other sizes."""
     from bcdlib.data import checks, sources
 
     found = checks.verify_copy(sources.open_source(source))
     click.echo(found.counts().to_string())
-    totals = found.summary()
-    click.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in totals.items()))
-    for row in found.wrong_size.head(20).itertuples():
-        click.echo(f"not 700x460: {row.filename} is {row.width}x{row.height}")
-    if len(found.wrong_size) > 20:
-        click.echo(f"not 700x460: and {len(found.wrong_size) - 20} more")
-    for row in found.images[found.images["status"] == "unreadable"].itertuples():
-        click.echo(f"unreadable: {row.filename}: {printable(row.reason)}")
-    others = [
-        f"{path}: {why}"
-        for path, why in found.scan.reasons
-        if path not in {*found.scan.not_breakhis, *found.scan.duplicates}
-    ]
-    kinds = (
-        ("not a BreakHis name", found.scan.not_breakhis),
-        ("second copy, not used", found.scan.duplicates),
-        ("left out", others),
-    )
-    for kind, names in kinds:
-        for name in names[:20]:
-            click.echo(f"{kind}: {printable(name)}")
+    click.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.summary().items()))
+    unreadable = found.images[found.images["status"] == "unreadable"]
+    named = {*found.scan.not_breakhis, *found.scan.duplicates}
+    kinds = {
+        "not 700x460": [
+            f"{row.filename} is {row.width}x{row.height}" for row in found.wrong_size.itertuples()
+        ],
+        "unreadable": [f"{row.filename}: {row.reason}" for row in unreadable.itertuples()],
+        "not a BreakHis name": found.scan.not_breakhis,
+        "second copy, not used": found.scan.duplicates,
+        "left out": [f"{path}: {why}" for path, why in found.scan.reasons if path not in named],
+    }
+    for kind, lines in kinds.items():
+        shown = lines if kind == "unreadable" else lines[:20]
+        for line in shown:
+            click.echo(f"{kind}: {printable(line)}")
+        if len(lines) > len(shown):
+            click.echo(f"{kind}: and {len(lines) - len(shown)} more")
     click.echo("partial copy: usable" if found.partial else "complete")
 
 
@@ -186,7 +171,7 @@ def verify(source):
 @seed_option
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
 def audit(data, manifest, split, folds, seed, as_json):
-    """Who leaks into whose test set: images, slides, cases and near-duplicates on both sides of a split."""
+    """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
     import json
 
     from bcdlib.data import breakhis, checks
@@ -207,16 +192,13 @@ def audit(data, manifest, split, folds, seed, as_json):
 
 
 @main.command()
-@data_option
-@manifest_option
-@profile_option
-@out_option
+@training_options
 @click.option("--methods", default="resnet50", show_default=True, help="Comma-separated, or 'all'.")
 @click.option("--splits", default="", help="Comma-separated.  [default: all that the data allow]")
+@click.option("--folds", type=int, help="Folds of image, slide and case.  [default: the profile's]")
 @click.option(
-    "--folds", type=int, default=None, help="Folds of image, slide and case.  [default: the profile's]"
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many seeds, from --seed on."
 )
-@click.option("--seeds", default=1, show_default=True, help="How many seeds, from --seed on.")
 @click.option("--trainable", type=click.Choice(["head", "all"]), default="head", show_default=True)
 @click.option(
     "--task",
@@ -234,7 +216,6 @@ def audit(data, manifest, split, folds, seed, as_json):
 @click.option(
     "--choose", is_flag=True, help="Also choose among the methods inside each training part: row 'chosen'."
 )
-@scheduler_option
 @click.option(
     "--store",
     default="",
@@ -244,29 +225,8 @@ def audit(data, manifest, split, folds, seed, as_json):
 @click.option(
     "--notebooks", is_flag=True, help="Store with each trial 04_train, executed, as its record: trial.ipynb."
 )
-@strict_option
-@seed_option
-@weights_option
 def compare(
-    data,
-    manifest,
-    profile,
-    out,
-    methods,
-    splits,
-    folds,
-    seeds,
-    trainable,
-    task,
-    stain,
-    choose,
-    scheduler,
-    store,
-    keep_models,
-    notebooks,
-    strict,
-    seed,
-    weights,
+    data, manifest, profile, out, strict, seed, methods, splits, folds, seeds, choose, weights, **options
 ):
     """Run methods under protocols; trials that are finished already are not run again.
 
@@ -274,54 +234,31 @@ def compare(
     """
     import pandas as pd
 
-    from bcdlib import compare as comparing
-    from bcdlib import methods as registry
-    from bcdlib import mount, preprocess
-    from bcdlib.runs import profiles
-    from bcdlib.suite import run
+    from bcdlib import compare, mount, preprocess
+    from bcdlib.runs.profiles import get_profile
+    from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
 
-    cluster.check_scheduler(scheduler)
-    settings = profiles.get_profile(profile, folds=folds)
-    for name in (names := _names(methods)):
-        if name != "all":
-            registry.method_settings(name)
-    folder = mount.open_run(out, data, profile)
-    made = run.prepare_run(folder, settings, data, manifest=manifest, strict=strict, seed=seed)
-    predictions = comparison.run_comparison(
-        folder,
-        settings,
-        method_names=names,
-        split_names=_names(splits),
-        seeds=range(seed, seed + seeds),
-        trainable=trainable,
-        weights=weights,
-        task=task,
-        stain=stain,
-        keep_models=keep_models,
-        scheduler=scheduler,
-        store=store,
-        notebooks=notebooks,
-    )
+    cluster.check_scheduler(options["scheduler"])
+    settings = get_profile(profile, folds=folds)
+    asked = {
+        "method_names": comparison.expand_methods(_names(methods)),
+        "split_names": _names(splits),
+        "seeds": range(seed, seed + seeds),
+        "trainable": options.pop("trainable"),
+        "weights": weights,
+    }
+    run = mount.open_run(out, data, profile)
+    made = prepare_run(run, settings, data, manifest=manifest, strict=strict, data_seed=seed, split_seed=seed)
+    predictions = comparison.run_comparison(run, settings, **asked, **options)
     if choose:
-        chosen = comparison.choose_methods(
-            folder,
-            settings,
-            method_names=names,
-            split_names=_names(splits),
-            seeds=range(seed, seed + seeds),
-            trainable=trainable,
-            weights=weights,
-        )
+        chosen = comparison.choose_methods(run, settings, **asked)
         predictions = pd.concat([predictions, chosen], ignore_index=True)
-    click.echo(comparing.protocol_table(predictions).drop(columns="what is shared").to_string(index=False))
-    if preprocess.splits_note(made):
-        click.echo(preprocess.splits_note(made).strip("*"))
-    click.echo(f"Table: {folder.folder / 'comparison.csv'}")
-    for line in comparison.failed_trials(folder):
-        click.echo(f"Failed: {line}", err=True)
-    if comparison.failed_trials(folder):
-        raise SystemExit(1)
+    click.echo(compare.protocol_table(predictions).drop(columns="what is shared").to_string(index=False))
+    if note := preprocess.splits_note(made):
+        click.echo(note.strip("*"))
+    click.echo(f"Table: {run.folder / 'comparison.csv'}")
+    _print_failed(comparison.failed_trials(run))
 
 
 @main.command()
@@ -338,57 +275,34 @@ def compare(
     help="How validation sets the threshold: youden, sensitivity.",
 )
 @click.option(
-    "--sensitivity", default=0.95, show_default=True, help="That is wished for, with --rule sensitivity."
+    "--sensitivity", default=0.95, show_default=True, help="The one to reach, with --rule sensitivity."
 )
 @click.option("--calibration", default="temperature", show_default=True, help="temperature, platt or none.")
-@click.option(
-    "--out", default=None, help="Folder of the report.  [default: runs/evaluate-<name of the table>]"
-)
-def evaluate(predictions, validation, rule, sensitivity, calibration, out):
-    """The full report for any model's predictions table: 05_evaluate on it, and report.html."""
+@click.option("--out", help="Folder of the report.  [default: runs/<name of the table>-evaluate]")
+def evaluate(predictions, out, **options):
+    """Write the full report for any model's predictions table: 05_evaluate on it, and report.html."""
     from bcdlib import mount
-    from bcdlib.evaluation import metrics, thresholds
     from bcdlib.suite import run
-    from bcdlib.trials import notebook
 
-    table = metrics.read_predictions(predictions)
-    thresholds.lock_thresholds(
-        metrics.read_predictions(validation) if validation else table[:0],
-        rule,
-        sensitivity,
-        calibration=calibration,
-    )
-    folder = mount.open_run(out, f"{Path(predictions).stem}", "evaluate")
-    folder.record(data=str(Path(predictions).absolute()), profile="predictions made elsewhere")
-    paths = {
-        "predictions": str(Path(predictions).absolute()),
-        "validation": str(Path(validation).absolute()) if validation else "",
-    }
-    parameters = paths | {
-        "rule": rule,
-        "sensitivity": sensitivity,
-        "calibration": calibration,
-        "out": str(folder.folder),
-    }
-    try:
-        summary = run.run_suite(folder, parameters, ("05_evaluate",))
-    except notebook.StageError as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(1) from None
-    click.echo(run.result_lines(summary))
-    click.echo(f"Report: {folder.folder / 'report.html'}")
+    parameters = run.evaluation_parameters(predictions, **options)
+    folder = mount.open_run(out, Path(predictions).stem, "evaluate")
+    folder.record(data=parameters["predictions"], profile="predictions made elsewhere")
+    _run_notebooks(folder, parameters | {"out": str(folder.folder)}, ("05_evaluate",))
 
 
 @main.command()
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
+@json_option
 def predict(model, images, as_json):
-    """Classify pictures (or folders, archives) with a saved model. For research and teaching, not a medical device."""
-    from bcdlib import evaluate as evaluating
+    """Classify images (or folders, archives) with a saved model.
 
-    table = evaluating.predict_files(model, images, progress=True)
-    click.echo(evaluating.as_json(table) if as_json else table.to_string(index=False))
+    For research and teaching, not a medical device.
+    """
+    from bcdlib import evaluate
+
+    table = evaluate.predict_files(model, images, progress=True)
+    click.echo(evaluate.as_json(table) if as_json else table.to_string(index=False))
 
 
 @main.command()
@@ -399,40 +313,40 @@ def predict(model, images, as_json):
     "--command", "commands", multiple=True, help="What a reader types to repeat it; may be repeated."
 )
 @click.option(
-    "--against", default="resnet50-head", show_default=True, help="The method that others are held against."
+    "--against", default="resnet50-head", show_default=True, help="The method that others are compared with."
 )
 def record(name, runs, pretrained, commands, against):
-    """Store the comparisons of run folders under notebooks/recorded (small tables and their figure, no images)."""
+    """Store the comparisons of run folders under notebooks/recorded: small tables and a figure, no images."""
     import pandas as pd
 
-    from bcdlib import compare as comparing
+    from bcdlib import compare
     from bcdlib.evaluation import metrics, recorded
     from bcdlib.runs import folder
 
     tables = [metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs]
     table = pd.concat(tables).drop_duplicates([*folder.TRIAL_COLUMNS, "filename"], ignore_index=True)
     recorded.write_recording(name, table, pretrained, commands=list(commands), against=against)
-    comparing.save_recorded_figure(name)
+    compare.save_recorded_figure(name)
     click.echo(f"recorded {name}: {len(table)} predictions")
 
 
 @main.command()
 def stamp():
     """Write the repository's address (bcdlib/__init__.py) into the notebooks and the README."""
-    from bcdlib.suite import stamp as stamping
+    from bcdlib.suite import stamp
 
-    for path in stamping.stamp_notebooks(Path(__file__).resolve().parent.parent):
+    for path in stamp.stamp_notebooks(Path(__file__).resolve().parent.parent):
         click.echo(f"stamped {path}")
 
 
 def exit_in_one_line(command) -> None:
-    """Run a click command; turn a user's mistake into one line on stderr and exit status 2."""
+    """Run a click command; end with one line on stderr and status 2 (bad input) or 1 (a notebook failed)."""
     try:
         with explain_disk_errors("results"):  # where no file of ours is named
             command()
-    except InputError as error:
+    except (InputError, StageError) as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def cli() -> None:

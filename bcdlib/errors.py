@@ -35,6 +35,10 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+class StageError(RuntimeError):
+    """A notebook failed. The message is one line that says which cell and why."""
+
+
 def one_line(error: BaseException) -> str:
     r"""Return the message of an exception as one line, or its type's name if it has no message.
 

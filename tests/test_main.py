@@ -35,7 +35,7 @@ def refused(done, *words):
 def test_help_lists_commands_that_exist():
     done = bcdlib("--help")
     assert done.returncode == 0
-    for name in ("run", "verify", "audit", "compare", "evaluate", "predict", "stamp"):
+    for name in ("run", "verify", "audit", "compare", "evaluate", "predict", "record", "stamp"):
         assert f"\n  {name} " in done.stdout
 
 

@@ -1,42 +1,78 @@
-"""The whole suite in one go: papermill runs the six notebooks, nbconvert and Jinja2 make one report of them."""
+"""The whole suite in one go: check what was asked for, execute the six notebooks, write the report."""
 
+import os
 import sys
+from pathlib import Path
 
 import pandas as pd
 
-from bcdlib import mount, preprocess
+from bcdlib import methods, mount, preprocess
 from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import InputError
+from bcdlib.evaluation import metrics, thresholds
 from bcdlib.methods.parts import backbones
 from bcdlib.runs.folder import Run
 from bcdlib.runs.places import shipped
 from bcdlib.runs.profiles import Profile, get_profile
 from bcdlib.suite import report
-from bcdlib.trials import notebook
+from bcdlib.trials.notebook import STAGES, execute_notebook
 
 
-def check_inputs(
-    data: str, profile: str, weights: str | None, *, only: tuple[str, ...], seed: int = 0, manifest: str = ""
-) -> None:
-    """Find a user's mistakes before anything long starts. `manifest` is the manifest of images that are not BreakHis's.
+def absolute_parameters(parameters: dict) -> dict:
+    """Make the paths among the parameters absolute: the notebooks work in a folder of their own.
+
+    Parameters
+    ----------
+    parameters : dict
+        data, manifest, weights, method and others; the environment variable BCD_WEIGHTS_DIR is changed too.
+
+    Raises
+    ------
+    InputError
+        Unknown method, or a manifest without a folder or archive of one's own.
+    """
+    data, manifest, weights = (parameters[name] for name in ("data", "manifest", "weights"))
+    methods.method_settings(parameters["method"])
+    if os.environ.get("BCD_WEIGHTS_DIR"):
+        os.environ["BCD_WEIGHTS_DIR"] = _absolute(os.environ["BCD_WEIGHTS_DIR"])
+    return parameters | {
+        "data": data if data == "synthetic" else _absolute(data),
+        "manifest": mount.find_manifest(data, manifest),
+        "weights": _absolute(weights) if weights and Path(weights).is_dir() else weights or "",
+        "method": methods.absolute_name(parameters["method"]),
+    }
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
+    """Find a user's mistakes before anything long starts.
+
+    Parameters
+    ----------
+    parameters : dict
+        From `absolute_parameters`, with profile and seed.
+    only : tuple of str
+        As in `run_suite`.
 
     Raises
     ------
     InputError
         Unknown profile or notebook, a data set or manifest that cannot be used, weights that cannot be had.
     """
-    settings = get_profile(profile)
+    profile, manifest = get_profile(parameters["profile"]), parameters["manifest"]
     for stage in only:
-        if stage not in notebook.STAGES:
-            raise InputError(f"unknown notebook {stage!r}; known are {', '.join(notebook.STAGES)}")
-    manifest = mount.find_manifest(data, manifest)
-    source = mount.find_data(data, seed=seed)
+        if stage not in STAGES:
+            raise InputError(f"unknown notebook {stage!r}; known are {', '.join(STAGES)}")
+    source = mount.find_data(parameters["data"], seed=parameters["seed"])
     if not isinstance(
         source, sources.TarSource
-    ):  # listing a .tar.gz means reading it all: 01_mount does that once
+    ):  # to list a .tar.gz is to read it all: 01_mount does that once
         custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
-    if not only or "04_train" in only or "06_compare" in only:
-        backbones.find_weights("resnet50", weights, required=settings.needs_pretrained)
+    if not only or {"04_train", "06_compare"} & set(only):
+        backbones.find_weights("resnet50", parameters["weights"], required=profile.needs_pretrained)
 
 
 def prepare_run(
@@ -47,8 +83,8 @@ def prepare_run(
     manifest="",
     cache_root=None,
     strict: bool = False,
-    data_seed: int | None = None,
-    seed: int = 0,
+    data_seed: int = 0,
+    split_seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Do what 01_mount and 02_preprocess do: list, decode and split the images of a data set.
@@ -61,8 +97,10 @@ def prepare_run(
         See `mount.start_run`.
     cache_root, strict
         See `preprocess.resize_images`.
-    data_seed : int, optional
-        Of the synthetic data set; by default `seed`, which is that of the splits.
+    data_seed, split_seed : int
+        Of drawn data, and of the splits.
+    progress : bool
+        Show progress bars.
 
     Returns
     -------
@@ -74,25 +112,57 @@ def prepare_run(
     InputError
         If the data set or the manifest cannot be used, or `strict` says so.
     """
-    data_seed = seed if data_seed is None else data_seed
     mount.start_run(run, data, manifest=manifest, seed=data_seed, progress=progress)
     cache = preprocess.resize_images(
         run, profile, mount.open_data(run), cache_root=cache_root, strict=strict, progress=progress
     )
-    return preprocess.write_splits(run, profile, cache, seed=seed)
+    return preprocess.write_splits(run, profile, cache, seed=split_seed)
 
 
-def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = (), *, verbose: bool = True) -> dict:
-    """Execute the notebooks in order into ``<run>/notebooks``, then write ``report.html`` and ``summary.json``.
+def evaluation_parameters(
+    predictions, *, validation="", rule: str, sensitivity: float, calibration: str
+) -> dict:
+    """Check what 05_evaluate needs for predictions made elsewhere; return its parameters.
 
     Parameters
     ----------
-    parameters : values for the notebooks' parameters; each notebook gets those that it declares
-    only : names of notebooks, for example ("05_evaluate",); empty means all six
+    predictions, validation : path-like
+        Predictions tables of the test and of the validation part; the latter may be missing.
+    rule, sensitivity, calibration
+        As in `thresholds.lock_thresholds`.
+
+    Raises
+    ------
+    InputError
+        If a table cannot be used, or there is no such rule or calibration.
+    """
+    table = metrics.read_predictions(predictions)
+    held_out = metrics.read_predictions(validation) if validation else table[:0]
+    thresholds.lock_thresholds(held_out, rule, sensitivity, calibration=calibration)
+    return {
+        "predictions": _absolute(predictions),
+        "validation": _absolute(validation) if validation else "",
+        "rule": rule,
+        "sensitivity": sensitivity,
+        "calibration": calibration,
+    }
+
+
+def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = ()) -> dict:
+    """Execute the notebooks in order into ``<run>/notebooks``; write ``report.html`` and ``summary.json``.
+
+    Parameters
+    ----------
+    run : Run
+    parameters : dict
+        Values for the notebooks' parameters; each notebook gets those that it declares.
+    only : tuple of str
+        Names of notebooks, for example ("05_evaluate",); empty means all six.
 
     Returns
     -------
-    dict, the contents of summary.json.
+    dict
+        The contents of ``summary.json``.
 
     Raises
     ------
@@ -101,21 +171,19 @@ def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = (), *, verbose
     InputError
         If it fails because of bad input.
     """
-    stages = [stage for stage in notebook.STAGES if not only or stage in only]
+    stages = [stage for stage in STAGES if not only or stage in only]
+    folder = run.folder / "notebooks"
+    folder.mkdir(exist_ok=True)
     for number, stage in enumerate(stages, 1):
         print(f"[{number}/{len(stages)}] {stage}", flush=True)
-        _execute(stage, run, parameters)
+        execute_notebook(
+            stage, parameters, folder / f"{stage}.ipynb", cwd=shipped("notebooks"), log=sys.stdout
+        )
     return report.write_report(run)
 
 
-def _execute(stage: str, run: Run, parameters: dict) -> None:
-    output = run.folder / "notebooks" / f"{stage}.ipynb"
-    output.parent.mkdir(exist_ok=True)
-    notebook.execute_notebook(stage, parameters, output, cwd=shipped("notebooks"), log=sys.stdout)
-
-
 def result_lines(summary: dict) -> str:
-    """The table of results that ends a run, as text."""
+    """Return the table of results that ends a run, as text."""
     lines = [
         f"{'method':<16} {'split':<14} {'images':>7} {'cases':>6} {'accuracy':>9} {'AUC':>6}  started from"
     ]

@@ -2,21 +2,19 @@
 
 from collections.abc import Iterable
 
-import keras
 import pandas as pd
-from tqdm import tqdm
 
 from bcdlib import methods
 from bcdlib.data import splits
 from bcdlib.data.cache import run_cache
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, describe_error
 from bcdlib.evaluation import metrics
 from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import Run
 from bcdlib.runs.profiles import Profile
-from bcdlib.trials import cluster, jobs, nested_cv
-from bcdlib.trials.store import check_store, fetch_trial
-from bcdlib.trials.trial import Result, Trial, add_predictions, load_trial
+from bcdlib.trials import jobs, nested_cv
+from bcdlib.trials.store import check_store
+from bcdlib.trials.trial import Result, Trial, add_predictions
 
 
 def run_comparison(
@@ -30,104 +28,92 @@ def run_comparison(
     weights: str | None = None,
     task: str = "binary",
     stain: str | None = None,
-    progress: bool = True,
     keep_models: bool = False,
     scheduler: str = "none",
     store: str = "",
     notebooks: bool = False,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """Every method x split x fold x seed; trials that are finished already are read, not run.
+    """Run every method x split x fold x seed; trials that are finished already are read, not run.
 
-    Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it was. At the
-    end its rows go into ``comparison_predictions.csv`` and ``comparison_validation.csv`` of the run, in place of older
-    ones of the same methods and splits, and ``comparison.csv`` is written.
+    Each trial is stored in its own folder as it ends, so that a comparison that was cut off goes on where it
+    was. At the end its rows go into ``comparison_predictions.csv`` and ``comparison_validation.csv`` of the
+    run, in place of older ones of the same methods and splits, and ``comparison.csv`` is written.
 
     Parameters
     ----------
-    method_names : keys of the registry, paths of method files, or "all"
-    split_names : protocols; empty means those of the profile's ``compare_splits`` that 02_preprocess could make.
-    seeds : each seed trains anew and, where a protocol is random, on folds that are shuffled anew
-    trainable : "head" (features of the frozen base once, then seconds a trial) or "all"
-    task, stain : as in `trial.Trial`
-    scheduler : where they run: "none" (this process, one after the other), "local:N", or Dask's; see `cluster.map_on_cluster`
-    store : URL where finished trials are kept too, and looked for; see `trial.run_trial`
-    keep_models : store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run again
-    notebooks : also keep 04_train, executed, in each trial's folder; see `notebook.run_with_notebook`
+    run, profile
+        After 02_preprocess.
+    method_names : iterable of str
+        Keys of the registry, paths of method files, or "all".
+    split_names : iterable of str
+        Protocols; empty means those of the profile's ``compare_splits`` that 02_preprocess could make.
+    seeds : iterable of int
+        Each seed trains anew and, where a protocol is random, on folds that are shuffled anew.
+    trainable : {"head", "all"}
+        "head": the features of the frozen base are computed once, then a trial takes seconds.
+    weights : str, optional
+        See `parts.backbones.choose_weights`.
+    task, stain
+        As in `trial.Trial`.
+    keep_models : bool
+        Store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run
+        again.
+    scheduler : str
+        Where they run: "none" (this process, one after the other), "local:N", or Dask's; see
+        `cluster.check_scheduler`.
+    store : str
+        URL where finished trials are kept too, and looked for; see `trial.run_trial`.
+    notebooks : bool
+        Also keep 04_train, executed, in each trial's folder; see `notebook.run_with_notebook`.
 
     Returns
     -------
-    DataFrame, the predictions of all these trials.
+    DataFrame
+        The predictions of all these trials.
 
     Raises
     ------
     InputError
         Unknown method or split, or a split that these images do not allow. A trial that fails is kept in
-        ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is raised.
+        ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is
+        raised.
     """
     cache = run_cache(run)
-    planned = _planned(run, profile, cache.images, method_names, split_names, seeds, trainable, task, stain)
+    asked = {"method_names": method_names, "split_names": split_names, "seeds": seeds}
+    planned = _plan(run, profile, cache.images, **asked, trainable=trainable, task=task, stain=stain)
     if store:
         check_store(store)
-    options = {"weights": weights, "keep_models": keep_models, "store": store, "notebooks": notebooks}
-    work = _one_by_one if scheduler == "none" else _on_workers
-    outcomes = dict(work(run, cache, profile, planned, progress, options, scheduler))
-    done = [outcomes[number] for number in sorted(outcomes) if isinstance(outcomes[number], Result)]
-    failed = [
-        (trial, outcomes[number])
-        for number, trial in enumerate(planned)
-        if not isinstance(outcomes[number], Result)
-    ]
-    _store(run, planned, done, failed)
-    if not done:
-        raise failed[0][1]
-    return pd.concat([result.predictions for result in done], ignore_index=True)
-
-
-def _one_by_one(run, cache, profile, planned, progress, options, _):
-    work, root = jobs.trial_runner(options["notebooks"]), run.folder / "trials"
-    with tqdm(planned, desc="Compare", unit="trial", disable=not progress) as bar:
-        for number, trial in enumerate(bar):
-            bar.set_postfix_str(f"{trial.label}, {trial.split}, fold {trial.fold}, seed {trial.seed}")
-            try:
-                yield (
-                    number,
-                    work(
-                        trial,
-                        cache,
-                        profile,
-                        root,
-                        options["weights"],
-                        0,
-                        options["keep_models"],
-                        options["store"],
-                    ),
-                )
-            except Exception as error:  # one method's failure must not cost the others' hours
-                yield number, error
-            keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
-
-
-def _on_workers(run, cache, profile, planned, progress, options, scheduler):
-    root = run.folder / "trials"
-    job = jobs.write_job(
-        options["store"] or str(root),
+    outcomes = jobs.run_trials(
+        planned,
         cache,
         profile,
-        planned=planned,
-        root=str(root),
+        root=run.folder / "trials",
         source=run.settings.get("source", ""),
-        **options,
+        scheduler=scheduler,
+        progress=progress,
+        weights=weights,
+        keep_model=keep_models,
+        store=store,
+        notebooks=notebooks,
     )
-    for number, outcome in cluster.map_on_cluster(
-        scheduler, "bcdlib.trials.jobs:run_job", *jobs.job_items(job, planned), "Compare", progress
-    ):
-        if not isinstance(outcome, Exception):
-            if (
-                options["store"] and not (root / outcome).is_dir()
-            ):  # made on a machine whose disk is not this one's
-                fetch_trial(options["store"], root / outcome)
-            outcome = load_trial(planned[number], root / outcome)
-        yield number, outcome
+    done = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+    errors = [
+        {
+            "method": trial.label,
+            "split": trial.split,
+            "error": f"fold {trial.fold}, seed {trial.seed}: {describe_error(outcome)}",
+        }
+        for trial, outcome in zip(planned, outcomes, strict=True)
+        if isinstance(outcome, Exception)
+    ]
+    tried = pd.MultiIndex.from_tuples({(trial.label, trial.split) for trial in planned})
+    _replace_rows(run, "comparison_validation.csv", tried, [result.validation for result in done])
+    _replace_rows(run, "comparison_predictions.csv", tried, [result.predictions for result in done])
+    _write_summary(run, pd.DataFrame(errors, columns=["method", "split", "error"]))
+    if not done:
+        raise outcomes[0]
+    return pd.concat([result.predictions for result in done], ignore_index=True)
 
 
 def choose_methods(
@@ -141,13 +127,20 @@ def choose_methods(
     weights: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Choose among the methods inside each training part; see `choosing`. Arguments as in `run_trials`.
+    """Choose among methods inside each training part by nested cross-validation; see `nested_cv`.
 
-    Its predictions join those of the run as method "chosen"; who was chosen where stands in ``choices.csv``.
+    The predictions join those of the run as method "chosen"; which method was chosen where stands in
+    ``choices.csv``.
+
+    Parameters
+    ----------
+    run, profile, method_names, split_names, seeds, trainable, weights
+        As in `run_comparison`, which has run them.
 
     Returns
     -------
-    DataFrame, the predictions of "chosen".
+    DataFrame
+        The predictions of "chosen".
 
     Raises
     ------
@@ -155,11 +148,9 @@ def choose_methods(
         If none of the splits is one that can be cut once more (image, slide, case).
     """
     cache = run_cache(run)
-    outer = [
-        trial
-        for trial in _planned(run, profile, cache.images, method_names, split_names, seeds, trainable)
-        if trial.split in nested_cv.INNER_SPLITS
-    ]
+    asked = {"method_names": method_names, "split_names": split_names, "seeds": seeds}
+    planned = _plan(run, profile, cache.images, **asked, trainable=trainable)
+    outer = [trial for trial in planned if trial.split in nested_cv.INNER_SPLITS]
     if not outer:
         raise InputError(f"choosing needs one of the splits {', '.join(nested_cv.INNER_SPLITS)}")
     predictions, choices = nested_cv.nested_cv(
@@ -168,97 +159,85 @@ def choose_methods(
     add_predictions(run.folder / "comparison_predictions.csv", predictions)
     write_csv(run.folder / "choices.csv", choices)
     rows = run.read_csv("comparison.csv", "06_compare")
-    errors = rows.loc[rows["error"].notna(), ["method", "split", "error"]]
-    write_csv(run.folder / "comparison.csv", pd.concat([metrics.metrics_table(all_predictions(run)), errors]))
+    _write_summary(run, rows.loc[rows["error"].notna(), ["method", "split", "error"]])
     return predictions
 
 
-def _planned(
-    run: Run,
-    profile: Profile,
-    images: pd.DataFrame,
-    method_names,
-    split_names,
-    seeds,
-    trainable,
-    task="binary",
-    stain=None,
-) -> list[Trial]:
-    return [
-        Trial(method, name, table, int(fold), seed, trainable, task, stain)
-        for method in _methods(method_names)
-        for seed in seeds
-        for name, table in _split_tables(run, profile, images, tuple(split_names), seed).items()
-        for fold in sorted(table["fold"].unique())
-    ]
+def expand_methods(names: Iterable[str]) -> list[str]:
+    """Put the registry's methods in the place of "all"; each name stands once.
 
+    Raises
+    ------
+    InputError
+        Unknown method or setting.
 
-def _methods(names: Iterable[str]) -> list[str]:
-    found = [key for name in names for key in (methods.method_names() if name == "all" else (name,))]
+    Examples
+    --------
+    >>> expand_methods(["robust:stages=4", "lenet5", "lenet5"])
+    ['robust:stages=4', 'lenet5']
+    """
+    found = [key for name in names for key in (methods.method_names() if name == "all" else [name])]
     for name in found:
         methods.method_settings(name)  # an unknown one is a mistake, not a failed trial
     return list(dict.fromkeys(found))
 
 
-def _store(run: Run, planned, done, failed) -> None:
-    asked = pd.MultiIndex.from_tuples({(trial.label, trial.split) for trial in planned})
-    for part, name in (
-        ("validation", "comparison_validation.csv"),
-        ("predictions", "comparison_predictions.csv"),
-    ):
-        tables = [getattr(result, part) for result in done]
-        if (run.folder / name).is_file():
-            old = run.read_csv(name, "06_compare")
-            tables.insert(0, old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(asked)])
-        if tables:
-            write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
-    errors = [
-        {"method": t.label, "split": t.split, "error": f"fold {t.fold}, seed {t.seed}: {_one_line(e)}"}
-        for t, e in failed
+def _plan(
+    run: Run, profile: Profile, images: pd.DataFrame, *, method_names, split_names, seeds, **settings
+) -> list[Trial]:
+    return [
+        Trial(method, split, table, fold=int(fold), seed=seed, **settings)
+        for method in expand_methods(method_names)
+        for seed in seeds
+        for split, table in _split_tables(run, profile, images, names=tuple(split_names), seed=seed).items()
+        for fold in sorted(table["fold"].unique())
     ]
-    file = "comparison_predictions.csv"  # without rows, if all failed that were in it
-    known = (
-        [metrics.metrics_table(all_predictions(run))]
-        if (run.folder / file).is_file() and len(run.read_csv(file, ""))
-        else []
-    )
-    write_csv(
-        run.folder / "comparison.csv",
-        pd.concat([*known, pd.DataFrame(errors, columns=["method", "split", "error"])]),
-    )
 
 
-def _one_line(error: Exception) -> str:
-    return f"{getattr(error, 'kind', type(error).__name__)}: {error}".splitlines()[0]
-
-
-def all_predictions(run: Run) -> pd.DataFrame:
-    """The predictions of every comparison that was made in this run so far."""
-    run.read_csv("comparison_predictions.csv", "06_compare")
-    return metrics.read_predictions(run.folder / "comparison_predictions.csv")
-
-
-def failed_trials(run: Run) -> list[str]:
-    """One line a trial of the last comparison that failed: method, split, fold and seed, reason."""
-    table = run.read_csv("comparison.csv", "06_compare")
-    rows = table[table["error"].notna()]
-    return [f"{row.method}, split {row.split}, {row.error}" for row in rows.itertuples()]
-
-
-def _split_tables(run: Run, profile: Profile, images: pd.DataFrame, names: tuple[str, ...], seed: int):
-    """Split name -> table. The run's own seed uses what 02_preprocess wrote; another seed shuffles the folds anew."""
+def _split_tables(
+    run: Run, profile: Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
+) -> dict[str, pd.DataFrame]:
+    """Read what 02_preprocess wrote for the run's own seed; for another seed shuffle the folds anew."""
     if not names:
         names = [name for name in profile.compare_splits if (run.folder / "splits" / f"{name}.csv").is_file()]
     tables = {}
     for name in names:
-        splits.describe_protocol(name)
+        splits.describe_protocol(name)  # or it is refused
         if seed == run.settings.get("seed", 0) and name in splits.PROTOCOLS:
             tables[name] = splits.read_split(run, name)
             continue
         file = f"splits/{name}-seed{seed}.csv"
         if not (run.folder / file).is_file():
-            write_csv(
-                run.folder / file, splits.make_feasible_split(images, name, profile.folds, seed=seed)[0]
-            )
+            table, _ = splits.make_feasible_split(images, name, profile.folds, seed=seed)
+            write_csv(run.folder / file, table)
         tables[name] = run.read_csv(file, "06_compare")
     return tables
+
+
+def _replace_rows(run: Run, name: str, tried: pd.MultiIndex, tables: list[pd.DataFrame]) -> None:
+    """Put tables into a file in place of its rows of the (method, split) that were tried."""
+    if (run.folder / name).is_file():
+        old = run.read_csv(name, "06_compare")
+        tables = [old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(tried)], *tables]
+    if tables:
+        write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
+
+
+def _write_summary(run: Run, errors: pd.DataFrame) -> None:
+    tables, file = [errors], "comparison_predictions.csv"
+    if (run.folder / file).is_file() and len(run.read_csv(file, "")):  # no rows if all failed that were in it
+        tables.insert(0, metrics.metrics_table(all_predictions(run)))
+    write_csv(run.folder / "comparison.csv", pd.concat(tables))
+
+
+def all_predictions(run: Run) -> pd.DataFrame:
+    """Read the predictions of every comparison that was made in this run so far."""
+    run.read_csv("comparison_predictions.csv", "06_compare")
+    return metrics.read_predictions(run.folder / "comparison_predictions.csv")
+
+
+def failed_trials(run: Run) -> list[str]:
+    """List the trials of the last comparison that failed, a line each: method, split, fold, seed, reason."""
+    table = run.read_csv("comparison.csv", "06_compare")
+    rows = table[table["error"].notna()]
+    return [f"{row.method}, split {row.split}, {row.error}" for row in rows.itertuples()]

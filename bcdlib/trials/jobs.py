@@ -1,4 +1,4 @@
-"""Trials for workers: one file says all that they have in common, so that what the scheduler passes on is a line each."""
+"""Trials as pieces of work; for workers, one file says all that the trials have in common."""
 
 import dataclasses
 import functools
@@ -14,103 +14,140 @@ import pandas as pd
 from bcdlib.data import sources
 from bcdlib.data.cache import PixelCache, build_cache, open_cache
 from bcdlib.runs.profiles import Profile
-from bcdlib.trials import store
-from bcdlib.trials.trial import Trial, run_trial
+from bcdlib.trials import cluster, store
+from bcdlib.trials.trial import Result, Trial, load_trial, run_trial
 
-_TABLES = {"filename": str, "slide": str, "case": str}
+_TYPES = {"filename": str, "slide": str, "case": str}
 
 
-def write_job(place: str, cache: PixelCache, profile: Profile, *, planned: list[Trial], **options) -> str:
-    """Write the file of a comparison, and give its address back.
+def run_trials(
+    planned: list[Trial],
+    cache: PixelCache,
+    profile: Profile,
+    *,
+    root: Path,
+    source: str = "",
+    scheduler: str = "none",
+    progress: bool = True,
+    **options,
+) -> list[Result | Exception]:
+    """Run trials, here or on workers; one that fails does not stop the others.
 
     Parameters
     ----------
-    place : folder or URL for fsspec that all workers see
-    options : weights, keep_models, notebooks, root (folder of trials), source (where the images came from), store
+    root : pathlib.Path
+        Folder of trials.
+    source : str
+        Where the cache's images came from, for workers on a machine that does not see the cache.
+    scheduler : str
+        As in `cluster.check_scheduler`.
+    options
+        weights, keep_model, store (as in `trial.run_trial`) and notebooks (see `run_here`).
+
+    Returns
+    -------
+    list
+        Of each trial what it found, or what it raised.
+    """
+    if scheduler == "none":
+        work, common = "run_here", {"cache": cache, "profile": profile, "root": root, **options}
+        items = {str(trial): {"trial": trial, **common} for trial in planned}
+    else:
+        work, items = "run_job", write_job(planned, cache, profile, root=root, source=source, **options)
+    outcomes = dict(
+        cluster.map_items(
+            f"{__name__}:{work}", items, scheduler=scheduler, label="Compare", progress=progress
+        )
+    )
+    found = []
+    for trial in planned:
+        outcome = outcomes[str(trial)]
+        if isinstance(outcome, str):
+            if options["store"] and not (root / outcome).is_dir():  # made on a machine with a disk of its own
+                store.fetch_trial(options["store"], root / outcome)
+            outcome = load_trial(trial, root / outcome)
+        found.append(outcome)
+    return found
+
+
+def run_here(trial: Trial, cache: PixelCache, profile: Profile, *, notebooks: bool = False, **options) -> str:
+    """Run a trial, with its executed notebook if so wished; return the name of its folder."""
+    run = run_trial
+    if notebooks:
+        from bcdlib.trials.notebook import run_with_notebook as run  # with papermill, which is slow to import
+    try:
+        return run(trial, cache, profile, verbose=0, **options).folder.name
+    finally:
+        keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
+
+
+def write_job(
+    planned: list[Trial], cache: PixelCache, profile: Profile, *, root: Path, source: str, **options
+) -> dict[str, dict]:
+    """Write what trials have in common into a file, in the store if there is one, else beside the trials.
+
+    Parameters
+    ----------
+    root, source, options
+        As in `run_trials`.
+
+    Returns
+    -------
+    dict
+        Arguments of `run_job` for each trial, by its name.
     """
     facts = {
         "cache": str(cache.folder),
         "size": list(cache.size),
         "profile": dataclasses.asdict(profile),
-        **options,
+        "root": str(root),
+        "source": source,
+        "options": options,
         "images": cache.images.to_csv(index=False),
-        "splits": {key: table.to_csv(index=False) for key, table in _tables(planned).items()},
+        "splits": {_split_name(trial): trial.split_table.to_csv(index=False) for trial in planned},
     }
-    text = json.dumps(facts)
-    return store.write_file(
-        place, f"job-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json", text.encode()
-    )
-
-
-def job_items(job: str, planned: list[Trial]) -> tuple[list[dict], list[str]]:
-    """Arguments of `run`, and a key for each: a hash of what it depends on."""
-    keys = {id(table): key for key, table in _tables(planned).items()}
-    found = [
-        {
-            "job": job,
-            "trial": vars(trial) | {"method": str(trial.method), "split_table": keys[id(trial.split_table)]},
-        }
+    content = json.dumps(facts).encode()
+    job = {
+        "place": options["store"] or str(root),
+        "name": f"job-{hashlib.sha256(content).hexdigest()[:16]}.json",
+    }
+    store.write_file(job["place"], job["name"], content)
+    return {
+        str(trial): job
+        | {"trial": vars(trial) | {"method": str(trial.method), "split_table": _split_name(trial)}}
         for trial in planned
-    ]
-    return found, [
-        "trial-" + hashlib.sha256(json.dumps(item, default=str).encode()).hexdigest()[:20] for item in found
-    ]
+    }
 
 
-def _tables(planned: list[Trial]) -> dict[str, pd.DataFrame]:
-    distinct = {id(trial.split_table): trial.split_table for trial in planned}
-    return {f"{number}": table for number, table in enumerate(distinct.values())}
+def _split_name(trial: Trial) -> str:
+    return f"{trial.split}-seed{trial.seed}"
 
 
-def run_job(job: str, trial: dict) -> str:
-    """A trial, on a worker; returns the name of its folder. One that is finished already is found."""
-    facts, cache, profile, tables = _read(job)
+def run_job(place: str, name: str, trial: dict) -> str:
+    """Run a trial on a worker, or find it finished; return the name of its folder."""
+    facts, cache, profile, tables = _read_job(place, name)
+    root = Path(facts["root"])
+    if (
+        facts["options"]["store"] and not root.parent.is_dir()
+    ):  # not seen from here: the store keeps the trials
+        root = _own_folder() / "trials"
+        root.mkdir(parents=True, exist_ok=True)
     planned = Trial(**trial | {"split_table": tables[trial["split_table"]]})
-    work = trial_runner(facts.get("notebooks", False))
-    result = work(
-        planned, cache, profile, _root(facts), facts["weights"], 0, facts["keep_models"], facts["store"]
-    )
-    keras.utils.clear_session()  # or a night of trials would fill the memory with old graphs
-    return result.folder.name
-
-
-def trial_runner(notebooks: bool):
-    """`trial.run_trial`, or what keeps the trial's notebook too."""
-    if not notebooks:
-        return run_trial
-    from bcdlib.trials import notebook  # with papermill, which is slow to import
-
-    return notebook.run_with_notebook
+    return run_here(planned, cache, profile, root=root, **facts["options"])
 
 
 @functools.lru_cache(maxsize=2)
-def _read(job: str):
-    facts = json.loads(store.read_file(job))
-    profile = Profile(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in facts["profile"].items()}
-    )
-    tables = {key: pd.read_csv(StringIO(text), dtype=_TABLES) for key, text in facts["splits"].items()}
-    return facts, _cache(facts), profile, tables
-
-
-def _own() -> Path:
-    return Path(os.environ.get("BCD_CACHE") or Path.home() / ".cache" / "bcdlib")
-
-
-def _root(facts: dict) -> Path:
-    """The folder of trials; on a machine that does not see it, one of its own, since the store keeps what is finished."""
-    root = Path(facts["root"])
-    if facts["store"] and not root.parent.is_dir():
-        root = _own() / "trials"
-        root.mkdir(parents=True, exist_ok=True)
-    return root
-
-
-def _cache(facts: dict) -> PixelCache:
-    """The pixel cache; on a machine that does not see it, built from the same images at the same path, by one worker."""
+def _read_job(place: str, name: str):
+    facts = json.loads(store.read_file(place, name))
+    tables = {key: pd.read_csv(StringIO(text), dtype=_TYPES) for key, text in facts["splits"].items()}
     if (Path(facts["cache"]) / "cache.json").is_file():
-        return open_cache(facts["cache"])
-    images = pd.read_csv(StringIO(facts["images"]), dtype=_TABLES)
-    return build_cache(
-        sources.open_source(facts["source"]), images, tuple(facts["size"]), root=_own(), progress=False
-    )
+        cache = open_cache(facts["cache"])
+    else:  # not seen from here: built from the same images at the same path, by one worker of this machine
+        images = pd.read_csv(StringIO(facts["images"]), dtype=_TYPES)
+        source = sources.open_source(facts["source"])
+        cache = build_cache(source, images, tuple(facts["size"]), root=_own_folder(), progress=False)
+    return facts, cache, Profile(**facts["profile"]), tables
+
+
+def _own_folder() -> Path:
+    return Path(os.environ.get("BCD_CACHE") or Path.home() / ".cache" / "bcdlib")

@@ -1,11 +1,11 @@
-"""Finished trials where many machines can see them: a folder, ``gs://``, ``s3://``, anything that fsspec knows."""
+"""Finished trials where many machines see them: a folder, ``gs://``, ``s3://``, what fsspec knows."""
 
 from pathlib import Path
 
 from bcdlib.errors import InputError
 from bcdlib.runs.files import atomic_write
 
-LAST = "trial.json"  # written last: a trial that has it is whole
+_LAST = "trial.json"  # written last: a trial that has it is whole
 
 
 def check_store(store: str) -> None:
@@ -22,55 +22,43 @@ def check_store(store: str) -> None:
         raise InputError(f"--store {store}: cannot be written to ({error})".splitlines()[0]) from None
 
 
-def write_file(place: str, name: str, content: bytes) -> str:
-    """Write one small file into a folder or below a URL, and give its address back."""
-    system, folder = _open(place)
-    _put(system, folder, name, content)
-    return f"{place.rstrip('/')}/{name}"
+def write_file(store: str, name: str, content: bytes) -> None:
+    """Write a small file below a folder or URL, whole or not at all; ``name`` may begin with folders."""
+    system, path = _open(store, name)
+    system.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with system.transaction:  # on a local disk too it is renamed when it is whole
+        system.pipe_file(path, content)
 
 
-def read_file(address: str) -> bytes:
-    """What `write` wrote."""
-    system, path = _open(address)
+def read_file(store: str, name: str) -> bytes:
+    """Read what `write_file` wrote."""
+    system, path = _open(store, name)
     return system.cat_file(path)
 
 
 def put_trial(store: str, folder: Path) -> None:
     """Copy a finished trial's files into the store."""
-    system, place = _open(store)
-    files = sorted(
-        (file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")),
-        key=lambda file: file.name == LAST,
-    )
-    for file in files:
-        _put(system, f"{place}/{folder.name}", file.name, file.read_bytes())
-
-
-def _put(system, folder: str, name: str, content: bytes) -> None:
-    system.makedirs(folder, exist_ok=True)
-    with system.transaction:  # whole or not at all, on a local disk too
-        system.pipe_file(f"{folder}/{name}", content)
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    for file in sorted(files, key=lambda file: file.name == _LAST):
+        write_file(store, f"{folder.name}/{file.name}", file.read_bytes())
 
 
 def fetch_trial(store: str, folder: Path) -> bool:
-    """Copy a trial of this folder's name from the store, if it is there and whole; returns whether it was."""
-    system, place = _open(store)
-    there = f"{place}/{folder.name}"
-    if not system.exists(f"{there}/{LAST}"):
+    """Copy the trial of this folder's name from the store; return whether it was there and whole."""
+    system, there = _open(store, folder.name)
+    if not system.exists(f"{there}/{_LAST}"):
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    names = sorted(
-        (path.rsplit("/", 1)[-1] for path in system.ls(there, detail=False)), key=lambda name: name == LAST
-    )
-    for name in names:
+    names = [path.rpartition("/")[2] for path in system.ls(there, detail=False)]
+    for name in sorted(names, key=lambda name: name == _LAST):
         with atomic_write(folder / name) as temporary:
-            temporary.write_bytes(system.cat_file(f"{there}/{name}"))
+            temporary.write_bytes(read_file(store, f"{folder.name}/{name}"))
     return True
 
 
-def _open(store: str):
+def _open(store: str, name: str):
     import fsspec  # comes with Dask
 
-    system, place = fsspec.core.url_to_fs(store)
-    system.invalidate_cache()  # what other machines wrote since
-    return system, place.rstrip("/")
+    system, folder = fsspec.core.url_to_fs(store)
+    system.invalidate_cache()  # other machines may have written since
+    return system, f"{folder.rstrip('/')}/{name}"

@@ -26,16 +26,29 @@ from bcdlib.runs.profiles import Profile
 from bcdlib.trials import model_card
 from bcdlib.trials.store import fetch_trial, put_trial
 
-FINISHED = ("trial.json", "predictions.csv", "validation.csv")  # a trial's folder that has these
+FINISHED = ("trial.json", "predictions.csv", "validation.csv")  # a finished trial's folder has these
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial is made of. ``method`` is a key of the registry or the path of a method file; changed settings may
-    follow (``robust:stages=4``, see `methods.method_settings`).
+    """What a trial is made of.
 
-    ``split_table`` is the whole split; ``fold`` says which of its folds. ``task`` is "binary" or "subtype". ``stain`` is
-    "macenko", "reinhard" or "none"; None leaves it to the method.
+    Attributes
+    ----------
+    method : str
+        A key of the registry or the path of a method file; changed settings may follow (``robust:stages=4``,
+        see `methods.method_settings`).
+    split : str
+        Name of the protocol.
+    split_table : DataFrame
+        The whole split, with filename, fold and role.
+    fold : int
+        Which of its folds.
+    seed : int
+    trainable : {"all", "head"}
+    task : {"binary", "subtype"}
+    stain : {"macenko", "reinhard", "none"}, optional
+        Stain normalisation; None leaves it to the method.
     """
 
     method: str
@@ -47,21 +60,37 @@ class Trial:
     task: str = "binary"
     stain: str | None = None
 
+    def __str__(self):
+        return f"{self.label}, split {self.split}, fold {self.fold}, seed {self.seed}"
+
     @property
     def label(self) -> str:
-        """The method's name in tables: its key, with ``-head`` if its base stays frozen where it could be fine-tuned,
-        ``-subtype`` for the second task, the stain normalisation if one was asked for, and settings that were changed."""
+        """The method's name in tables.
+
+        Its key, with ``-head`` if its base stays frozen where it could be fine-tuned, ``-subtype`` for the
+        second task, the stain normalisation if one was asked for, and settings that were changed.
+        """
         kind = methods.get_method(self.method)
         offered = "trainable" in kind().get_params() and kind.trains("head") != kind.trains("all")
-        frozen = "-head" if offered and self.trainable == "head" else ""
-        task = "" if self.task == "binary" else f"-{self.task}"
-        changes = "".join(f"-{key}={value}" for key, value in methods.method_settings(self.method).items())
-        return kind.key + frozen + task + ("" if self.stain is None else f"-stain_{self.stain}") + changes
+        parts = [
+            kind.key,
+            "head" if offered and self.trainable == "head" else "",
+            "" if self.task == "binary" else self.task,
+            "" if self.stain is None else f"stain_{self.stain}",
+            *(f"{key}={value}" for key, value in methods.method_settings(self.method).items()),
+        ]
+        return "-".join(filter(None, parts))
 
     def estimator(self, profile: Profile, weights: str | None = None, verbose=None) -> Method:
-        """The untrained method with this profile's settings (those of them that it knows), or its own in their place.
+        """Return the untrained method with this profile's settings, or its own in their place.
 
-        ``verbose`` is Keras'; default: the environment variable BCD_VERBOSE, else 1, one progress bar line an epoch.
+        Parameters
+        ----------
+        profile : Profile
+        weights : str, optional
+            See `parts.backbones.choose_weights`.
+        verbose : int, optional
+            Keras'; default: the environment variable BCD_VERBOSE, else 1, one progress bar line an epoch.
 
         Raises
         ------
@@ -93,27 +122,34 @@ class Trial:
             )
         if settings.get("stain") and "stain" not in known:
             raise InputError(f"{kind.key}: has no stain normalisation")
-        return kind(
-            **{key: value for key, value in settings.items() if key in known}
-            | methods.method_settings(self.method)
-        )
+        own = methods.method_settings(self.method)
+        return kind(**{key: value for key, value in settings.items() if key in known} | own)
 
     def labels(self, images: pd.DataFrame) -> np.ndarray:
-        """What the method learns: class (0, 1) or subtype (0..7, in the order of ``breakhis.SUBTYPES``); int64 (N,)."""
+        """Return what the method learns; int64 (N,).
+
+        The class (0, 1), or the subtype (0..7, in the order of ``breakhis.SUBTYPES``).
+        """
         if self.task == "binary":
             return breakhis.class_labels(images)
-        return (
-            images["subtype"]
-            .map({name: number for number, name in enumerate(breakhis.SUBTYPES)})
-            .to_numpy("int64")
-        )
+        numbers = {name: number for number, name in enumerate(breakhis.SUBTYPES)}
+        return images["subtype"].map(numbers).to_numpy("int64")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished trial: its folder, its predictions tables, and the curves (None if the method has none).
+    """A finished trial.
 
-    ``validation`` has the columns of ``predictions``; it is empty where the protocol has no validation part.
+    Attributes
+    ----------
+    trial : Trial
+    folder : pathlib.Path
+    predictions : DataFrame
+        The predictions table of the test part.
+    validation : DataFrame
+        That of the validation part; empty where the protocol has none.
+    history : DataFrame or None
+        The curves; None if the method has none.
     """
 
     trial: Trial
@@ -124,56 +160,82 @@ class Result:
 
     @property
     def held_out(self) -> str:
-        """Which part the curves beside the training curves are drawn on: validation, or test (as the paper drew)."""
+        """The part that the second curves are drawn on: "validation", or "test" (as the paper drew them)."""
         return json.loads((self.folder / "trial.json").read_text())["curves_on"]
 
 
+# BLAS sums in another order with other numbers of threads: with one, results do not depend on the cores
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def run_trial(
     trial: Trial,
     cache: PixelCache,
     profile: Profile,
     *,
     root,
-    weights=None,
-    verbose=None,
-    keep_model=True,
+    weights: str | None = None,
+    keep_model: bool = True,
     store: str = "",
+    verbose: int | None = None,
 ) -> Result:
     """Train and predict a trial, or find it finished. One that was cut off goes on from its last checkpoint.
 
     Parameters
     ----------
+    trial : Trial
+    cache : PixelCache
+    profile : Profile
     root : path-like
         Folder of trials. Each has a folder of its own, named after all that it depends on.
-    store : URL for fsspec, for example ``gs://bucket/trials``
-        Where finished trials are also kept and looked for: `FINISHED`, and what else a trial's folder holds, model
-        included. Empty: only under ``root``.
+    weights, verbose
+        As in `Trial.estimator`.
     keep_model : bool
-        Whether to store ``model.keras``, with ``model-card.md`` beside it; a trial that has none is then run again.
+        Whether to store ``model.keras``, with ``model-card.md`` beside it; a trial that has none is then run
+        again.
+    store : str
+        URL for fsspec, for example ``gs://bucket/trials``, where finished trials are also kept and looked
+        for: `FINISHED`, and what else a trial's folder holds, model included. Empty: only under ``root``.
+
+    Raises
+    ------
+    InputError
+        If the method or its weights cannot be used, or the disk is full.
     """
-    # BLAS sums in another order with other numbers of threads: with one, results do not depend on the machine's cores
-    with threadpool_limits(1, "blas"):
-        return _run(trial, cache, profile, Path(root), weights, verbose, keep_model, store)
-
-
-def _run(trial, cache, profile, root, weights, verbose, keep_model, store) -> Result:
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
-    folder = root / _name(trial, estimator, part, cache)
+    folder = Path(root) / _name(trial, estimator, part, cache)
     wanted = FINISHED + ("model.keras",) * keep_model
     if store and not _holds(folder, wanted):
         fetch_trial(store, folder)
-    if _holds(folder, wanted):
-        _finish(folder, cache.images, part)
-        return _load(trial, folder)
+    found = _holds(folder, wanted)
+    if not found:
+        _train(trial, estimator, cache, part=part, folder=folder, profile=profile, keep_model=keep_model)
+    _finish(folder, cache.images, part)
+    if store and not found:
+        put_trial(store, folder)
+    return load_trial(trial, folder)
+
+
+def _holds(folder: Path, names: tuple[str, ...]) -> bool:
+    return all((folder / name).is_file() for name in names)
+
+
+def _train(
+    trial: Trial,
+    estimator: Method,
+    cache: PixelCache,
+    *,
+    part: pd.DataFrame,
+    folder: Path,
+    profile: Profile,
+    keep_model: bool,
+) -> None:
     started = time.perf_counter()
     with explain_disk_errors(folder):
         folder.parent.mkdir(exist_ok=True)
         folder.mkdir(exist_ok=True)
     rows = {role: cache.rows(part.loc[part["role"] == role, "filename"]) for role in splits.ROLES}
-    curves_on = (
-        "validation" if len(rows["validation"]) else "test"
-    )  # the paper's protocol has no validation part
+    # the paper's protocol has no validation part
+    curves_on = "validation" if len(rows["validation"]) else "test"
     inputs, labels = estimator.inputs(cache, rows["train"]), trial.labels(cache.images)
     wants_images = "images" in inspect.signature(estimator.fit).parameters
 
@@ -199,41 +261,26 @@ def _run(trial, cache, profile, root, weights, verbose, keep_model, store) -> Re
         if len(rows[role]):
             probability = estimator.predict_proba(inputs[rows[role]], **images_of(role))
         write_csv(folder / name, _table(trial, cache.images.iloc[rows[role]], probability, weights_label))
-    write_json(
-        folder / "trial.json",
-        {
-            "method": trial.label,
-            "split": trial.split,
-            "fold": trial.fold,
-            "seed": trial.seed,
-            "task": trial.task,
-            "folds": int(trial.split_table["fold"].nunique()),
-            "curves_on": curves_on,
-            "images": {role: len(found) for role, found in rows.items()},
-            "parameters": estimator.get_params(),
-            "weights": weights_label,
-            "profile": profile.name,
-            "devices": getattr(estimator, "devices_", 1),
-            "seconds": round(time.perf_counter() - started, 1),
-        },
-    )
-    _finish(folder, cache.images, part)
-    if store:
-        put_trial(store, folder)
-    return _load(trial, folder)
-
-
-def _holds(folder: Path, names) -> bool:
-    return all((folder / name).is_file() for name in names)
-
-
-def load_trial(trial: Trial, folder) -> Result:
-    """A finished trial from its folder."""
-    return _load(trial, Path(folder))
+    facts = {
+        "method": trial.label,
+        "split": trial.split,
+        "fold": trial.fold,
+        "seed": trial.seed,
+        "task": trial.task,
+        "folds": int(trial.split_table["fold"].nunique()),
+        "curves_on": curves_on,
+        "images": {role: len(found) for role, found in rows.items()},
+        "parameters": estimator.get_params(),
+        "weights": weights_label,
+        "profile": profile.name,
+        "devices": getattr(estimator, "devices_", 1),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    write_json(folder / "trial.json", facts)
 
 
 def _finish(folder: Path, images: pd.DataFrame, part: pd.DataFrame) -> None:
-    """What comes after the trial's results are stored; done now if it was cut off there."""
+    """Do what comes after the trial's results are stored; called again if it was cut off there."""
     if (folder / "model.keras").is_file() and not (folder / model_card.CARD_NAME).is_file():
         model_card.write_card(folder, images, part)
     (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
@@ -264,17 +311,21 @@ def _name(trial: Trial, estimator, part: pd.DataFrame, cache: PixelCache) -> str
     return f"{label}-{trial.split}-fold{trial.fold}-seed{trial.seed}-{digest}"
 
 
-def _load(trial: Trial, folder: Path) -> Result:
-    predictions, validation = (
-        pd.read_csv(folder / name, dtype={"slide": str, "case": str})
-        for name in ("predictions.csv", "validation.csv")
-    )
+def load_trial(trial: Trial, folder) -> Result:
+    """Read a finished trial from its folder."""
+    folder, types = Path(folder), {"slide": str, "case": str}
     history = folder / "history.csv"
-    return Result(trial, folder, predictions, validation, pd.read_csv(history) if history.is_file() else None)
+    return Result(
+        trial,
+        folder,
+        predictions=pd.read_csv(folder / "predictions.csv", dtype=types),
+        validation=pd.read_csv(folder / "validation.csv", dtype=types),
+        history=pd.read_csv(history) if history.is_file() else None,
+    )
 
 
 def add_predictions(path, new: pd.DataFrame) -> pd.DataFrame:
-    """Put trials' predictions into a table on disk, in place of those of the same trials; returns the whole table."""
+    """Put predictions into a table on disk, in place of those of the same trials; return the whole table."""
     path = Path(path)
     if path.is_file():
         old = pd.read_csv(path, dtype={"slide": str, "case": str})

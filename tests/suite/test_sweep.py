@@ -13,11 +13,10 @@ import pytest
 
 from bcdlib import __main__, mount, preprocess
 from bcdlib.data import breakhis
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, StageError
 from bcdlib.runs.profiles import get_profile
 from bcdlib.suite import sweep
 from bcdlib.trials import comparison
-from bcdlib.trials.notebook import StageError
 from tests.test_main import refused
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -14,55 +14,13 @@ import pandas as pd
 import psutil
 import pytest
 
-from bcdlib import mount, preprocess
 from bcdlib.errors import InputError
-from bcdlib.runs.folder import open_run_folder
 from bcdlib.runs.profiles import get_profile
-from bcdlib.trials import cluster, comparison, jobs
-from bcdlib.trials.store import check_store, fetch_trial
-from bcdlib.trials.worker import WorkError, call_worker
+from bcdlib.trials import cluster, comparison
+from tests.trials.slow import PROFILE, SLOW, prepared, starts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PROFILE = get_profile("demo", size=(36, 24), folds=2, head_epochs=2)
 TABLES = ("comparison.csv", "comparison_predictions.csv", "comparison_validation.csv")
-SLOW = '''
-import os, time
-import numpy as np
-from bcdlib.methods import Method
-
-class Slow(Method):
-    """Takes its time, and notes each start of a piece of work beside this file."""
-    key, title = "slow", "test"
-    def __init__(self, seconds=0.3, seed=0, spin=False):
-        self.seconds, self.seed, self.spin = seconds, seed, spin
-    def fit(self, X, y, validation_data=None, folder=None):
-        with open(os.path.join(os.path.dirname(__file__), "started"), "a") as log:
-            log.write(f"{folder.name} {os.getpid()}\\n")
-        end = time.monotonic() + self.seconds
-        if self.spin:
-            for _ in range(int(self.seconds * 25)):
-                np.sort(np.random.default_rng(0).random(450_000))
-        while not self.spin and time.monotonic() < end:
-            time.sleep(0.01)
-        self.share_ = float(np.mean(y)); return self
-    def predict_proba(self, X):
-        p = np.clip(self.share_ + np.linspace(-0.2, 0.2, len(X)), 0, 1); return np.column_stack([1 - p, p])
-    def save(self, path):
-        path.write_text(str(self.share_))
-'''
-
-
-@pytest.fixture
-def slow(tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
-    return tmp_path / "slow.py"
-
-
-def starts(slow) -> pd.Series:
-    log = slow.with_name("started")
-    return pd.Series(
-        [line.split()[0] for line in log.read_text().splitlines()] if log.is_file() else [], dtype=object
-    )
 
 
 def command(data, out, cache, *words):
@@ -75,16 +33,6 @@ def command(data, out, cache, *words):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-
-
-def prepared(data, tmp_path, name, profile=PROFILE):
-    run = mount.open_run(tmp_path / name)
-    mount.start_run(run, data, progress=False)
-    cache = preprocess.resize_images(
-        run, profile, mount.open_data(run), cache_root=tmp_path / "cache", progress=False
-    )
-    preprocess.write_splits(run, profile, cache)
-    return run
 
 
 class Processes:
@@ -247,8 +195,8 @@ def test_what_is_no_scheduler(tmp_path):
     (tmp_path / "scheduler.json").write_text(json.dumps({"address": "tcp://127.0.0.1:1"}))
     with pytest.raises(InputError, match="does not answer; 0 of 1"):
         list(
-            cluster.map_on_cluster(
-                str(tmp_path / "scheduler.json"), "os:getpid", [{}], keys=["a"], progress=False
+            cluster.map_items(
+                "os:getpid", {"a": {}}, scheduler=str(tmp_path / "scheduler.json"), progress=False
             )
         )
 
@@ -272,106 +220,6 @@ def test_errors_of_workers_are_those_of_one_process(slow, tiny, tmp_path):
     assert comparison.failed_trials(run) == expected
     for name in TABLES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
-def test_a_child_that_dies_is_told_and_replaced():
-    with pytest.raises(WorkError, match="its process ended") as error:
-        call_worker("os:abort", {})
-    assert error.value.kind == "Died"
-    assert call_worker("os:getpid", {}) == call_worker("os:getpid", {}) != os.getpid()
-
-
-@pytest.mark.parametrize("store", ["memory://trials", "{tmp_path}/store"])
-def test_a_store_gives_trials_back(store, slow, tiny, tmp_path):
-    store = store.format(tmp_path=tmp_path)
-    tables = []
-    for name in ("here", "there"):  # two run folders, as on two machines
-        run = prepared(tiny, tmp_path, name)
-        tables.append(
-            comparison.run_comparison(
-                run,
-                PROFILE,
-                method_names=[f"{slow}:seconds=0"],
-                split_names=["image"],
-                progress=False,
-                store=store,
-                keep_models=True,
-            )
-        )
-    pd.testing.assert_frame_equal(*tables)
-    assert len(starts(slow)) == 2, "the second run trained again"
-    assert len(list((tmp_path / "there").glob("trials/*/model.keras"))) == 2
-
-
-def test_a_store_that_cannot_be(tmp_path):
-    (tmp_path / "file").write_text("")
-    for store in (f"{tmp_path}/file/store", "nonsense://x"):
-        with pytest.raises(InputError, match="--store .*cannot be written"):
-            check_store(store)
-
-
-def test_a_machine_without_the_cache_builds_its_own_once(slow, tiny, tmp_path, monkeypatch):
-    import shutil
-
-    run = prepared(tiny, tmp_path, "run")
-    monkeypatch.setenv("BCD_CACHE", str(tmp_path / "elsewhere"))
-    first = next((tmp_path / "cache").iterdir())
-    shutil.move(first, tmp_path / "away")
-    job_cache = open_run_folder(run.folder)  # what the parent had mapped is gone for the workers
-    assert job_cache.settings["cache"] == str(first)
-    from bcdlib.data import cache, splits
-    from bcdlib.trials import trial
-
-    cache = cache.open_cache(tmp_path / "away")
-    object.__setattr__(cache, "folder", first)
-    planned = [
-        trial.Trial(f"{slow}:seconds=0", "image", splits.read_split(run, "image"), fold) for fold in range(2)
-    ]
-    job = jobs.write_job(
-        str(run.folder / "trials"),
-        cache,
-        PROFILE,
-        planned=planned,
-        root=str(run.folder / "trials"),
-        weights=None,
-        keep_models=False,
-        store="",
-        source=run.settings["source"],
-    )
-    found = dict(
-        cluster.map_on_cluster(
-            "local:2", "bcdlib.trials.jobs:run_job", *jobs.job_items(job, planned), progress=False
-        )
-    )
-    assert sorted(found) == [0, 1] and all(isinstance(name, str) for name in found.values()), found
-    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [first.name]
-
-
-def test_a_machine_without_the_run_folder_works_from_the_store(slow, tiny, tmp_path, monkeypatch):
-    run = prepared(tiny, tmp_path, "run")
-    from bcdlib.data import cache, splits
-    from bcdlib.trials import trial
-
-    monkeypatch.setenv("BCD_CACHE", str(tmp_path / "elsewhere"))
-    store, root = str(tmp_path / "store"), str(tmp_path / "of another machine" / "run" / "trials")
-    planned = [
-        trial.Trial(f"{slow}:seconds=0", "image", splits.read_split(run, "image"), fold) for fold in range(2)
-    ]
-    job = jobs.write_job(
-        store,
-        cache.run_cache(run),
-        PROFILE,
-        planned=planned,
-        root=root,
-        weights=None,
-        keep_models=False,
-        store=store,
-        notebooks=False,
-        source=run.settings["source"],
-    )
-    names = [jobs.run_job(**item) for item in jobs.job_items(job, planned)[0]]
-    assert all(fetch_trial(store, run.folder / "trials" / name) for name in names) and not Path(root).exists()
-    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["trials"]
 
 
 @pytest.mark.thorough

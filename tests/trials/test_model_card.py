@@ -81,7 +81,7 @@ def test_the_papers_protocol_on_breakhis(tmp_path):
 def test_by_case_nothing_is_shared(tmp_path):
     images = breakhis.known_images()
     text = finished(tmp_path, images, splits.make_split(images, "case"))
-    assert "0 of" in text and "also in training: the figures" not in text and "grouped by case" in text
+    assert "0 of" in text and "also in training: the metrics" not in text and "grouped by case" in text
 
 
 def test_drawn_tissue_and_own_images_are_called_that(tmp_path, tiny_names):
