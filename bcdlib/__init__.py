@@ -1,7 +1,11 @@
 """Breast cancer diagnosis on BreakHis: the library beneath the notebooks.
 
 One notebook, one module, one verb: `mount`, `preprocess`, `visualize`, `train`, `evaluate`, `compare`.
-Beneath them the nouns that they share: `manifest`, `sources`, `pixels`, `splits`, `profiles`, `methods`, `runs`.
+
+Beneath the verbs stand rooms, each with one purpose and only on floors beneath it: `suite` (all notebooks in
+one go), `widgets` (what answers to clicks), `trials` (method x split x fold x seed), `explain` (Grad-CAM,
+out-of-distribution, error analysis), `methods` (one file a method), `evaluation` (metrics, bootstrap,
+thresholds), `data` (sources, cache, splits), `plots`, `runs` (the run folder and its files), `errors`.
 """
 
 __version__ = "0.1.0"

@@ -184,7 +184,7 @@ def audit(data, manifest, split, folds, seed, as_json):
         from bcdlib.data.cache import build_cache
         from bcdlib.runs import places, profiles
 
-        manifest = mount.find_manifest(data or "", manifest) if manifest else ""
+        manifest = mount.find_manifest(data or "", manifest)
         source = mount.find_data(data, seed=seed)
         images = (custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)).images
         cache = build_cache(source, images, profiles.get_profile("paper").size, root=places.cache_root())

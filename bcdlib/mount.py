@@ -1,4 +1,4 @@
-"""01_mount: where data, caches and run folders lie (Google Drive in Colab), and getting the data."""
+"""01_mount: open the run folder (on Google Drive in Colab), find or fetch the data set, count its images."""
 
 import os
 import tempfile
@@ -12,27 +12,16 @@ from bcdlib.errors import InputError
 from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import Run, open_run_folder
 from bcdlib.runs.places import cache_root, drive_folder, home_folder, in_colab, mount_drive
-
-# for notebooks, which import verbs only
-from bcdlib.runs.profiles import get_profile as get_profile
-
-TABLE_I_REMARK = (
-    "The paper prints 652 benign images at 40X; its own totals (1995 images at 40X, 2480 benign images) "
-    "and the data set say 625."
-)
-REFERENCES = (
-    "- F. A. Spanhol, L. S. Oliveira, C. Petitjean, L. Heutte, *A Dataset for Breast Cancer Histopathological Image "
-    "Classification*, IEEE TBME 63(7), 2016. Licence of the images: CC BY 4.0."
-)
+from bcdlib.runs.profiles import get_profile as get_profile  # for notebooks
 
 
-def open_run(out=None, data="synthetic", profile="demo") -> Run:
-    """Open a run folder, on Google Drive in Colab, and create it if need be.
+def open_run(out=None, data="synthetic", profile: str = "demo") -> Run:
+    """Open a run folder, on Google Drive in Colab; create it if need be.
 
     Parameters
     ----------
     out : str or path-like, optional
-        The folder; by default ``home()/<data>-<profile>``, where <data> has no archive suffix.
+        The folder; by default ``<home>/<data>-<profile>``, where <data> has no archive suffix.
     data, profile : str
         What the default name is made of.
 
@@ -42,33 +31,25 @@ def open_run(out=None, data="synthetic", profile="demo") -> Run:
         If Drive cannot be mounted or the folder cannot be written to.
     """
     mount_drive()
-    return open_run_folder(out or home_folder() / f"{_stem(data)}-{profile}")
+    name = os.path.basename(os.path.abspath(os.path.expanduser(str(data) or "BreaKHis_v1")))
+    suffix = next((end for end in sources.ARCHIVE_SUFFIXES if name.lower().endswith(end)), "")
+    stem = name[: len(name) - len(suffix)] or "data"
+    return open_run_folder(out or home_folder() / f"{stem}-{profile}")
 
 
-def _stem(data) -> str:
-    if not str(data):
-        return "BreaKHis_v1"  # what `find` searches for then
-    name = os.path.basename(os.path.abspath(os.path.expanduser(data)))
-    for suffix in sources.ARCHIVE_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)] or "data"
-    return name or "data"
-
-
-# ---------------------------------------------------------------- the data set
-
-
-def find_data(data="synthetic", seed=0, progress=True) -> sources.Source:
+def find_data(data="synthetic", *, seed: int = 0, progress: bool = True) -> sources.Source:
     """Open the data set.
 
     Parameters
     ----------
     data : str or path-like
-        ``"synthetic"``: the embedded data set, drawn if not there yet. ``""``: a folder or archive named
-        like BreaKHis_v1*, searched for in the likely places. Otherwise a folder or archive; in Colab also
-        relative to ``MyDrive``.
+        ``"synthetic"``: the embedded data set, drawn if it does not exist yet. ``""``: a folder or archive
+        named like BreaKHis_v1*, searched for in the likely places. Otherwise a folder or archive; in Colab
+        also relative to ``MyDrive``.
     seed : int
         Of the synthetic data set.
+    progress : bool
+        Show a progress bar while drawing.
 
     Raises
     ------
@@ -76,18 +57,13 @@ def find_data(data="synthetic", seed=0, progress=True) -> sources.Source:
         If nothing is found, or it is neither a folder with content nor an archive.
     """
     if str(data) == "synthetic":
-        from bcdlib.data import synthetic  # here, not above: it needs OpenCV and SciPy
+        from bcdlib.data import synthetic  # needs OpenCV and SciPy, which are slow to import
 
         # in Colab on the local disk: hundreds of small files are slow on a mounted Drive
-        folder = Path(tempfile.gettempdir(), f"bcdlib-synthetic-{seed}") if in_colab() else None
-        folder = folder or cache_root() / f"synthetic-{seed}"
+        local = Path(tempfile.gettempdir(), f"bcdlib-synthetic-{seed}")
+        folder = local if in_colab() else cache_root() / f"synthetic-{seed}"
         return sources.open_source(synthetic.draw_dataset(folder, seed=seed, progress=progress))
-    if not str(data):
-        return _opened(_search())
-    return _opened(_here_or_on_drive(data))
-
-
-def _opened(path) -> sources.Source:
+    path = _here_or_on_drive(data) if str(data) else _search()
     return sources.open_source(path, cache_root() / "listings")
 
 
@@ -96,37 +72,19 @@ def _here_or_on_drive(place) -> Path:
     if in_colab() and not path.exists():
         mount_drive()
         on_drive = drive_folder() / "MyDrive" / path
-        path = on_drive if on_drive.exists() else path
+        return on_drive if on_drive.exists() else path
     return path
 
 
-def find_manifest(data, manifest) -> Path:
-    """The table `manifest` that names the images in `data`, a folder or archive that is not BreakHis; see `custom.read_manifest`.
-
-    In Colab both may be relative to ``MyDrive``.
-
-    Raises
-    ------
-    InputError
-        If `data` is not a folder or archive of one's own. (Whether the table is there and good, `custom.read_manifest` checks.)
-    """
-    if str(data) in ("", "synthetic"):
-        raise InputError(
-            f"{manifest}: a manifest names images of your own; give their folder or archive too (--data DIR)"
-        )
-    return _here_or_on_drive(manifest)
-
-
 def _search() -> Path:
+    places = [Path.cwd(), Path.cwd() / "data"]
     if mount_drive():
         mine = drive_folder() / "MyDrive"
         places = [mine, mine / "BCDataset", mine / "bcdlib"]
-    else:
-        places = [Path.cwd(), Path.cwd() / "data"]
     for place in places:
-        found = [path for path in (place.iterdir() if place.is_dir() else ()) if _looks_like_breakhis(path)]
+        found = [path for path in place.glob("*") if _looks_like_breakhis(path)]
         if found:
-            # an archive first: Drive reads one file quicker than 7909, and it is never half unpacked
+            # an archive first: Drive reads one file faster than 7909, and it is never half unpacked
             return min(found, key=lambda path: (path.is_dir(), path.name))
     raise InputError(
         f"no folder or archive named like BreaKHis_v1* in {', '.join(map(str, places))}; "
@@ -136,126 +94,177 @@ def _search() -> Path:
 
 def _looks_like_breakhis(path: Path) -> bool:
     name = path.name.lower()
-    if not name.startswith("breakhis_v1"):
-        return False
-    if path.is_dir():  # an empty folder, or a run's folder, is no data set
-        return any(path.iterdir()) and not (path / "settings.json").exists()
-    return name.endswith(sources.ARCHIVE_SUFFIXES)
+    if path.is_dir():  # neither empty nor the folder of a run
+        usable = any(path.iterdir()) and not (path / "settings.json").exists()
+    else:
+        usable = name.endswith(sources.ARCHIVE_SUFFIXES)
+    return name.startswith("breakhis_v1") and usable
 
 
-def start_run(
-    run: Run, data="synthetic", seed=0, *, progress=True, manifest=""
-) -> breakhis.Scan | custom.CustomScan:
-    """Find the data set, list its images, record both in the run's ``images.csv`` and ``settings.json``.
-
-    What is called like an image but cannot be one goes into ``left_out.csv`` (path, reason).
+def find_manifest(data, manifest) -> str:
+    """Find and check the manifest that names the images in `data`, if they are not BreakHis's.
 
     Parameters
     ----------
+    data : str or path-like
+        Folder or archive of those images.
+    manifest : str or path-like
+        CSV file (see `custom.read_manifest`); in Colab also relative to ``MyDrive``. Empty: none.
+
+    Returns
+    -------
+    str
+        Absolute path of the manifest; empty if there is none.
+
+    Raises
+    ------
+    InputError
+        If `data` names no images of the user's own, or the manifest cannot be used.
+    """
+    if not str(manifest):
+        return ""
+    if str(data) in ("", "synthetic"):
+        raise InputError(
+            f"{manifest}: a manifest names images of your own; give their folder or archive too (--data DIR)"
+        )
+    path = _here_or_on_drive(manifest).absolute()
+    custom.read_manifest(path)  # before an archive is listed, which may take long
+    return str(path)
+
+
+def start_run(
+    run: Run, data="synthetic", *, manifest="", seed: int = 0, progress: bool = True
+) -> breakhis.Scan | custom.CustomScan:
+    """Find the data set and list its images; record both in the run's ``images.csv`` and ``settings.json``.
+
+    Files that look like images but cannot be used go into ``left_out.csv`` (path, reason).
+
+    Parameters
+    ----------
+    run : Run
+    data : str or path-like
+        See `find_data`.
     manifest : str or path-like
         For images that are not BreakHis's: the CSV that names them (see `custom.read_manifest`).
+    seed : int
+        Of the synthetic data set.
+    progress : bool
+        Show a progress bar while drawing.
 
     Returns
     -------
     breakhis.Scan, or custom.CustomScan with `manifest`
-        Its `images` have one row per image.
+        Its ``images`` have one row per image.
 
     Raises
     ------
     InputError
-        If there is no such data set or not one BreakHis image in it, or if `manifest` is not such a table.
+        If there is no such data set, or no image in it, or `manifest` cannot be used.
     """
-    manifest = find_manifest(data, manifest).absolute() if manifest else ""
-    if manifest:
-        custom.read_manifest(manifest)  # before a long listing of an archive
+    manifest = find_manifest(data, manifest)
     source = find_data(data, seed=seed, progress=progress)
     scan = custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
     write_csv(run.folder / "left_out.csv", pd.DataFrame(scan.reasons, columns=["path", "reason"]))
     write_csv(run.folder / "images.csv", scan.images)
-    run.record(
-        data=str(data),
-        seed=seed,
-        source=str(source.path.absolute()),
-        partial=scan.partial,
-        manifest=str(manifest),
-    )
+    place = str(source.path.absolute())
+    run.record(data=str(data), seed=seed, source=place, partial=scan.partial, manifest=manifest)
     return scan
 
 
 def open_data(run: Run) -> sources.Source:
-    """Reopen the data set that `start` recorded; a synthetic one is drawn again if it is gone.
+    """Reopen the data set that `start_run` recorded; a synthetic one is drawn again if it is gone.
 
     Raises
     ------
     InputError
-        If `start` has not been here, or the data set is no longer where it was.
+        If `start_run` has not been here, or the data set is no longer where it was.
     """
     settings = run.settings
     if "source" not in settings:
         raise InputError(f"{run.folder}: its settings name no data set; run 01_mount with this run first")
-    if settings["data"] == "synthetic":
-        return find_data("synthetic", seed=settings["seed"])
-    if not Path(settings["source"]).exists():
-        mount_drive()  # a new Colab session begins without it
-    return _opened(settings["source"])
+    drawn = settings["data"] == "synthetic"
+    return find_data("synthetic" if drawn else settings["source"], seed=settings["seed"])
 
 
 def overview(run: Run, scan: breakhis.Scan | custom.CustomScan) -> pd.DataFrame:
-    """What was found, one line each, in the single column ``found`` (int; str for source, manifest and extent)."""
-    images = scan.images
-    if isinstance(scan, custom.CustomScan):
-        rows = {
-            "source": run.settings["source"],
-            "manifest": run.settings["manifest"],
-            **custom.custom_overview(scan),
-        }
-        return pd.DataFrame({"found": pd.Series(rows, dtype=object)})
-    known = breakhis.known_images()["filename"]
-    rows = {
-        "source": run.settings["source"],
-        "images": len(images),
-        "slides": breakhis.count_slide_folders(images),
-        "cases": int(images["case"].nunique()),
-        f"present of BreakHis's {len(known)}": int(known.isin(images["filename"]).sum()),
-        "duplicates left out": len(scan.duplicates),
-        "other image names left out": len(scan.not_breakhis),
-        "left out for another reason": len(scan.reasons) - len(scan.not_breakhis) - len(scan.duplicates),
-        "BreakHis is": "partial" if scan.partial else "complete",
-    }
-    return pd.DataFrame({"found": pd.Series(rows, dtype=object)})
+    """Summarize what was found.
 
-
-def table_i_beside_printed(images: pd.DataFrame) -> pd.DataFrame:
-    """Table I of the paper, counted in `images` beside what is printed (see TABLE_I_REMARK).
+    Parameters
+    ----------
+    run : Run
+    scan : breakhis.Scan or custom.CustomScan
+        From `start_run`.
 
     Returns
     -------
-    pandas.DataFrame of int, shape (3, 10)
-        Rows benign, malignant, total; columns ("counted", 40 ... "total"), then ("printed", 40 ... "total").
+    pandas.DataFrame
+        One row a fact, in the single column ``found`` (int; str for source, manifest and extent).
     """
-    return pd.concat({"counted": breakhis.count_table_i(images), "printed": breakhis.TABLE_I_PRINTED}, axis=1)
+    rows = {"source": run.settings["source"]}
+    if isinstance(scan, custom.CustomScan):
+        rows |= {"manifest": run.settings["manifest"], **custom.custom_overview(scan)}
+    else:
+        names = breakhis.known_images()["filename"]
+        rows |= {
+            "images": len(scan.images),
+            "slides": breakhis.count_slide_folders(scan.images),
+            "cases": int(scan.images["case"].nunique()),
+            f"present of BreakHis's {len(names)}": int(names.isin(scan.images["filename"]).sum()),
+            "duplicates left out": len(scan.duplicates),
+            "other image names left out": len(scan.not_breakhis),
+            "left out for another reason": len(scan.reasons) - len(scan.not_breakhis) - len(scan.duplicates),
+            "BreakHis is": "partial" if scan.partial else "complete",
+        }
+    return pd.DataFrame({"found": pd.Series(rows, dtype=object)})
 
 
 def count_images(images: pd.DataFrame) -> pd.DataFrame:
-    """Images by class and magnification: `table_i` for BreakHis and drawn tissue, else `custom.count_custom`."""
-    return table_i_beside_printed(images) if breakhis.is_breakhis(images) else custom.count_custom(images)
+    """Count images by class and magnification.
+
+    Parameters
+    ----------
+    images : pandas.DataFrame
+        With class and magnification.
+
+    Returns
+    -------
+    pandas.DataFrame of int
+        Rows benign, malignant, total. For BreakHis and drawn tissue Table I of the paper: columns
+        ("counted", 40 ... "total"), then ("printed", 40 ... "total"). For other images see
+        `custom.count_custom`.
+    """
+    if not breakhis.is_breakhis(images):
+        return custom.count_custom(images)
+    return pd.concat({"counted": breakhis.count_table_i(images), "printed": breakhis.TABLE_I_PRINTED}, axis=1)
 
 
 def counts_remark(run: Run) -> str:
-    """Markdown: what to know about `counts`; of images of one's own, what a case is and what is unknown."""
+    """Return what to know about `count_images`, as Markdown."""
     if not run.settings.get("manifest"):
-        return f"Table I as counted here, beside what the paper prints. {TABLE_I_REMARK}"
-    images = run.images()
-    remark = "These images are not BreakHis's. What the manifest calls a group is called a case in all that follows."
-    unknown = int((images["magnification"] == 0).sum())
-    return remark + (f" The magnification of {unknown} images is not known." if unknown else "")
+        return (
+            "Table I as counted here, beside what the paper prints. The paper prints 652 benign images at "
+            "40X; its own totals (1995 images at 40X, 2480 benign images) and the data set say 625."
+        )
+    unknown = int((run.images()["magnification"] == 0).sum())
+    return (
+        "These images are not BreakHis's. What the manifest calls a group is called a case in all that "
+        "follows." + (f" The magnification of {unknown} images is not known." if unknown else "")
+    )
 
 
 def references(run: Run) -> str:
-    """Markdown: where BreakHis comes from and its licence; empty if the run's images are one's own."""
-    return "" if run.settings.get("manifest") else REFERENCES
+    """Return the source and licence of BreakHis, as Markdown; empty for images of the user's own."""
+    if run.settings.get("manifest"):
+        return ""
+    return (
+        "- F. A. Spanhol, L. S. Oliveira, C. Petitjean, L. Heutte, *A Dataset for Breast Cancer "
+        "Histopathological Image Classification*, IEEE TBME 63(7), 2016. Licence of the images: CC BY 4.0."
+    )
 
 
 def download(url: str = ARCHIVE_URL) -> str:
-    """Download the official archive of BreakHis (about 4 GB) into the home folder; see `download_archive`."""
+    """Download the official archive of BreakHis (about 4 GB) into the home folder; return its path.
+
+    See `download.download_archive`: a download that broke off is resumed.
+    """
     return str(download_archive(home_folder(), url))

@@ -1,4 +1,4 @@
-"""The paper's preprocessing operations: resizing, label encoding, shuffling, generation, normalisation, reshaping."""
+"""02_preprocess: the paper's resizing, label encoding, shuffling, generation, normalisation and reshaping."""
 
 import numpy as np
 import pandas as pd
@@ -7,8 +7,8 @@ from bcdlib.data import breakhis, checks, splits
 from bcdlib.data.cache import PixelCache, build_cache
 from bcdlib.data.cache import run_cache as run_cache  # for notebooks
 from bcdlib.errors import InputError
-from bcdlib.methods.parts import backbones
 from bcdlib.methods.parts.augmentation import default_augmentation
+from bcdlib.methods.parts.backbones import normalise_images as normalise_images  # for notebooks
 from bcdlib.methods.parts.fitting import Batches
 from bcdlib.runs import places
 from bcdlib.runs.files import write_csv
@@ -19,20 +19,27 @@ from bcdlib.runs.profiles import Profile
 def resize_images(
     run: Run, profile: Profile, source, *, cache_root=None, strict: bool = False, progress: bool = True
 ) -> PixelCache:
-    """Decode each image of the run once, resize it (paper: 144x96) and keep it as uint8; or find that cache again.
+    """Decode each image of the run once, resize it (paper: 144x96), cache it as uint8; or reopen the cache.
 
-    Records the cache's place in the run, so that later stages find it. What was left out or looks wrong goes into
-    ``tables/intake.csv`` (see `bcdlib.intake`) and is summed up in print.
+    Records the cache's place in the run, so that later stages find it. Images that were left out or look
+    wrong go into ``tables/intake.csv`` (see `checks.examine_images`); a summary is printed.
 
     Parameters
     ----------
-    source : sources.Source
+    run : Run
     profile : Profile
         Its ``size`` is (width, height).
+    source : sources.Source
     cache_root : path-like, optional
-        Folder of caches, shared by runs; see `places.cache_root` for the default.
+        Folder of caches, shared by runs; by default `places.cache_root`.
     strict : bool
-        Stop if an image had to be left out or one picture stands under both classes.
+        Stop if an image had to be left out or stands under both classes.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    PixelCache
 
     Raises
     ------
@@ -51,12 +58,12 @@ def resize_images(
 
 
 def left_out_table(run: Run) -> pd.DataFrame:
-    """Every image that was left out, with the reason, and pictures that are filed under two labels; see `checks.examine_images`."""
+    """Read which images were left out or look wrong, with reasons; see `checks.examine_images`."""
     return run.read_csv("tables/intake.csv", "02_preprocess")
 
 
 def cache_summary(cache: PixelCache) -> pd.DataFrame:
-    """What the cache holds, as a two-column table."""
+    """Summarize what the cache holds, in the columns ``what`` and ``value``."""
     rows = {
         "images used": len(cache.images),
         "images left out (unreadable)": len(cache.skipped),
@@ -67,43 +74,55 @@ def cache_summary(cache: PixelCache) -> pd.DataFrame:
 
 
 def label_counts(cache: PixelCache) -> pd.DataFrame:
-    """Label encoding: benign 0, malignant 1; one row a class with its code and number of images."""
-    codes = pd.Series(breakhis.class_labels(cache.images)).value_counts().sort_index()
-    return pd.DataFrame(
-        {
-            "class": [breakhis.CLASSES[code] for code in codes.index],
-            "label": codes.index,
-            "images": codes.to_numpy(),
-        }
-    )
+    """Show the label encoding: one row a class with its code (benign 0, malignant 1) and number of images."""
+    counts = cache.images["class"].value_counts()
+    rows = [(name, code, counts[name]) for code, name in enumerate(breakhis.CLASSES) if name in counts]
+    return pd.DataFrame(rows, columns=["class", "label", "images"])
 
 
-def write_splits(run: Run, profile: Profile, cache: PixelCache, seed: int = 0) -> pd.DataFrame:
-    """Write ``splits/<protocol>.csv`` for every protocol that the images allow, and show who trains and tests where.
+def write_splits(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0) -> pd.DataFrame:
+    """Write ``splits/<protocol>.csv`` for every protocol that the images allow.
+
+    Parameters
+    ----------
+    run : Run
+    profile : Profile
+        Its ``splits``, ``compare_splits`` and ``folds``.
+    cache : PixelCache
+    seed : int
+        Of the random splits.
 
     Returns
     -------
-    DataFrame: one row a protocol with folds, mean number of images a role, and what leaks (or why it cannot be made).
+    pandas.DataFrame
+        One row a protocol: split, what it is (or why it cannot be made), folds (0 if it cannot), and the mean
+        number of images in each role.
+
+    Raises
+    ------
+    InputError
+        If the images allow no protocol at all.
     """
     rows = []
-    wanted = {*profile.splits, *profile.compare_splits}
-    for protocol in (name for name in splits.PROTOCOLS if name in wanted):
-        row = {"split": protocol, "what it is": splits.PROTOCOLS[protocol]}
+    for protocol in [name for name in splits.PROTOCOLS if name in profile.splits + profile.compare_splits]:
+        row = {"split": protocol, "what it is": splits.PROTOCOLS[protocol], "folds": 0}
         file = run.folder / "splits" / f"{protocol}.csv"
         try:
-            if protocol == "slide" and _slides_are_cases(cache.images):
+            # BreakHis's names give both, and a partial copy should have the same splits as the whole
+            own = protocol == "slide" and not breakhis.is_breakhis(cache.images)
+            if own and (cache.images["slide"] == cache.images["case"]).all():
                 raise InputError("each slide is a case of its own here; the same as split 'case'")
             split, note = splits.make_feasible_split(cache.images, protocol, profile.folds, seed=seed)
         except InputError as error:
-            rows.append(row | {"folds": 0, "what it is": f"left out: {error}"})
-            file.unlink(missing_ok=True)  # one made from other images must not pass for these images' own
-            continue
-        if note:
-            row["what it is"] += f" ({note})"
-        write_csv(file, split)
-        folds = split["fold"].nunique()
-        counts = split["role"].value_counts().reindex(list(splits.ROLES), fill_value=0) / folds
-        rows.append(row | {"folds": folds} | counts.round().astype(int).to_dict())
+            row["what it is"] = f"left out: {error}"
+            file.unlink(missing_ok=True)  # a split of other images must not be taken for one of these
+        else:
+            write_csv(file, split)
+            row["what it is"] += f" ({note})" if note else ""
+            row["folds"] = split["fold"].nunique()
+            counts = split["role"].value_counts().reindex(list(splits.ROLES), fill_value=0) / row["folds"]
+            row |= counts.round().astype(int).to_dict()
+        rows.append(row)
     if not any(row["folds"] for row in rows):
         raise InputError(
             f"these {len(cache.images)} images allow no split; the last was {rows[-1]['what it is']}"
@@ -111,13 +130,14 @@ def write_splits(run: Run, profile: Profile, cache: PixelCache, seed: int = 0) -
     return pd.DataFrame(rows)
 
 
-def _slides_are_cases(images: pd.DataFrame) -> bool:
-    # of BreakHis's names both are known, and a partial copy is to have the same splits as the whole
-    return bool((images["slide"] == images["case"]).all()) and not breakhis.is_breakhis(images)
-
-
 def splits_note(table: pd.DataFrame) -> str:
-    """Markdown: what is missing where the images do not allow a split by case (see `make_splits`); else empty."""
+    """Warn, as Markdown, if the images do not allow a split by case; else return an empty text.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `write_splits`.
+    """
     left_out = table.loc[(table["split"] == "case") & (table["folds"] == 0), "what it is"]
     if left_out.empty:
         return ""
@@ -125,31 +145,32 @@ def splits_note(table: pd.DataFrame) -> str:
     reason = left_out.iloc[0].removeprefix("left out: ")
     return (
         f"**No split by case is possible ({reason}). The strictest that is possible is `{strictest}`: "
-        f"{splits.PROTOCOLS[strictest]}. What is measured under it does not say how well the network would do on the "
-        "next patient.**"
+        f"{splits.PROTOCOLS[strictest]}. What is measured under it does not say how well the network would "
+        "do on the next patient.**"
     )
 
 
-def first_split(run: Run, profile: Profile) -> pd.DataFrame:
-    """The first of the profile's splits that the images allow; see `splits.available_splits`."""
-    return splits.read_split(run, splits.available_splits(run, profile.splits)[0])
+def first_batch(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0):
+    """Shuffle and augment: return the first training batch of the profile's first split, as training sees it.
 
-
-def first_batch(
-    cache: PixelCache, split: pd.DataFrame, *, batch_size: int = 32, seed: int = 0, augment: bool = True
-):
-    """Shuffling and generation: the first training batch of a split, as training sees it.
+    Parameters
+    ----------
+    run : Run
+    profile : Profile
+        Its ``splits`` (the first that the images allow is taken) and ``batch_size``.
+    cache : PixelCache
+    seed : int
+        Of order and augmentation.
 
     Returns
     -------
-    (X, y) : float32 (batch, height, width, 3), RGB 0..255, augmented if asked; float32 labels (batch, 1)
+    X : float32 array (batch, height, width, 3)
+        RGB, 0..255.
+    y : float32 array (batch, 1)
+        0 benign, 1 malignant.
     """
+    split = splits.read_split(run, splits.available_splits(run, profile.splits)[0])
     train = cache.rows(splits.fold_of(split, 0).query("role == 'train'")["filename"])
-    X, y = Batches(cache.pixels[train], breakhis.class_labels(cache.images)[train], batch_size, 1, seed)[0]
-    X = X.astype("float32")
-    return (np.asarray(default_augmentation(seed)(X, training=True)) if augment else X), y
-
-
-def normalise_batch(X, architecture: str = "resnet50") -> np.ndarray:
-    """What the network's first convolution gets: see `backbones.normalise_images`."""
-    return backbones.normalise_images(X, architecture)
+    labels = breakhis.class_labels(cache.images)[train]
+    X, y = Batches(cache.pixels[train], labels, profile.batch_size, 1, seed)[0]
+    return np.asarray(default_augmentation(seed)(X.astype("float32"), training=True)), y

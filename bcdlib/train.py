@@ -1,4 +1,4 @@
-"""Train the paper's network under the paper's protocol and under an honest one, and show how it went."""
+"""04_train: train the paper's network under the paper's protocol and under an honest one."""
 
 from collections.abc import Iterable
 
@@ -23,17 +23,23 @@ def plan_trials(
     *,
     split_names: Iterable[str] = (),
     method: str = "resnet50",
-    seed: int = 0,
     trainable: str = "all",
     task: str = "binary",
     stain: str | None = None,
     fold: int = 0,
+    seed: int = 0,
 ) -> list[Trial]:
-    """The trials of 04_train: one fold of each split, as a rule the first.
+    """Plan one trial a split.
 
     Parameters
     ----------
-    split_names : protocols, in order; empty means those of the profile's that the images allow (see `splits.available_splits`).
+    run : Run
+    profile : Profile
+    split_names : iterable of str
+        Protocols, in order; by default those of the profile's that the images allow (see
+        `splits.available_splits`).
+    method, trainable, task, stain, fold, seed
+        See `Trial`.
     """
     names = tuple(split_names) or splits.available_splits(run, profile.splits)
     return [
@@ -43,21 +49,17 @@ def plan_trials(
 
 
 def plan_table(planned: list[Trial]) -> pd.DataFrame:
-    """One row a trial: method, split, fold, images in each role."""
+    """Show planned trials, one row each: method, split, fold, seed, number of images in each role."""
     rows = []
     for trial in planned:
-        part = splits.fold_of(trial.split_table, trial.fold)
-        counts = part["role"].value_counts().reindex(list(splits.ROLES), fill_value=0)
-        folds = trial.split_table["fold"].nunique()
-        rows.append(
-            {
-                "method": trial.label,
-                "split": trial.split,
-                "fold": f"{trial.fold + 1} of {folds}",
-                "seed": trial.seed,
-            }
-            | counts.to_dict()
-        )
+        roles = splits.fold_of(trial.split_table, trial.fold)["role"]
+        facts = {
+            "method": trial.label,
+            "split": trial.split,
+            "fold": f"{trial.fold + 1} of {trial.split_table['fold'].nunique()}",
+            "seed": trial.seed,
+        }
+        rows.append(facts | {role: int((roles == role).sum()) for role in splits.ROLES})
     return pd.DataFrame(rows)
 
 
@@ -65,53 +67,67 @@ def build_network(
     run: Run,
     profile: Profile,
     *,
-    weights: str | None = None,
     method: str = "resnet50",
+    weights: str | None = None,
     trainable: str = "all",
     task: str = "binary",
 ) -> keras.Model | None:
-    """The compiled network, for looking at; `fit` builds its own. None if the method is no `_keras.KerasMethod`."""
+    """Build and compile a method's network, to look at; its `fit` builds another.
+
+    Parameters
+    ----------
+    run : Run
+        Its cache gives the size of images.
+    profile : Profile
+    method, trainable, task
+        See `Trial`.
+    weights : str, optional
+        "imagenet", "none" or a folder.
+
+    Returns
+    -------
+    keras.Model or None
+        None if the method is no `KerasMethod`.
+    """
     estimator = Trial(method, "", pd.DataFrame(), trainable=trainable, task=task).estimator(profile, weights)
-    keras_method = isinstance(estimator, KerasMethod)
-    return estimator.build(run_cache(run).pixels.shape[1:]) if keras_method else None
+    if not isinstance(estimator, KerasMethod):
+        return None
+    return estimator.build(run_cache(run).pixels.shape[1:])
 
 
 def print_network(model: keras.Model | None) -> None:
-    """Print Keras' summary of a `network`."""
+    """Print Keras' summary of what `build_network` returned."""
     print(NO_NETWORK) if model is None else model.summary()
 
 
 def network_figure(model: keras.Model | None):
-    """Figures 6 and 7: the network's blocks with their output shapes and numbers of weights, as a figure."""
+    """Draw Figures 6 and 7 of the paper: the network's layers, their output shapes and numbers of weights.
+
+    Parameters
+    ----------
+    model : keras.Model or None
+        From `build_network`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One row a layer: grey without weights, blue frozen, orange trained.
+    """
     if model is None:
         return style.note_figure(NO_NETWORK)
-    layers = [
-        layer
-        for layer in model.layers
-        if layer.count_params() or not isinstance(layer, keras.layers.InputLayer)
-    ]
+    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     figure, axes = style.make_figure(width=8, height=0.5 * len(layers) + 0.6)
-    for row, layer in enumerate(layers):
-        frozen = layer.count_params() and not layer.trainable_weights
-        colour = "#E8E8E8" if not layer.count_params() else "#BBD9EE" if frozen else "#FBE3C0"
-        text = f"{layer.name}  ({type(layer).__name__})"
-        outputs = layer.output if isinstance(layer.output, list | tuple) else [layer.output]
-        shape = ", ".join(" x ".join(str(size) for size in one.shape[1:]) for one in outputs)
-        axes.text(
-            0.02,
-            -row,
-            text,
-            va="center",
-            bbox={"boxstyle": "round", "facecolor": colour, "edgecolor": "#666666"},
-        )
-        axes.text(0.62, -row, shape, va="center", ha="center")
-        axes.text(0.98, -row, f"{layer.count_params():,}", va="center", ha="right")
-    for x, title, align in (
-        (0.02, "layer", "left"),
-        (0.62, "output shape", "center"),
-        (0.98, "weights", "right"),
-    ):
+    columns = {"layer": (0.02, "left"), "output shape": (0.62, "center"), "weights": (0.98, "right")}
+    for title, (x, align) in columns.items():
         axes.text(x, 0.9, title, ha=align, weight="bold")
+    for row, layer in enumerate(layers):
+        colour = "#FBE3C0" if layer.trainable_weights else "#BBD9EE"
+        box = {"boxstyle": "round", "facecolor": colour if layer.count_params() else "#E8E8E8"}
+        name = f"{layer.name}  ({type(layer).__name__})"
+        shapes = [" x ".join(map(str, output.shape[1:])) for output in keras.tree.flatten(layer.output)]
+        axes.text(0.02, -row, name, va="center", bbox=box | {"edgecolor": "#666666"})
+        axes.text(0.62, -row, ", ".join(shapes), va="center", ha="center")
+        axes.text(0.98, -row, f"{layer.count_params():,}", va="center", ha="right")
     axes.set(xlim=(0, 1), ylim=(0.4 - len(layers), 1.4))
     axes.axis("off")
     return style.finish_figure(figure)
@@ -123,23 +139,34 @@ def train_trials(
     planned: list[Trial],
     *,
     weights: str | None = None,
-    verbose=None,
     keep_model: bool = True,
+    verbose=None,
 ) -> list[Result]:
-    """Train every trial that is not finished yet and save its model.
+    """Train every trial that is not finished yet, and save its model.
 
-    Its predictions go into ``predictions.csv``, those of its validation part into ``validation.csv``. A trial that was
-    cut off goes on after its last whole epoch. Trials lie in ``trials/`` of the run, or where its settings say ("trials").
+    Predictions go into ``predictions.csv``, those of the validation part into ``validation.csv``. A trial
+    that was cut off is resumed after its last whole epoch. Trials lie in ``trials/`` of the run, or where
+    its settings say ("trials").
+
+    Parameters
+    ----------
+    run : Run
+    profile : Profile
+    planned : list of Trial
+        From `plan_trials`.
+    weights : str, optional
+        "imagenet", "none" or a folder.
+    keep_model : bool
+        Save the model.
+    verbose : optional
+        As in `keras.Model.fit`.
     """
     cache = run_cache(run)
     root = run.settings.get("trials") or run.folder / "trials"
     results = []
     for number, trial in enumerate(planned, 1):
-        print(
-            f"Trial {number} of {len(planned)}: {trial.label}, split {trial.split}, fold {trial.fold}, "
-            f"seed {trial.seed}",
-            flush=True,
-        )
+        what = f"{trial.label}, split {trial.split}, fold {trial.fold}, seed {trial.seed}"
+        print(f"Trial {number} of {len(planned)}: {what}", flush=True)
         result = run_trial(
             trial, cache, profile, root=root, weights=weights, verbose=verbose, keep_model=keep_model
         )
@@ -150,10 +177,21 @@ def train_trials(
 
 
 def curves_figure(results: list[Result], quantity: str = "loss"):
-    """Figure 8 (``quantity="loss"``, MSE) or Figure 9 (``"accuracy"``) of the paper, one panel a trial.
+    """Draw Figure 8 (loss, MSE) or Figure 9 (accuracy) of the paper, one panel a trial.
 
-    The second curve is drawn on the validation part, or, where a protocol has none (the paper's), on the test part:
-    the legend says which. Nothing is chosen by it. A method without epochs has no curve, and the figure says so.
+    The second curve is drawn on the validation part or, where a protocol has none (the paper's), on the test
+    part: the legend says which. Nothing is chosen by it.
+
+    Parameters
+    ----------
+    results : list of Result
+        From `train_trials`. A method without epochs has no curve, and the figure says so.
+    quantity : str
+        "loss" or "accuracy".
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     results = [result for result in results if result.history is not None]
     if not results:
@@ -170,11 +208,9 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
         axis.set(
             xlabel="epoch",
             ylabel="loss (MSE)" if quantity == "loss" else "accuracy",
-            ylim=(0, None),
+            ylim=(0, 1.02 if quantity == "accuracy" else None),
             title=f"{methods.get_method(result.trial.method).title}, split {result.trial.split}",
         )
-        if quantity == "accuracy":
-            axis.set_ylim(0, 1.02)
         axis.legend(fontsize=8)
     weights = dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)
     figure.supxlabel("started from " + "; ".join(weights), fontsize=8)

@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 from bcdlib.data.breakhis import official_path
+from bcdlib.data.cache import run_cache
+from bcdlib.runs.folder import open_run_folder
+from bcdlib.suite.run import prepare_run
 
 matplotlib.use("Agg")
 COUNTS = ("tried", "survived", "reported", "lost")
@@ -65,6 +68,18 @@ def tiny(tmp_path_factory, tiny_names):
         noise = np.random.default_rng([99, number]).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(file)
     return folder
+
+
+@pytest.fixture(scope="session")
+def prepare():
+    """Do what 01_mount and 02_preprocess do; return the run and its cache."""
+
+    def prepare(folder, data, profile, cache_root, **options):
+        run = open_run_folder(folder)
+        prepare_run(run, profile, data, cache_root=cache_root, progress=False, **options)
+        return run, run_cache(run)
+
+    return prepare
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import keras  # noqa: F401  the slow part; nothing of it runs before the fork
 
-from bcdlib import mount, preprocess, train
+from bcdlib import mount, train
 from bcdlib.runs.profiles import get_profile
+from bcdlib.suite.run import prepare_run
 from bcdlib.trials import comparison
 
 
@@ -27,11 +28,7 @@ def settings(size, **changes):
 def to_preprocess(data, out, cache, size):
     """Stages 1 and 2."""
     run = mount.open_run(out)
-    mount.start_run(run, data, progress=False)
-    made = preprocess.resize_images(
-        run, settings(size), mount.open_data(run), cache_root=cache, progress=False
-    )
-    preprocess.write_splits(run, settings(size), made)
+    prepare_run(run, settings(size), data, cache_root=cache, progress=False)
     return run
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bcdlib import compare, mount, preprocess
+from bcdlib import compare, mount
 from bcdlib.data import splits
 from bcdlib.errors import InputError
 from bcdlib.runs.profiles import get_profile
@@ -59,15 +59,10 @@ def method_file(folder, key="colours", pause=0, fails="False"):
 
 
 @pytest.fixture(scope="module")
-def prepared(tiny, tmp_path_factory):
+def prepared(prepare, tiny, tmp_path_factory):
     """A run folder with cache and splits, to be copied."""
-    run = mount.open_run(tmp_path_factory.mktemp("runs") / "run")
-    mount.start_run(run, str(tiny))
-    cache = preprocess.resize_images(
-        run, PROFILE, mount.open_data(run), cache_root=tmp_path_factory.mktemp("cache"), progress=False
-    )
-    preprocess.write_splits(run, PROFILE, cache)
-    return run
+    folder = tmp_path_factory.mktemp("runs")
+    return prepare(folder / "run", tiny, PROFILE, folder / "cache")[0]
 
 
 @pytest.fixture

@@ -186,27 +186,6 @@ def test_predict(tiny, tmp_path):
     refused(bcdlib("predict", tmp_path / "mean.keras", tmp_path / "text.png"), "text.png")
 
 
-def test_corrupt_image_is_reported_and_left_out(tiny, tmp_path):
-    from bcdlib import mount, preprocess
-    from bcdlib.runs import folder, profiles
-
-    names = sorted(Path(tiny).rglob("*.png"))
-    data = tmp_path / "data"
-    data.mkdir()
-    for number, path in enumerate(names):
-        content = path.read_bytes()
-        (data / path.name).write_bytes(content[:50] if number == 3 else content)
-    run = folder.open_run_folder(tmp_path / "run")
-    mount.start_run(run, data)
-    cache = preprocess.resize_images(
-        run, profiles.get_profile("demo"), mount.open_data(run), cache_root=tmp_path / "cache", progress=False
-    )
-    assert len(cache.images) == len(names) - 1
-    assert cache.skipped["filename"].tolist() == [names[3].name] and cache.skipped["reason"].iloc[0]
-    table = preprocess.cache_summary(cache).set_index("what")["value"]
-    assert table["images left out (unreadable)"] == 1
-
-
 def test_table_ii_and_gap():
     from bcdlib import compare
     from bcdlib.evaluation import published

@@ -13,7 +13,7 @@ import pytest
 from bcdlib import mount
 from bcdlib.data import breakhis, sources, synthetic
 from bcdlib.errors import InputError
-from bcdlib.runs.places import cache_root, home_folder, in_colab, mount_drive
+from bcdlib.runs.places import cache_root, in_colab, mount_drive
 
 NAMES = ["SOB_B_A-14-22549AB-40-001.png", "SOB_M_DC-14-2523-100-002.png", "SOB_M_LC-14-13412-400-003.png"]
 LAYOUTS = {
@@ -75,18 +75,7 @@ def make(path, layout="official"):
     return path
 
 
-# ---------------------------------------------------------------- places
-
-
-def test_outside_colab(monkeypatch, tmp_path):
-    assert not in_colab() and mount_drive() is None
-    assert home_folder() == tmp_path / "runs" and cache_root() == tmp_path / "runs" / "cache"
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
-    assert home_folder() == tmp_path / "runs"
-    monkeypatch.setenv("BCD_HOME", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("BCD_CACHE", str(tmp_path / "cache"))
-    assert home_folder() == tmp_path / "elsewhere" and cache_root() == tmp_path / "cache"
+# ---------------------------------------------------------------- the run folder
 
 
 @pytest.mark.parametrize(
@@ -128,15 +117,6 @@ def test_colab_mount_fails(colab):
     colab.drive.mount = lambda folder: None  # says nothing, mounts nothing
     with pytest.raises(InputError, match="could not be mounted"):
         mount_drive()
-
-
-def test_release_tag_without_kernel(monkeypatch, tmp_path):
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
-    monkeypatch.setenv("BCD_DRIVE", str(tmp_path))
-    with pytest.raises(InputError, match="drive.mount"):
-        mount_drive()
-    (tmp_path / "MyDrive").mkdir()  # mounted by the notebook that started this program
-    assert mount_drive() == tmp_path / "MyDrive" / "bcdlib"
 
 
 # ---------------------------------------------------------------- the data set
@@ -244,11 +224,13 @@ def test_open_data_too_early(tmp_path):
         mount.open_data(mount.open_run())
 
 
-def test_table_i():
-    table = mount.table_i_beside_printed(breakhis.known_images())
+def test_table_i(tmp_path):
+    table = mount.count_images(breakhis.known_images())
     sizes = [*breakhis.MAGNIFICATIONS, "total"]
     assert list(table.columns) == [(kind, size) for kind in ("counted", "printed") for size in sizes]
     different = table["counted"] != table["printed"]
     assert different.to_numpy().sum() == 1 and different.loc["benign", 40]
     assert table.loc["benign", ("counted", 40)] == 625 and table.loc["benign", ("printed", 40)] == 652
-    assert all(number in mount.TABLE_I_REMARK for number in ("652", "625", "1995", "2480"))
+    run = mount.open_run(tmp_path / "run")
+    run.record(manifest="")
+    assert all(number in mount.counts_remark(run) for number in ("652", "625", "1995", "2480"))

@@ -22,6 +22,7 @@ from bcdlib.data import custom
 from bcdlib.data.cache import open_cache
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
+from bcdlib.runs.profiles import get_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 BOMB = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
@@ -120,19 +121,8 @@ def test_refused_on_the_command_line(tmp_path):
     assert "Traceback" not in done.stderr and "Lambda" in done.stderr
 
 
-def test_a_cache_with_a_pickle_in_it(tiny, tmp_path):
-    from bcdlib import mount, preprocess
-    from bcdlib.runs import profiles
-
-    run = mount.open_run(tmp_path / "run")
-    mount.start_run(run, tiny, progress=False)
-    cache = preprocess.resize_images(
-        run,
-        profiles.get_profile("demo", size=(36, 24)),
-        mount.open_data(run),
-        cache_root=tmp_path / "c",
-        progress=False,
-    )
+def test_a_cache_with_a_pickle_in_it(prepare, tiny, tmp_path):
+    _, cache = prepare(tmp_path / "run", tiny, get_profile("demo", size=(36, 24)), tmp_path / "c")
     np.save(cache.folder / "pixels.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises((InputError, ValueError), match="(?i)object|pickle|pixels"):
         open_cache(cache.folder)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all: atomic writing, locks, full and vanished disks."""
+"""Files written whole or not at all, locks between processes, one message for a disk that fails."""
 
 import contextlib
 import errno
@@ -9,103 +9,121 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import filelock
 import pandas as pd
 
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, one_line
 
-_STALE = 6 * 3600  # seconds after which a temporary file has no writer any more
-
-
-_FULL = (
-    "no space left",
-    "quota exceeded",
-    "errno = 28",
-    "requested and",
-)  # the last is NumPy's: it has no number
-
-
+_STALE = 6 * 3600  # seconds after which a temporary file is taken for one whose writer was killed
+# what libraries without error numbers say of a full disk; the last is NumPy's
+_FULL = ("no space left", "quota exceeded", "errno = 28", "requested and")
 _GONE = {
-    errno.EIO,
-    errno.ENOTCONN,
-    errno.ESTALE,
-    errno.ENODEV,
-    errno.ENXIO,
-    errno.EROFS,
-    errno.ETIMEDOUT,
-    errno.ENOENT,
-    errno.EACCES,
+    *(errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO),
+    *(errno.EROFS, errno.ETIMEDOUT, errno.ENOENT, errno.EACCES),
 }
 
 
 @contextlib.contextmanager
 def atomic_write(path) -> Iterator[Path]:
-    """Write a file atomically: yields a temporary path of the same suffix, renamed to `path` when all went well.
+    """Write a file so that `path` holds either its old content or all of the new.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Its folder is created if need be, but not that folder's parents.
+
+    Yields
+    ------
+    pathlib.Path
+        A temporary file of the same suffix; it is renamed to `path` if the body raises nothing.
 
     Raises
     ------
     InputError
-        If the disk is full or has gone (see `saving`); the old file stays.
+        If the disk is full or unreachable (see `explain_disk_errors`); the old file stays.
+
+    Examples
+    --------
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with atomic_write(folder / "a.txt") as temporary:
+    ...     _ = temporary.write_text("new")
+    >>> (folder / "a.txt").read_text()
+    'new'
     """
     path = Path(path)
     with explain_disk_errors(path):
-        path.parent.mkdir(
-            exist_ok=True
-        )  # not its parents: under a Drive that has gone they would be of this machine alone
+        # without parents: where a Drive is no longer mounted, they would be created on this machine
+        path.parent.mkdir(exist_ok=True)
         _remove_stale(path)
         handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
         os.close(handle)
         try:
             yield Path(name)
-            os.chmod(name, 0o644)  # mkstemp's 0600 would keep a shared Drive's other users out
-            _to_disk(name)  # or after a crash of the machine the new name may stand on an empty file
+            os.chmod(name, 0o644)  # mkstemp's 0600 would lock other users of a shared Drive out
+            # flushed first, or after a crash of the machine the new name may belong to an empty file
+            with open(name, "rb") as file, contextlib.suppress(OSError):  # some mounted Drives lack fsync
+                os.fsync(file.fileno())
             os.replace(name, path)
         finally:
-            with contextlib.suppress(OSError):  # on a disk that has gone
+            with contextlib.suppress(OSError):  # on an unreachable disk
                 Path(name).unlink(missing_ok=True)
 
 
-def _to_disk(name) -> None:
-    with open(name, "rb") as file, contextlib.suppress(OSError):  # some mounted Drives do not know fsync
-        os.fsync(file.fileno())
-
-
 def _remove_stale(path: Path) -> None:
-    """Remove what writers of this file left behind that were killed: a checkpoint's half is hundreds of megabytes."""
+    """Remove temporary files of killed writers of `path`: half a checkpoint is hundreds of megabytes."""
     for left in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _STALE:
                 left.unlink()
 
 
+def _path_digest(path) -> str:
+    return hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def lock_path(path) -> Iterator[None]:
-    """Hold the right to make `path`, on this machine: other processes that ask for it wait.
+    """Lock the creation of `path` across the processes of this machine.
 
-    Who comes after must look again whether it is there. The right of a process that dies is free at once. Processes on
-    other machines are not held up: they may make the same at the same time, and the last one's stays.
+    Other processes that ask for the same lock wait. Look inside the lock whether `path` exists by now. The
+    lock of a process that dies is released. Processes on other machines are not locked out: both create the
+    file, and the last one's stays.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Need not exist.
     """
-    name = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"bcdlib-{os.getuid() if hasattr(os, 'getuid') else 'locks'}"
+    user = os.getuid() if hasattr(os, "getuid") else "locks"
+    folder = Path(tempfile.gettempdir(), f"bcdlib-{user}")
     folder.mkdir(exist_ok=True)
-    with filelock.FileLock(folder / f"{name}.lock"):
+    with filelock.FileLock(folder / f"{_path_digest(path)}.lock"):
         yield
 
 
 def local_copy(path) -> Path:
-    """A file to be mapped into memory, or its copy on this machine's own disk, made once.
+    """Copy a file that will be memory-mapped to this machine's own disk, once.
 
-    Where the environment variable BCD_NEAR names a folder (in Colab `mount` sets it) and the file lies on another file
-    system: mapped on a mounted Drive, each page would be fetched by itself, in the order of shuffled batches.
+    Only if the environment variable BCD_NEAR names a folder (in Colab `mount` sets it) on another file
+    system: on a mounted Drive each page would be fetched by itself, in the order of shuffled batches.
+
+    Parameters
+    ----------
+    path : str or path-like
+
+    Returns
+    -------
+    pathlib.Path
+        The copy, or `path` itself where none is wanted, needed or possible.
     """
     path, root = Path(path), os.environ.get("BCD_NEAR")
     if not root:
         return path
-    status, name = path.stat(), hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    copy = Path(root) / f"{name}-{status.st_size}-{status.st_mtime_ns}{path.suffix}"
+    status = path.stat()
+    copy = Path(root, f"{_path_digest(path)}-{status.st_size}-{status.st_mtime_ns}{path.suffix}")
     copy.parent.mkdir(parents=True, exist_ok=True)
     if status.st_dev == copy.parent.stat().st_dev:
         return path
@@ -114,30 +132,40 @@ def local_copy(path) -> Path:
             if not copy.is_file():
                 with atomic_write(copy) as temporary:
                     shutil.copyfile(path, temporary)
-    except InputError:  # no room: slower where it is, but right
+    except InputError:  # no room: reading from `path` is slower, but works
         return path
     return copy
 
 
 @contextlib.contextmanager
 def explain_disk_errors(path) -> Iterator[None]:
-    """Turn what a full or vanished disk raises, in whatever library, into one InputError that names `path`.
+    """Turn whatever a library raises on a full or unreachable disk into one InputError that names `path`.
+
+    Parameters
+    ----------
+    path : str or path-like
+        What is written in the body, for the message.
 
     Raises
     ------
     InputError
-        What to do about it; other errors pass as they are.
+        The disk is full, or the folder of `path` cannot be reached. Other errors pass unchanged.
+
+    Examples
+    --------
+    >>> with explain_disk_errors("model.keras"):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    bcdlib.errors.InputError: model.keras: the disk is full; ...
     """
     try:
         yield
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # h5py, zipfile and TensorFlow each have their own, and hand the system's message on
-        words = f"{getattr(error, 'strerror', None) or ''} {error}".lower()
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or any(text in words for text in _FULL):
+    except Exception as error:  # h5py, zipfile and TensorFlow have types of their own for the system's errors
+        number, text = getattr(error, "errno", None), getattr(error, "strerror", None)
+        message = f"{text or ''} {error}".lower()
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(words in message for words in _FULL):
             raise InputError(
                 f"{path}: the disk is full; free some space and run the same again, it goes on from what is "
                 "stored"
@@ -145,7 +173,7 @@ def explain_disk_errors(path) -> Iterator[None]:
         here = str(getattr(error, "filename", None) or path).startswith(str(Path(path or ".").parent))
         if isinstance(error, OSError) and number in _GONE and here:
             raise InputError(
-                f"{path}: cannot be written ({error.strerror}); if it lies on a Drive, see that it is mounted, "
+                f"{path}: cannot be written ({text}); if it lies on a Drive, see that it is mounted, "
                 "then run the same again"
             ) from None
         raise
@@ -163,21 +191,29 @@ def write_json(path, value) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def read_user_csv(path, what: str, dtype: dict) -> pd.DataFrame:
-    """A CSV file that a user named.
+def read_user_csv(path, what: str, dtype: Mapping[str, type]) -> pd.DataFrame:
+    """Read a CSV file that a user named.
 
     Parameters
     ----------
-    what : what it is to be, for the message
+    path : str or path-like
+    what : str
+        What the file should be ("predictions table"), for the message.
+    dtype : dict
+        Column -> type, as for `pandas.read_csv`.
+
+    Returns
+    -------
+    pandas.DataFrame
 
     Raises
     ------
     InputError
-        If there is no such file, or it is not a readable CSV.
+        If there is no such file or it is not a readable CSV.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such {what}")
     try:
-        return pd.read_csv(path, dtype=dtype)
+        return pd.read_csv(path, dtype=dict(dtype))
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable CSV ({error})".splitlines()[0]) from None
+        raise InputError(f"{path}: not a readable CSV ({one_line(error)})") from None

@@ -1,4 +1,4 @@
-"""The run folder: all that one execution of the suite made, and how files get into it (whole, or not at all)."""
+"""The run folder: everything that one execution of the suite makes."""
 
 import json
 import tempfile
@@ -10,13 +10,20 @@ import pandas as pd
 from bcdlib.errors import InputError
 from bcdlib.runs.files import atomic_write, write_csv, write_json
 
+TRIAL_COLUMNS = ["method", "split", "fold", "seed"]  # name a trial in a predictions table
+MODEL = "model.keras"  # a trial's stored model
+
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. Stages find each other's files here.
+    """A run folder, in which stages find each other's files.
 
     ``settings.json`` (what was asked for), ``images.csv`` (the data set's images), ``splits/``, ``trials/``,
     ``figures/``, ``tables/``, ``notebooks/`` (executed), ``report.html``, ``summary.json``.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
     """
 
     folder: Path
@@ -38,16 +45,38 @@ class Run:
             ) from None
 
     def record(self, **values) -> None:
-        """Add to the settings."""
+        """Add values to the settings.
+
+        Examples
+        --------
+        >>> run = Run(Path(tempfile.mkdtemp()))
+        >>> run.record(data="synthetic", seed=0)
+        >>> run.record(seed=1)
+        >>> run.settings
+        {'data': 'synthetic', 'seed': 1}
+        """
         known = self.settings if (self.folder / "settings.json").is_file() else {}
         write_json(self.folder / "settings.json", known | values)
 
     def images(self) -> pd.DataFrame:
-        """The images that 01_mount found (breakhis.IMAGE_COLUMNS, folds, path)."""
+        """Read the images that 01_mount found (`breakhis.IMAGE_COLUMNS`, the author's folds, path)."""
         return self.read_csv("images.csv", "01_mount")
 
     def read_csv(self, name: str, stage: str) -> pd.DataFrame:
-        """Read a table of the run; InputError naming the stage that writes it if it is not there."""
+        """Read a table of the run.
+
+        Parameters
+        ----------
+        name : str
+            Path inside the run folder.
+        stage : str
+            The notebook that writes it, for the message.
+
+        Raises
+        ------
+        InputError
+            If the file does not exist yet.
+        """
         if not (self.folder / name).is_file():
             raise InputError(f"{self.folder / name}: not there yet; run {stage} with this run folder first")
         return pd.read_csv(self.folder / name, dtype={"slide": str, "case": str})
@@ -55,14 +84,14 @@ class Run:
     def table(self, name: str, values: pd.DataFrame, *, digits: int = 3, rows=None):
         """Write ``tables/<name>.csv``; return the table as notebooks and the report show it.
 
-        Without index, "-" where a metric is not defined, text escaped: names of files, slides and methods come from
-        others.
+        Without index, "-" where a metric is not defined, and with HTML escaped: names of files, slides and
+        methods come from outside.
 
         Parameters
         ----------
         name : str
             File name without suffix.
-        values : DataFrame
+        values : pandas.DataFrame
         digits : int
             Decimal places that are shown; the file has all.
         rows : index labels, optional
@@ -73,12 +102,19 @@ class Run:
         pandas.io.formats.style.Styler
         """
         write_csv(self.folder / "tables" / f"{name}.csv", values)
-        styled = (values if rows is None else values.loc[rows]).style.hide(axis="index")
-        styled = styled.format(precision=digits, na_rep="-", escape="html")
-        return styled.format_index(escape="html", axis="columns")
+        shown = (values if rows is None else values.loc[rows]).style.hide(axis="index")
+        shown = shown.format(precision=digits, na_rep="-", escape="html")
+        return shown.format_index(escape="html", axis="columns")
 
     def figure(self, name: str, figure):
-        """Write ``figures/<name>.png`` and ``.svg``; return the figure."""
+        """Write ``figures/<name>.png`` and ``.svg``; return the figure.
+
+        Parameters
+        ----------
+        name : str
+            File name without suffix.
+        figure : matplotlib.figure.Figure
+        """
         for suffix in ("png", "svg"):
             with atomic_write(self.folder / "figures" / f"{name}.{suffix}") as temporary:
                 figure.savefig(temporary, dpi=200, bbox_inches="tight")
@@ -86,7 +122,11 @@ class Run:
 
 
 def open_run_folder(folder) -> Run:
-    """A run in this folder, which is created if need be.
+    """Open a folder as a run; create it if need be.
+
+    Parameters
+    ----------
+    folder : str or path-like
 
     Raises
     ------
@@ -103,18 +143,24 @@ def open_run_folder(folder) -> Run:
     return Run(folder)
 
 
-TRIAL_COLUMNS = ["method", "split", "fold", "seed"]
-
-
-MODEL = "model.keras"
-
-
 def trial_folder(run: Run, row) -> Path | None:
-    """The folder of the trial that made a row of a predictions table, if its model is stored there."""
+    """Find the trial that made a row of a predictions table.
+
+    Parameters
+    ----------
+    run : Run
+    row : pandas.Series
+        With `TRIAL_COLUMNS`, filename and probability.
+
+    Returns
+    -------
+    pathlib.Path or None
+        The trial's folder; None if no trial with a stored model made this prediction.
+    """
     for file in sorted((run.folder / "trials").glob("*/trial.json")):
         folder, facts = file.parent, json.loads(file.read_text())
         if (folder / MODEL).is_file() and all(facts[name] == row[name] for name in TRIAL_COLUMNS):
-            # trials of other settings may have the same four names: the one that made this prediction
+            # trials of other settings may share these four values: compare the prediction too
             made = pd.read_csv(folder / "predictions.csv").set_index("filename")["probability"]
             if row["filename"] in made and abs(made[row["filename"]] - row["probability"]) < 1e-9:
                 return folder
@@ -122,8 +168,6 @@ def trial_folder(run: Run, row) -> Path | None:
 
 
 def has_cache(run: Run) -> bool:
-    """Whether the pictures of a run are at hand."""
-    if not (run.folder / "settings.json").is_file():
-        return False
-    cache = run.settings.get("cache")
-    return bool(cache) and (Path(cache) / "cache.json").is_file()
+    """Tell whether the decoded images of a run are available."""
+    cache = run.settings.get("cache") if (run.folder / "settings.json").is_file() else None
+    return cache is not None and Path(cache, "cache.json").is_file()

@@ -1,26 +1,26 @@
-"""The three sizes in which the suite runs: `paper` (the recipe as published), `quick` (laptop), `demo` (drawn tissue)."""
+"""The sizes in which the suite runs: `paper` (as published), `quick` (laptop), `demo` (drawn tissue)."""
 
 import dataclasses
-from dataclasses import dataclass
 
 from bcdlib.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Profile:
     """Settings of a run. Defaults are the paper's, or field practice where it is silent.
 
     Attributes
     ----------
+    name : str
     size : (width, height) in pixels
     epochs, steps_per_epoch, batch_size : int
         ``steps_per_epoch=None`` means one pass over the training images.
     learning_rate : float
         Of RMSprop; the paper does not state it, 0.001 is Keras' default.
     batch_norm : float or "frozen" or None
-        Momentum of the batch norm layers; None keeps Keras' 0.99, "frozen" keeps ImageNet's statistics in training
-        too. Short profiles need one or the other: after a few dozen steps at 0.99 the moving statistics lag behind
-        the weights, and test accuracy looks like chance.
+        Momentum of the batch norm layers; None keeps Keras' 0.99, "frozen" keeps ImageNet's statistics in
+        training too. Short profiles need one or the other: after a few dozen steps at 0.99 the moving
+        statistics lag behind the weights, and test accuracy looks like chance.
     splits : tuple of str
         Protocols that 04_train trains under, the paper's first.
     folds : int
@@ -28,10 +28,10 @@ class Profile:
     compare_splits : tuple of str
         Protocols that 06_compare measures with ``trainable="head"``.
     head_epochs, head_learning_rate : int, float
-        Of the head on a frozen base. At RMSprop's 0.001 its sigmoid saturates in the first steps, and MSE has no
-        gradient there.
+        Of the head on a frozen base. At RMSprop's 0.001 its sigmoid saturates in the first steps, and MSE has
+        no gradient there.
     needs_pretrained : bool
-        Whether to stop when ImageNet weights cannot be had, rather than go on from random ones.
+        Whether to stop when ImageNet weights cannot be had, rather than start from random ones.
     """
 
     name: str
@@ -50,32 +50,41 @@ class Profile:
 
 
 PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("paper"),
-        # RMSprop at 0.001 tears up pre-trained weights and needs the paper's many epochs to mend them: hence the rates.
-        # From random weights it saturates the sigmoid at once, where MSE has no gradient.
-        Profile("quick", epochs=4, steps_per_epoch=None, learning_rate=0.00003, batch_norm="frozen"),
-        Profile(
-            "demo",
-            size=(72, 48),
-            epochs=8,
-            steps_per_epoch=None,
-            learning_rate=0.0001,
-            batch_norm=0.8,
-            needs_pretrained=False,
-        ),
-    )
+    "paper": Profile("paper"),
+    # RMSprop at 0.001 destroys pre-trained weights, and the paper's many epochs are needed to repair them:
+    # hence the lower rates. From random weights it saturates the sigmoid at once, where MSE has no gradient.
+    "quick": Profile("quick", epochs=4, steps_per_epoch=None, learning_rate=0.00003, batch_norm="frozen"),
+    "demo": Profile(
+        "demo",
+        size=(72, 48),
+        epochs=8,
+        steps_per_epoch=None,
+        learning_rate=0.0001,
+        batch_norm=0.8,
+        needs_pretrained=False,
+    ),
 }
 
 
 def get_profile(name: str, **changes) -> Profile:
-    """A profile by name, with fields replaced (a change of None is ignored).
+    """Return a profile by name, with fields replaced.
+
+    Parameters
+    ----------
+    name : str
+        "paper", "quick" or "demo".
+    **changes
+        Field -> value; None keeps the profile's own.
 
     Raises
     ------
     InputError
         If there is no such profile.
+
+    Examples
+    --------
+    >>> get_profile("paper").epochs, get_profile("paper", epochs=3, size=None)
+    (200, Profile(name='paper', size=(144, 96), epochs=3, ...
     """
     if name not in PROFILES:
         raise InputError(f"unknown profile {name!r}; known are {', '.join(PROFILES)}")

@@ -12,7 +12,7 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics, thresholds
 from bcdlib.methods.parts import backbones
 from bcdlib.runs.folder import Run
-from bcdlib.runs.places import cache_root, shipped
+from bcdlib.runs.places import shipped
 from bcdlib.runs.profiles import Profile, get_profile
 from bcdlib.suite import report
 from bcdlib.trials.notebook import STAGES, execute_notebook
@@ -37,7 +37,7 @@ def absolute_parameters(parameters: dict) -> dict:
         os.environ["BCD_WEIGHTS_DIR"] = _absolute(os.environ["BCD_WEIGHTS_DIR"])
     return parameters | {
         "data": data if data == "synthetic" else _absolute(data),
-        "manifest": str(mount.find_manifest(data, manifest).absolute()) if manifest else "",
+        "manifest": mount.find_manifest(data, manifest),
         "weights": _absolute(weights) if weights and Path(weights).is_dir() else weights or "",
         "method": methods.absolute_name(parameters["method"]),
     }
@@ -66,8 +66,6 @@ def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
     for stage in only:
         if stage not in STAGES:
             raise InputError(f"unknown notebook {stage!r}; known are {', '.join(STAGES)}")
-    if manifest:
-        custom.read_manifest(manifest)
     source = mount.find_data(parameters["data"], seed=parameters["seed"])
     if not isinstance(
         source, sources.TarSource
@@ -80,31 +78,45 @@ def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
 def prepare_run(
     run: Run,
     profile: Profile,
-    data: str,
+    data="synthetic",
     *,
-    manifest: str = "",
+    manifest="",
+    cache_root=None,
     strict: bool = False,
     data_seed: int = 0,
     split_seed: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """Do what 01_mount and 02_preprocess do.
+    """Do what 01_mount and 02_preprocess do: list, decode and split the images of a data set.
 
     Parameters
     ----------
-    run, profile, data, manifest, strict
-        As in `mount.start_run` and `preprocess.resize_images`.
+    run : Run
+    profile : Profile
+    data, manifest : str or path-like
+        See `mount.start_run`.
+    cache_root, strict
+        See `preprocess.resize_images`.
     data_seed, split_seed : int
         Of drawn data, and of the splits.
+    progress : bool
+        Show progress bars.
 
     Returns
     -------
-    DataFrame
-        The splits, from `preprocess.write_splits`.
+    pandas.DataFrame
+        One row a protocol; see `preprocess.write_splits`.
+
+    Raises
+    ------
+    InputError
+        If the data set or the manifest cannot be used, or `strict` says so.
     """
-    mount.start_run(run, data, data_seed, manifest=manifest)
-    source = mount.open_data(run)
-    cache = preprocess.resize_images(run, profile, source, cache_root=cache_root(), strict=strict)
-    return preprocess.write_splits(run, profile, cache, split_seed)
+    mount.start_run(run, data, manifest=manifest, seed=data_seed, progress=progress)
+    cache = preprocess.resize_images(
+        run, profile, mount.open_data(run), cache_root=cache_root, strict=strict, progress=progress
+    )
+    return preprocess.write_splits(run, profile, cache, seed=split_seed)
 
 
 def evaluation_parameters(

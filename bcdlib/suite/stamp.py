@@ -1,4 +1,4 @@
-"""What the six notebooks have in common: badge, first cell, metadata; and writing it into them."""
+"""What the six notebooks share: badge, first cell, explained parameters, metadata. Also README's badges."""
 
 import re
 from pathlib import Path
@@ -32,8 +32,41 @@ if not (checkout / "bcdlib").is_dir() and importlib.util.find_spec("bcdlib") is 
     subprocess.run(["git", "clone", "--depth=1", REPOSITORY, str(checkout)], check=True)
 sys.path.insert(0, str(checkout.resolve()))
 if IN_COLAB:  # pip leaves alone what Colab has
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", \
-checkout / "requirements.txt"], check=True)"""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "-r", checkout / "requirements.txt"]
+    subprocess.run(pip, check=True)"""
+
+# what every notebook says of the parameters that it has, in the order of its parameters cell
+PARAMETERS = {
+    "data": "`synthetic` (drawn tissue), or a folder or archive of BreakHis",
+    "profile": "`demo`, `quick` (laptop) or `paper` (the recipe as published)",
+    "out": "the run folder (empty: one is named after data and profile)",
+    "seed": "of every random choice: drawn tissue, splits, initial weights, order of images, samples shown",
+    "weights": "what ResNet-50 starts from: `imagenet`, `none` (random), or a folder (empty: `imagenet`)",
+    "manifest": "a CSV with the columns `path`, `label` and `group` that names the images in `data` if they "
+    "are your own rather than BreakHis's (empty: BreakHis)",
+    "download": "fetch the official archive of BreakHis (about 4 GB) once, and use it as `data`",
+    "archive_url": "where `download` fetches it",
+    "width": "of the resized images in pixels (0: the profile's)",
+    "height": "likewise",
+    "strict": "stop if an image has to be left out, instead of naming it and going on",
+    "method": "what is trained: a key of the README's table, or a file with a method of your own",
+    "methods": "what is compared: keys of the README's table or files, with spaces between, or `all`",
+    "trainable": "`all` fine-tunes the whole network, `head` trains the classifier on a frozen base",
+    "task": "`binary` (benign or malignant) or `subtype` (the eight tumour types)",
+    "stain": "stain normalisation: `macenko`, `reinhard` or `none` (empty: the method's own)",
+    "splits": "protocols, with spaces between (empty: in 04_train the profile's, in 06_compare all that the "
+    "images allow)",
+    "epochs": "how many to train (0: the profile's)",
+    "fold": "which fold of each split is trained, counted from 0",
+    "keep_model": "save the trained model; 05_evaluate needs it for maps and for your own image",
+    "seeds": "how many seeds are compared, from `seed` on",
+    "rule": "how validation sets the threshold: `youden`, or `sensitivity` for a wished sensitivity",
+    "sensitivity": "the wished sensitivity, 0 to 1, with that rule",
+    "calibration": "of the probabilities, fitted on validation: `temperature`, `platt` or `none`",
+    "predictions": "the predictions table of any other model, a CSV (empty: the run's own)",
+    "validation": "that model's predictions on its validation part, for threshold and calibration",
+    "image": "a PNG, JPEG, TIFF or BMP file of your own to classify (empty: an image of the test part)",
+}
 
 METADATA = {
     "accelerator": "GPU",
@@ -50,8 +83,22 @@ def colab_badge(notebook: str, repository: str = REPOSITORY, branch: str = BRANC
     return f"[![Open In Colab]({BADGE_IMAGE})]({address})"
 
 
+def explain_parameters(names: list[str]) -> str:
+    """Write the paragraph that explains a notebook's parameters, as Markdown.
+
+    Examples
+    --------
+    >>> print(explain_parameters(["epochs"]))
+    **Parameters** (the first five are the same in all six notebooks):
+    <BLANKLINE>
+    - `epochs`: how many to train (0: the profile's).
+    """
+    lines = [f"- `{name}`: {PARAMETERS[name]}." for name in names]
+    return "\n".join(["**Parameters** (the first five are the same in all six notebooks):", "", *lines])
+
+
 def stamp_notebooks(root, repository: str = REPOSITORY, branch: str = BRANCH) -> list[Path]:
-    """Write address, badge, first cell and metadata into the notebooks and the badges of README.md.
+    """Write badge, first cell, explained parameters and metadata into the notebooks, and README.md's badges.
 
     Also empties outputs and execution counts. Leaves files that are right already untouched.
 
@@ -69,6 +116,8 @@ def stamp_notebooks(root, repository: str = REPOSITORY, branch: str = BRANCH) ->
         notebook.metadata = nbformat.from_dict(METADATA)
         notebook.cells[0].source = colab_badge(path.name, repository, branch)
         notebook.cells[2].source = FIRST_CELL.format(repository=repository)
+        parameters = re.findall(r"^(\w+) = ", notebook.cells[4].source, flags=re.MULTILINE)
+        notebook.cells[3].source = explain_parameters(parameters)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None

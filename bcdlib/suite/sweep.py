@@ -33,7 +33,7 @@ ELSEWHERE = {
     "out": "--out",
     "predictions": "evaluate PREDICTIONS.csv",
     "validation": "evaluate --validation",
-    "picture": "predict MODEL IMAGE",
+    "image": "predict MODEL IMAGE",
 }
 MOST = 10_000  # combinations; more are a slip of the pen
 _DONE = "sweep.json"  # written last into a combination's folder

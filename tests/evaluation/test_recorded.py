@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bcdlib import compare, mount, preprocess
+from bcdlib import compare
 from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, recorded
@@ -46,14 +46,8 @@ class Known(Method):
 
 
 @pytest.fixture
-def run(tiny, tmp_path):
-    folder = mount.open_run(tmp_path / "run")
-    mount.start_run(folder, str(tiny))
-    cache = preprocess.resize_images(
-        folder, PROFILE, mount.open_data(folder), cache_root=tmp_path / "cache", progress=False
-    )
-    preprocess.write_splits(folder, PROFILE, cache)
-    return folder
+def run(prepare, tiny, tmp_path):
+    return prepare(tmp_path / "run", tiny, PROFILE, tmp_path / "cache")[0]
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import pytest
 
 from bcdlib import mount, preprocess, train
 from bcdlib.data import decode
-from bcdlib.data.cache import open_cache
+from bcdlib.data.cache import open_cache, run_cache
 from bcdlib.errors import InputError
 from bcdlib.runs.profiles import get_profile
+from bcdlib.suite.run import prepare_run
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -77,19 +78,10 @@ def note(record_property, tried=1) -> None:
     )
 
 
-def started(data, out):
-    run = mount.open_run(out)
-    mount.start_run(run, data, progress=False)
-    return run
-
-
 def prepared(data, out, cache_root, profile=SMALL):
-    run = started(data, out)
-    cache = preprocess.resize_images(
-        run, profile, mount.open_data(run), cache_root=cache_root, progress=False
-    )
-    preprocess.write_splits(run, profile, cache)
-    return run, cache
+    run = mount.open_run(out)
+    prepare_run(run, profile, data, cache_root=cache_root, progress=False)
+    return run, run_cache(run)
 
 
 def trained(run, method="lenet5", trainable="all", profile=SMALL):
@@ -176,7 +168,8 @@ def test_data_that_vanish_while_they_are_read(way, disk, tiny, tmp_path, monkeyp
         data, away = tmp_path / "data", tmp_path / "away"
         leave, come_back = lambda: data.rename(away), lambda: away.rename(data)
     shutil.copytree(tiny, data)
-    run = started(data, tmp_path / "run")
+    run = mount.open_run(tmp_path / "run")
+    mount.start_run(run, data, progress=False)
     source = mount.open_data(run)
     real, count, lock = decode.decode_image, [0], threading.Lock()
 

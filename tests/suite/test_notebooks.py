@@ -1,6 +1,8 @@
 """The six notebooks: consistent as committed, and running under papermill, elsewhere and on Colab's path."""
 
 import ast
+import importlib
+import inspect
 import json
 import os
 import re
@@ -47,8 +49,59 @@ def test_as_committed(path):
     common = cells(NOTEBOOKS[0], "code")[1].source.splitlines()[:5]
     assert tagged[0].source.splitlines()[:5] == common
     assert notebook.cells[1].source.startswith(f"# {path.stem[1]}. ")
-    used = set(re.findall(r"from bcdlib import (.*)", "\n".join(c.source for c in code)))
-    assert used, "a notebook calls bcdlib"
+    assert all(len(c.source.splitlines()) <= 10 for c in code[2:])  # after the parameters
+    names = [c.id for c in notebook.cells]
+    assert len(set(names)) == len(names)
+
+
+def imports(path) -> dict[str, str]:
+    """Name -> module of what a notebook imports, its first cell aside."""
+    found = {}
+    for cell in cells(path, "code")[1:]:
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.Import), ast.unparse(node)
+            if isinstance(node, ast.ImportFrom):
+                found |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_imports_are_verbs_and_widgets(path):
+    allowed = {"IPython.display.Markdown"} | {f"bcdlib.{stage.split('_')[1]}" for stage in STAGES}
+    found = set(imports(path).values())
+    assert f"bcdlib.{path.stem.split('_')[1]}" in found, "each calls its own verb"
+    assert {name for name in found if not name.startswith("bcdlib.widgets.")} <= allowed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_calls_fit_the_functions_that_they_call(path):
+    known = {name: place for name, place in imports(path).items() if place.startswith("bcdlib.")}
+    for cell in cells(path, "code")[1:]:
+        for call in (node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)):
+            assert len(call.args) <= 4, ast.unparse(call)
+            module = getattr(getattr(call.func, "value", None), "id", None)
+            if module in known:
+                function = getattr(importlib.import_module(known[module]), call.func.attr)
+                named = {keyword.arg for keyword in call.keywords}
+                starred = None in named or any(isinstance(value, ast.Starred) for value in call.args)
+                bind = (
+                    inspect.signature(function).bind_partial if starred else inspect.signature(function).bind
+                )
+                bind(*call.args, **dict.fromkeys(named - {None}))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_parameter_is_explained(path):
+    explained, declared = (
+        next(c for c in cells(path) if c.id == name).source for name in ("words", "parameters")
+    )
+    names = [node.targets[0].id for node in ast.parse(declared).body]
+    assert re.findall(r"^- `(\w+)`: \S", explained, flags=re.M) == names
+
+
+def test_what_is_explained_is_a_parameter():
+    source = "\n".join(c.source for path in NOTEBOOKS for c in cells(path, "code") if c.id == "parameters")
+    assert set(stamp.PARAMETERS) == {node.targets[0].id for node in ast.parse(source).body}
 
 
 def test_stamp_changes_nothing_here_and_everything_for_another_address(tmp_path):
@@ -146,7 +199,7 @@ def test_run_end_to_end_and_notebook_failures(tiny, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     summary = check_run(tmp_path / "run")
     assert summary["settings"]["profile"] == "demo" and "Report:" in done.stdout
-    # 04's own split cannot be made once its table is broken: the error names notebook and cell, the half stays
+    # once a split's table is broken 04 cannot read it: the error names notebook and cell, the half stays
     (tmp_path / "run" / "splits" / "case.csv").write_text("nonsense")
     failed = run_suite(tmp_path / "run", tiny, "--only", "04_train")
     assert failed.returncode == 1 and "Error: 04_train, cell " in failed.stderr
@@ -161,7 +214,8 @@ def test_colab_path(tiny, tmp_path):
     fake.mkdir(parents=True)
     (fake / "__init__.py").write_text("")
     (fake / "drive.py").write_text(
-        "import pathlib\ndef mount(path, **options):\n    pathlib.Path(path, 'MyDrive').mkdir(parents=True, exist_ok=True)\n"
+        "import pathlib\ndef mount(path, **options):\n"
+        "    pathlib.Path(path, 'MyDrive').mkdir(parents=True, exist_ok=True)\n"
         "    pathlib.Path(path, 'mounted').touch()\n"
     )
     drive = tmp_path / "drive"

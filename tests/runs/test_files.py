@@ -1,23 +1,18 @@
-"""The run folder: whole files or none, and messages that say which stage is missing."""
+"""Files that are whole or not there, and copies near the machine."""
 
 import errno
 import json
 import os
 import shutil
 import stat
-import xml.etree.ElementTree
 from pathlib import Path
 
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
-from bcdlib.data import breakhis
 from bcdlib.errors import InputError
 from bcdlib.runs.files import atomic_write, local_copy, write_csv, write_json
-from bcdlib.runs.folder import open_run_folder
 
 
 def test_replacing_writes_the_whole_file(tmp_path):
@@ -59,67 +54,6 @@ def test_failed_writers_leave_the_old_file(tmp_path):
 def test_write_csv_has_no_index_column(tmp_path):
     write_csv(tmp_path / "a.csv", pd.DataFrame({"x": [1, 2], "y": ["b", "c,d"]}, index=[7, 8]))
     assert (tmp_path / "a.csv").read_text() == 'x,y\n1,b\n2,"c,d"\n'
-
-
-def test_open_run_makes_the_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = open_run_folder("deep/run")
-    assert run.folder == tmp_path / "deep" / "run" and run.folder.is_dir()
-    assert list(run.folder.iterdir()) == []
-    assert open_run_folder(run.folder) == run
-
-
-@pytest.mark.parametrize("below", [(), ("run",), ("deep", "run")])
-def test_open_run_at_or_under_a_regular_file(below, tmp_path):
-    (tmp_path / "file").write_text("kept")
-    with pytest.raises(InputError) as caught:
-        open_run_folder(tmp_path.joinpath("file", *below))
-    assert str(tmp_path / "file") in str(caught.value) and "\n" not in str(caught.value)
-    assert (tmp_path / "file").read_text() == "kept"
-
-
-def test_settings_are_added_up(tmp_path):
-    run = open_run_folder(tmp_path)
-    with pytest.raises(InputError, match="01_mount"):
-        run.settings  # noqa: B018
-    run.record(data="folder", seed=1)
-    run.record(seed=2, size=[224, 224])
-    assert run.settings == {"data": "folder", "seed": 2, "size": [224, 224]}
-    assert json.loads((tmp_path / "settings.json").read_text()) == run.settings
-
-
-def test_read_csv_names_the_stage(tmp_path):
-    run = open_run_folder(tmp_path)
-    with pytest.raises(InputError, match="03_split") as caught:
-        run.read_csv("splits/case.csv", "03_split")
-    assert str(tmp_path / "splits" / "case.csv") in str(caught.value)
-    with pytest.raises(InputError, match="01_mount"):
-        run.images()
-
-
-def test_images_come_back_as_written(tmp_path):
-    images = breakhis.images_table(["SOB_B_A-99-10001-40-001.png", breakhis.known_images()["filename"][0]])
-    write_csv(tmp_path / "images.csv", images)
-    pd.testing.assert_frame_equal(open_run_folder(tmp_path).images(), images, check_dtype=False)
-
-
-def test_table(tmp_path):
-    table = pd.DataFrame({"method": ["paper"], "accuracy": [0.125]})
-    assert "paper" in open_run_folder(tmp_path).table("all", table).to_html()
-    assert (tmp_path / "tables" / "all.csv").read_text() == "method,accuracy\npaper,0.125\n"
-
-
-def test_save_figure_writes_png_and_svg(tmp_path):
-    figure = matplotlib.figure.Figure(figsize=(2, 1))
-    figure.subplots().plot([0, 1], [1, 0])
-    assert open_run_folder(tmp_path).figure("curve", figure) is figure
-    assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == ["curve.png", "curve.svg"]
-    with Image.open(tmp_path / "figures" / "curve.png") as picture:
-        assert picture.format == "PNG" and picture.width > 200
-        low, high = picture.convert("L").getextrema()
-        assert low < 100 and high == 255
-    root = xml.etree.ElementTree.parse(tmp_path / "figures" / "curve.svg").getroot()
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_a_mapped_file_on_another_file_system_is_copied_near_once(tmp_path, monkeypatch):
