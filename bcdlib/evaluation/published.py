@@ -1,7 +1,7 @@
 """What the paper prints: Table II, row by row, with what each number was measured on where that is known.
 
 Abu Al-Haija & Adebanjo, "Breast Cancer Diagnosis in Histopathological Images Using ResNet-50 Convolutional
-Neural Network". (Table I stands in `manifest`, beside the counts that it is held against.)
+Neural Network". Table I stands in `data.breakhis`, beside the counts that it is compared with.
 """
 
 import pandas as pd
