@@ -101,7 +101,7 @@ def _reach(rows: pd.DataFrame, value: str = "value") -> list[pd.Series]:
 def _with_note(figure, note: str, predictions: pd.DataFrame):
     note = f"{note}: bootstrap over cases\nstarted from {metrics.weights_note(predictions)}"
     figure.supxlabel(note, fontsize=8)
-    return style.finish_figure(figure)
+    return figure
 
 
 def _trials_text(predictions: pd.DataFrame) -> str:
@@ -229,7 +229,7 @@ def table_ii_figure(table: pd.DataFrame, ax=None):
     if ax is None and len(weights):
         note = "measured here: started from " + "; ".join(weights)
         figure.supxlabel(textwrap.fill(note, 150), fontsize=7)
-    return figure if ax is not None else style.finish_figure(figure)
+    return figure
 
 
 def recorded_protocol_table(name: str, run: Run | None = None) -> pd.DataFrame:

@@ -35,6 +35,26 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+def check_known(what: str, value, known) -> None:
+    """Refuse a value that is not among those that are known.
+
+    Raises
+    ------
+    InputError
+        With the value and all that are known.
+
+    Examples
+    --------
+    >>> check_known("split", "astrology", ["case", "slide"])
+    Traceback (most recent call last):
+    bcdlib.errors.InputError: unknown split 'astrology'; known are case, slide
+    """
+    if value not in known:
+        raise InputError(
+            f"unknown {what} {value!r}; known are {', '.join(str(name) or repr(name) for name in known)}"
+        )
+
+
 class StageError(RuntimeError):
     """A notebook failed. The message is one line that says which cell and why."""
 

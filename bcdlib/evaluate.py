@@ -289,7 +289,7 @@ def _with_note(figure, table: pd.DataFrame):
     note = metrics.weights_note(table)
     if note:
         figure.supxlabel("started from " + note, fontsize=8)
-    return style.finish_figure(figure)
+    return figure
 
 
 def predict_files(model_file, image_files, progress: bool = False) -> pd.DataFrame:

@@ -130,7 +130,7 @@ def network_figure(model: keras.Model | None):
         axes.text(0.98, -row, f"{layer.count_params():,}", va="center", ha="right")
     axes.set(xlim=(0, 1), ylim=(0.4 - len(layers), 1.4))
     axes.axis("off")
-    return style.finish_figure(figure)
+    return figure
 
 
 def train_trials(
@@ -214,4 +214,4 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
         axis.legend(fontsize=8)
     weights = dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)
     figure.supxlabel("started from " + "; ".join(weights), fontsize=8)
-    return style.finish_figure(figure)
+    return figure

@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from bcdlib.data import breakhis
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_known
 from bcdlib.runs.files import read_user_csv
 from bcdlib.runs.folder import Run
 
@@ -39,8 +39,7 @@ def describe_protocol(protocol: str) -> str:
     'grouped by case, the strictest that the names allow; nothing shared'
     """
     known = PROTOCOLS | OFFICIAL_AT
-    if protocol not in known:
-        raise InputError(f"unknown split {protocol!r}; known are {', '.join(known)}")
+    check_known("split", protocol, known)
     return known[protocol]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from torchstain.numpy.normalizers.macenko import NumpyMacenkoNormalizer
 from torchstain.numpy.normalizers.reinhard import NumpyReinhardNormalizer
 
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_known
 
 KINDS = ("macenko", "reinhard")
 # Ruifrok & Johnston 2001: optical density of haematoxylin, eosin and DAB (rows) in red, green and blue
@@ -59,8 +59,7 @@ def fit_stain(kind: str, X) -> StainTarget:
     >>> fit_stain("reinhard", images).kind
     'reinhard'
     """
-    if kind not in KINDS:
-        raise InputError(f"unknown stain normalisation {kind!r}; known are {', '.join(KINDS)} and none")
+    check_known("stain normalisation", kind, KINDS)
     found = []
     for image in X:
         with _failures_ignored():

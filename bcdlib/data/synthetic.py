@@ -31,7 +31,7 @@ from scipy.special import ndtri
 from tqdm import tqdm
 
 from bcdlib.data.breakhis import BENIGN, MAGNIFICATIONS, official_path, parse_name
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_known
 
 VERSION = 1
 IMAGES_EACH = 5  # per slide and magnification
@@ -173,10 +173,8 @@ def draw_image(
     >>> draw_image("F", 100).shape
     (460, 700, 3)
     """
-    if subtype not in LAYOUTS:
-        raise InputError(f"unknown subtype {subtype!r}: expected one of {', '.join(LAYOUTS)}")
-    if magnification not in MAGNIFICATIONS:
-        raise InputError(f"unknown magnification {magnification!r}: expected one of {MAGNIFICATIONS}")
+    check_known("subtype", subtype, LAYOUTS)
+    check_known("magnification", magnification, MAGNIFICATIONS)
     rng = np.random.default_rng([seed, 3, zlib.crc32(slide.encode()), magnification, sequence])
     style = _style(slide, seed)
     scene = _Scene(rng, magnification, float(np.clip(grade, 0, 1)), style)

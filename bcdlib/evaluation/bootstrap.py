@@ -13,7 +13,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from bcdlib.data import splits
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation.metrics import METRICS, THRESHOLD, metrics_by_seed, metrics_table, tables_by_seed
 
 REPEATS = 2000
@@ -55,9 +55,8 @@ def bootstrap_cases(
     InputError
         If a metric is not known.
     """
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise InputError(f"unknown metric {unknown[0]!r}; known are {', '.join(METRICS)}")
+    for name in metrics:
+        check_known("metric", name, METRICS)
     tables, names = tables_by_seed(predictions, threshold), np.unique(predictions[unit])
     blocks = []
     for counts in _draws(len(names), repeats, seed):

@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
 
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation import metrics
 from bcdlib.runs.folder import TRIAL_COLUMNS
 
@@ -30,12 +30,10 @@ def _logit(probability) -> np.ndarray:
 
 
 def _check(rule: str = "youden", sensitivity: float = WISHED_SENSITIVITY, calibration: str = "none") -> None:
-    if rule not in RULES:
-        raise InputError(f"unknown threshold rule {rule!r}; known are {', '.join(RULES)}")
+    check_known("threshold rule", rule, RULES)
     if not 0 < sensitivity <= 1:
         raise InputError(f"wished sensitivity {sensitivity}: give a number above 0, up to 1")
-    if calibration not in CALIBRATIONS:
-        raise InputError(f"unknown calibration {calibration!r}; known are {', '.join(CALIBRATIONS)}")
+    check_known("calibration", calibration, CALIBRATIONS)
 
 
 def choose_threshold(

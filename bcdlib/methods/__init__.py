@@ -11,7 +11,7 @@ import pkgutil
 import re
 from pathlib import Path
 
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_known
 from bcdlib.methods._base import TASKS, Method
 from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods._saved import SavedMethod, load_saved
@@ -111,10 +111,9 @@ def get_method(name: str) -> type[Method]:
         spec = importlib.util.spec_from_file_location(f"bcdlib_method_{Path(name).stem}", name)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    elif name in method_names():
-        module = importlib.import_module(f"bcdlib.methods.{name}")
     else:
-        raise InputError(f"unknown method {name!r}; known are {', '.join(method_names())}")
+        check_known("method", name, method_names())
+        module = importlib.import_module(f"bcdlib.methods.{name}")
     classes = [
         value
         for value in vars(module).values()

@@ -9,6 +9,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 
+from bcdlib.evaluation.thresholds import fit_platt
 from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods._linear import linear_layer
 from bcdlib.methods._training import first_copies, flatten_copies, standardise
@@ -160,7 +161,7 @@ def platt(scores, y) -> tuple[np.ndarray, np.ndarray]:
     slope, offset = np.ones(outputs), np.zeros(outputs)
     for column in range(outputs):
         target = (y == (1 if outputs == 1 else column)).astype(int)
-        kernel, bias = linear_layer(LogisticRegression(C=1e6), scores[:, [column]], target, outputs=1)
-        if kernel[0, 0] > 0:  # it is 0 where a class is missing
-            slope[column], offset[column] = kernel[0, 0], bias[0]
+        if 0 < target.sum() < len(target):
+            fitted = fit_platt(scores[:, column], target, smooth=False)
+            slope[column], offset[column] = fitted if fitted[0] > 0 else (1, 0)
     return slope, offset

@@ -71,13 +71,6 @@ def axes_or_new(ax, *, width: float, height: float):
     return make_figure(width=width, height=height)
 
 
-def axes_or_new(ax, *, width: float, height: float):
-    """Return (figure, `ax`), or a new figure of this size in inches and its axes if `ax` is None."""
-    if ax is not None:
-        return ax.figure, ax
-    return make_figure(width=width, height=height)
-
-
 def _sharpen() -> None:
     """Let notebooks draw figures with twice the pixels: sharp on today's screens, and as large as before."""
     if getattr(get_ipython(), "kernel", None) is None:
@@ -87,11 +80,6 @@ def _sharpen() -> None:
     backend = InlineBackend.instance(parent=get_ipython())
     if backend.figure_formats == {"png"}:  # the default: who asked for another format keeps it
         backend.figure_formats = {"retina"}
-
-
-def finish_figure(figure):
-    """Return the figure; `make_figure` has closed it already."""
-    return figure
 
 
 def note_figure(text: str):

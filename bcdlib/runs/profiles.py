@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from bcdlib.errors import InputError
+from bcdlib.errors import check_known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,7 @@ def get_profile(name: str, **changes) -> Profile:
     >>> get_profile("paper").epochs, get_profile("paper", epochs=3, size=None)
     (200, Profile(name='paper', size=(144, 96), epochs=3, ...
     """
-    if name not in PROFILES:
-        raise InputError(f"unknown profile {name!r}; known are {', '.join(PROFILES)}")
+    check_known("profile", name, PROFILES)
     return dataclasses.replace(
         PROFILES[name], **{key: value for key, value in changes.items() if value is not None}
     )

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bcdlib import methods, mount, preprocess
 from bcdlib.data import breakhis, custom, sources
-from bcdlib.errors import InputError
+from bcdlib.errors import check_known
 from bcdlib.evaluation import metrics, thresholds
 from bcdlib.methods.parts import backbones
 from bcdlib.runs.folder import Run
@@ -64,8 +64,7 @@ def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
     """
     profile, manifest = get_profile(parameters["profile"]), parameters["manifest"]
     for stage in only:
-        if stage not in STAGES:
-            raise InputError(f"unknown notebook {stage!r}; known are {', '.join(STAGES)}")
+        check_known("notebook", stage, STAGES)
     source = mount.find_data(parameters["data"], seed=parameters["seed"])
     if not isinstance(
         source, sources.TarSource

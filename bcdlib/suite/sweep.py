@@ -18,7 +18,7 @@ import yaml
 
 from bcdlib import methods
 from bcdlib.data import splits
-from bcdlib.errors import InputError, describe_error, one_line
+from bcdlib.errors import InputError, check_known, describe_error, one_line
 from bcdlib.evaluation import metrics
 from bcdlib.runs.files import write_csv, write_json
 from bcdlib.runs.folder import Run, open_run_folder
@@ -90,8 +90,7 @@ def read_sweep(path) -> dict[str, list]:
 def _values(name: str, values) -> list:
     if name in ELSEWHERE:
         raise InputError(f"{name} is not swept; see {ELSEWHERE[name]}")
-    if name not in sweepable_parameters():
-        raise InputError(f"unknown parameter {name!r}; known are {', '.join(sweepable_parameters())}")
+    check_known("parameter", name, sweepable_parameters())
     if values == []:
         raise InputError(f"{name}: has no value")
     return [_value(name, value) for value in (values if isinstance(values, list) else [values])]
@@ -104,8 +103,8 @@ def _value(name: str, value):
     if type(value) is not type(default):
         kind = type(default).__name__
         raise InputError(f"{name}: {reprlib.repr(value)}; give {kind}, as {name}: {default!r}")
-    if choices and value not in choices:
-        raise InputError(f"unknown {name} {value!r}; known are {', '.join(map(repr, choices))}")
+    if choices:
+        check_known(name, value, choices)
     if name == "method":
         methods.method_settings(value)
         return methods.absolute_name(value)

@@ -13,7 +13,7 @@ import pandas as pd
 from bcdlib import visualize
 from bcdlib.data import custom, decode, sources, stain
 from bcdlib.data.captions import image_caption
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_known
 from bcdlib.methods.parts import backbones
 from bcdlib.methods.parts.augmentation import augmented
 from bcdlib.plots import panel, style
@@ -110,8 +110,7 @@ class Views:
         InputError
             If the view is unknown.
         """
-        if view not in self.views:
-            raise InputError(f"unknown view {view!r}; there are {', '.join(self.names)}")
+        check_known("view", view, self.views)
         return list(self.views[view](rows))
 
     def _originals(self, rows):

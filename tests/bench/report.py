@@ -120,7 +120,7 @@ def figure(found: dict):
         f"{host['processor']}, {host['cores']} cores, Keras on {host['backend']}; {found['pictures']}",
         fontsize=8,
     )
-    return style.finish_figure(chart)
+    return chart
 
 
 def facts(found: list[Ratio], pictures: str) -> dict:

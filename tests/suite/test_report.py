@@ -53,7 +53,7 @@ def html(tmp_path):
     ]
     (run.folder / "notebooks").mkdir()
     nbformat.write(new_notebook(cells=cells), run.folder / "notebooks" / "05_evaluate.ipynb")
-    run.figure("protocols", style.finish_figure(style.make_figure(width=2, height=1)[0]))
+    run.figure("protocols", style.make_figure(width=2, height=1)[0])
     report.write_report(run)
     return (run.folder / "report.html").read_text()
 

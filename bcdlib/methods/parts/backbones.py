@@ -10,7 +10,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_known
 from bcdlib.methods.parts.architectures import AlexNet, GoogLeNet
 
 
@@ -218,8 +218,7 @@ def normalise_images(images, architecture: str = "resnet50") -> np.ndarray:
     >>> normalise_images(np.full((1, 1, 1, 3), 255), "xception").ravel().tolist()
     [1.0, 1.0, 1.0]
     """
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"unknown architecture {architecture!r}; use {' or '.join(ARCHITECTURES)}")
+    check_known("architecture", architecture, ARCHITECTURES)
     images = np.asarray(images, dtype="float32")
     return keras.ops.convert_to_numpy(append_normalisation(images, architecture))
 
