@@ -84,7 +84,7 @@ def prepare():
 
 @pytest.fixture
 def prior(tmp_path):
-    """A file outside the package with the quickest method that there is: the share of malignant images in training."""
+    """A file outside the package with the quickest method: the share of malignant images in training."""
     file = tmp_path / "prior.py"
     file.write_text(
         "import numpy as np\nfrom bcdlib.methods import Method\n"

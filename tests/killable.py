@@ -1,7 +1,8 @@
-"""A process that has loaded all that is slow to load, and forks a child for each piece of work that is to be killed.
+"""A process that has loaded all that is slow to load, and forks a child for each piece of work to be killed.
 
-Reads JSON lines: {"work": name, "log": file, ...arguments} starts one and answers its process id; {"poll": pid} answers
-null while it runs, then its exit status. The children call nothing but public functions, as notebooks do.
+Reads JSON lines: {"work": name, "log": file, ...arguments} starts one and answers its process id;
+{"poll": pid} answers null while it runs, then its exit status. The children call nothing but public
+functions, as notebooks do.
 """
 
 import json

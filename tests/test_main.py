@@ -202,7 +202,7 @@ def test_table_ii_and_gap():
     right = base.assign(probability=label.astype(float), split="image")
     half = base.assign(probability=np.where(np.arange(100) % 2, label, 1 - label).astype(float), split="case")
     table = compare.table_ii(pd.concat([right, half]))
-    # methods by their published accuracy, what is not in Table II first; measured rows under the published one
+    # methods by published accuracy, what is not in Table II first; measured rows under the published one
     assert table["key"].tolist()[:3] == ["m", "m", "resnet50"] and table["accuracy"].tolist()[:3] == [
         100,
         50,

@@ -131,7 +131,7 @@ def test_normalised_as_keras_does(cache):
     values = backbones.normalise_images(cache.pixels, "resnet50")
     assert values.shape == cache.pixels.shape and values.dtype == np.float32
     np.testing.assert_allclose(values, expected, atol=1e-4)
-    with pytest.raises(InputError, match="use resnet50"):
+    with pytest.raises(InputError, match="known are resnet50"):
         backbones.normalise_images(cache.pixels, "nothing")
 
 

@@ -20,7 +20,7 @@ MEMORY = 1536  # MiB beyond what the framework takes by itself
 
 def comparisons(setting):
     """Ratios to the bounds: of memory, of time an image, of the wait of a second run."""
-    from bcdlib.bench.ratios import Ratio
+    from tests.bench.ratios import Ratio
 
     if not Path("/proc/self/status").is_file():
         return  # memory is read there
@@ -67,7 +67,8 @@ def linked(folder: Path, number: int) -> Path:
     """A folder of so many names for drawn images of 210x138, of which `DRAWN` differ."""
     import cv2
 
-    from bcdlib import bench, synthetic
+    from bcdlib.data import synthetic
+    from tests import bench
 
     if (folder / bench.made_up(number - 1)).exists():
         return folder
@@ -119,13 +120,13 @@ def again(data: Path, folder: Path) -> dict:
     import keras
 
     from bcdlib import mount, preprocess
-    from bcdlib.data import breakhis, cache
+    from bcdlib.data import breakhis, decode
     from bcdlib.methods.parts.fitting import Batches
     from bcdlib.runs import profiles
 
     keras.ops.convert_to_numpy(keras.ops.zeros(1))
-    decode, decoded = cache.decode, []
-    cache.decode = lambda *arguments: (decoded.append(1), decode(*arguments))[1]
+    real, decoded = decode.decode_image, []
+    decode.decode_image = lambda *arguments: (decoded.append(1), real(*arguments))[1]
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
         run = mount.open_run(folder / "run")

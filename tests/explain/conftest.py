@@ -18,7 +18,7 @@ def run(tiny, tmp_path_factory):
     cache = preprocess.resize_images(
         run, TINY, mount.open_data(run), cache_root=home / "cache", progress=False
     )
-    preprocess.write_splits(run, TINY, cache, 0)
+    preprocess.write_splits(run, TINY, cache)
     train.train_trials(
         run,
         TINY,

@@ -1,4 +1,4 @@
-"""Disks that fill up, data and run folders that vanish, two runs on one cache: one line, and the same table in the end."""
+"""Disks that fill up, data that vanish, two runs on one cache: one line, and the same table in the end."""
 
 import os
 import shutil

@@ -119,10 +119,10 @@ def finished(process) -> float:
 
 
 def disturbed(start, folder: Path, moments, seed: int) -> int:
-    """Start, kill at each of the moments in turn (if it comes), then let it come to its end. Returns how often it was hit.
+    """Start, kill at each of the moments in turn (if it comes), then let it end. Returns the number of hits.
 
-    A moment is (pattern, seconds): a random part of so many seconds after a file of this pattern in the folder has
-    appeared or changed; without a pattern after the start.
+    A moment is (pattern, seconds): a random part of so many seconds after a file of this pattern in the
+    folder has appeared or changed; without a pattern after the start.
     """
     rng, hits = np.random.default_rng(seed), 0
     for pattern, seconds in moments:

@@ -1,4 +1,4 @@
-"""The report as a file: what it is made of, that nothing of the data is taken for HTML, nothing asked of the network."""
+"""The report as a file: what it is made of, no data taken for HTML, nothing asked of the network."""
 
 import re
 
@@ -84,7 +84,7 @@ def test_nothing_of_the_data_becomes_html(html):
 def test_nothing_is_asked_of_the_network(html):
     assert not re.findall(r'<[a-z]+ [^<>]*\b(?:src|srcset|action|data)="(?!data:)', html)
     assert not re.findall(r"<(?:link|iframe|object|embed|base)\b|@import|url\(", html)
-    # and if something got through after all: browsers load only what is in the file, and run only our one script
+    # and if something got through: browsers load only what is in the file, and run only our one script
     (nonce,) = re.findall(
         r"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'nonce-([\w-]+)'", html
     )

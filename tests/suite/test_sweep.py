@@ -84,7 +84,7 @@ def test_a_good_file(written, prior, tmp_path, monkeypatch):
         ("method: nowhere.py", "no such method file"),
         ("splits: case astrology", "unknown split 'astrology'"),
         ("profile: huge", "unknown profile 'huge'"),
-        ("trainable: some", "unknown trainable 'some'; known are 'all', 'head'"),
+        ("trainable: some", "unknown trainable 'some'; known are all, head"),
         ("stain: yes", "give str"),
         ("data: elsewhere", "data is not swept; see --data"),
         ("out: here", "out is not swept"),
@@ -122,7 +122,7 @@ def test_words_that_do_not_go_together(written):
 
 
 def fake(run, parameters, only):
-    """What stands for the notebooks: predictions that are right for lenet5, and nothing at all for alexnet."""
+    """What stands for the notebooks: predictions that are right for lenet5, nothing for alexnet."""
     with open(run.folder.parent / "started", "a") as log:
         log.write(run.folder.name + "\n")
     if parameters["method"] == "alexnet" and not (run.folder.parent / "mended").exists():
