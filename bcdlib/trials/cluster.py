@@ -77,8 +77,11 @@ def map_items(
     label : str
         Of the progress bar.
 
-    Yields ------ (name, what the function returned or the exception that it raised), as they are completed.
-    Exceptions on a scheduler are `worker.WorkError`.
+    Yields
+    ------
+    (name, outcome)
+        As they are completed: what the function returned, or the exception that it raised (on a scheduler a
+        `worker.WorkError`).
 
     Raises
     ------
