@@ -169,9 +169,9 @@ def near_duplicate_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        split, fold, test, training, correlation, difference. Empty in a run without images.
+        split, fold, test, training, correlation. Empty in a run without images.
     """
-    columns = ["split", "fold", "test", "training", "correlation", "difference"]
+    columns = ["split", "fold", "test", "training", "correlation"]
     if "cache" not in (run.settings if (run.folder / "settings.json").is_file() else {}):
         return pd.DataFrame(columns=columns)
     found, tables = near_duplicates.near_duplicates(run_cache(run)), []

@@ -148,7 +148,7 @@ def test_audit_compares_pictures_too(breakhis, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert (
-        "near-identical (1.000): test SOB_M_LC-14-13412-100-003.png" in lines[1] and "DC-14-13412" in lines[1]
+        "near-duplicate (1.000): test SOB_M_LC-14-13412-100-003.png" in lines[1] and "DC-14-13412" in lines[1]
     )
 
 

@@ -206,7 +206,7 @@ def audit_splits(
     -------
     list of dict
         A row a fold, plain values for JSON: split, the columns of `splits.split_overlap`, and with a cache
-        near_identical_pairs (test, training, correlation).
+        near_duplicates (test, training, correlation).
 
     Raises
     ------
@@ -238,7 +238,7 @@ def audit_splits(
             alike = near_duplicates.across_split(found, table)
             for row in overlap:
                 pairs = alike.loc[alike["fold"] == row["fold"], ["test", "training", "correlation"]]
-                row["near_identical_pairs"] = pairs.to_dict("records")
+                row["near_duplicates"] = pairs.to_dict("records")
         rows += [{"split": name} | row for row in overlap]
     if not rows:
         raise InputError(f"these {len(images)} images allow no split; use more images")
@@ -251,10 +251,10 @@ def audit_lines(rows: list[dict]) -> list[str]:
     for row in rows:
         fold = row["fold"] + 1 if row["split"] in splits.PROTOCOLS else row["fold"]
         lines.append(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
-        pairs = row.get("near_identical_pairs", [])
+        pairs = row.get("near_duplicates", [])
         for pair in pairs[:5]:
             sides = f"test {pair['test']}, training {pair['training']}"
-            lines.append(f"  near-identical ({pair['correlation']:.3f}): {sides}")
+            lines.append(f"  near-duplicate ({pair['correlation']:.3f}): {sides}")
         if len(pairs) > 5:
-            lines.append(f"  near-identical: and {len(pairs) - 5} more pairs")
+            lines.append(f"  near-duplicates: and {len(pairs) - 5} more test images")
     return lines

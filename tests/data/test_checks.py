@@ -99,10 +99,10 @@ def test_audit_tells_near_duplicates(breakhis, tmp_path):
     images = scan_breakhis(source).images
     cache = build_cache(source, images, (144, 96), root=tmp_path, progress=False)
     rows = checks.audit_splits(images, "official", cache)
-    assert [bool(row["near_identical_pairs"]) for row in rows] == [True, False, True, False, True]
-    pair = rows[0]["near_identical_pairs"][0]
+    assert [bool(row["near_duplicates"]) for row in rows] == [True, False, True, False, True]
+    pair = rows[0]["near_duplicates"][0]
     assert set(pair) == {"test", "training", "correlation"} and pair["correlation"] > 0.999
-    assert checks.audit_lines(rows)[1].startswith("  near-identical (1.000): test SOB_M_")
+    assert checks.audit_lines(rows)[1].startswith("  near-duplicate (1.000): test SOB_M_")
     assert json.loads(json.dumps(rows)) == rows
 
 
