@@ -1,8 +1,18 @@
-"""Many trials: plan them, run them, keep what they found."""
+"""Many trials: plan them, run them, keep what they found; choose among methods.
 
+The best of many variants, by the same test folds that it was chosen by, looks better than it is. What
+choosing is worth is measured by nested cross-validation, on images kept out of the choice: each fold's
+training part is cut into folds of its own (grouped as the split is), every method is tried on these, and the
+one with the best AUC there predicts the fold's test part (Varma & Simon 2006, "Bias in error estimation when
+using cross-validation for model selection").
+"""
+
+import dataclasses
+import functools
 from collections.abc import Iterable
 
 import pandas as pd
+from tqdm import tqdm
 
 from bcdlib import methods
 from bcdlib.data import splits
@@ -12,9 +22,11 @@ from bcdlib.evaluation import metrics
 from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import Run
 from bcdlib.runs.profiles import Profile
-from bcdlib.trials import jobs, nested_cv
+from bcdlib.trials import jobs
 from bcdlib.trials.store import check_store
-from bcdlib.trials.trial import Result, Trial, add_predictions
+from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
+
+INNER_SPLITS = ("image", "slide", "case")  # that can be cut once more
 
 
 def run_comparison(
@@ -80,8 +92,17 @@ def run_comparison(
         raised.
     """
     cache = run_cache(run)
-    asked = {"method_names": method_names, "split_names": split_names, "seeds": seeds}
-    planned = _plan(run, profile, cache.images, **asked, trainable=trainable, task=task, stain=stain)
+    planned = _plan(
+        run,
+        profile,
+        cache.images,
+        method_names=method_names,
+        split_names=split_names,
+        seeds=seeds,
+        trainable=trainable,
+        task=task,
+        stain=stain,
+    )
     if store:
         check_store(store)
     outcomes = jobs.run_trials(
@@ -99,11 +120,7 @@ def run_comparison(
     )
     done = [outcome for outcome in outcomes if isinstance(outcome, Result)]
     errors = [
-        {
-            "method": trial.label,
-            "split": trial.split,
-            "error": f"fold {trial.fold}, seed {trial.seed}: {describe_error(outcome)}",
-        }
+        (trial.label, trial.split, f"fold {trial.fold}, seed {trial.seed}: {describe_error(outcome)}")
         for trial, outcome in zip(planned, outcomes, strict=True)
         if isinstance(outcome, Exception)
     ]
@@ -127,7 +144,7 @@ def choose_methods(
     weights: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Choose among methods inside each training part by nested cross-validation; see `nested_cv`.
+    """Choose among methods inside each training part by nested cross-validation.
 
     The predictions join those of the run as method "chosen"; which method was chosen where stands in
     ``choices.csv``.
@@ -148,19 +165,71 @@ def choose_methods(
         If none of the splits is one that can be cut once more (image, slide, case).
     """
     cache = run_cache(run)
-    asked = {"method_names": method_names, "split_names": split_names, "seeds": seeds}
-    planned = _plan(run, profile, cache.images, **asked, trainable=trainable)
-    outer = [trial for trial in planned if trial.split in nested_cv.INNER_SPLITS]
-    if not outer:
-        raise InputError(f"choosing needs one of the splits {', '.join(nested_cv.INNER_SPLITS)}")
-    predictions, choices = nested_cv.nested_cv(
-        outer, cache, profile, root=run.folder / "trials", weights=weights, progress=progress
+    planned = _plan(
+        run,
+        profile,
+        cache.images,
+        method_names=method_names,
+        split_names=split_names,
+        seeds=seeds,
+        trainable=trainable,
     )
-    add_predictions(run.folder / "comparison_predictions.csv", predictions)
-    write_csv(run.folder / "choices.csv", choices)
-    rows = run.read_csv("comparison.csv", "06_compare")
-    _write_summary(run, rows.loc[rows["error"].notna(), ["method", "split", "error"]])
-    return predictions
+    outer = [trial for trial in planned if trial.split in INNER_SPLITS]
+    if not outer:
+        raise InputError(f"choosing needs one of the splits {', '.join(INNER_SPLITS)}")
+    places = {}
+    for trial in outer:
+        places.setdefault((trial.split, trial.seed, trial.fold), []).append(trial)
+    tables = [
+        inner_split(cache.images, trials[0].split_table, fold, protocol=split, folds=3, seed=seed)
+        for (split, seed, fold), trials in places.items()
+    ]
+    train = functools.partial(
+        run_trial,
+        cache=cache,
+        profile=profile,
+        root=run.folder / "trials",
+        weights=weights,
+        keep_model=False,
+        verbose=0,
+    )
+    predictions, choices = [], []
+    with tqdm(total=len(outer), desc="Choose", unit="trial", disable=not progress) as bar:
+        for (split, seed, fold), trials, table in zip(places, places.values(), tables, strict=True):
+            scores = []
+            for trial in trials:
+                inner = dataclasses.replace(trial, split=f"{split}-inner{fold}", split_table=table)
+                folds = [dataclasses.replace(inner, fold=int(k)) for k in sorted(table["fold"].unique())]
+                found = pd.concat([train(one).predictions for one in folds])
+                scores.append(metrics.metrics_table(found)["auc"].iloc[0])
+                bar.update()
+            best = trials[scores.index(max(scores))]
+            predictions.append(train(best).predictions.assign(method="chosen"))
+            place = {"split": split, "seed": seed, "fold": fold}
+            choices += [
+                place | {"method": trial.label, "inner AUC": score, "chosen": trial is best}
+                for trial, score in zip(trials, scores, strict=True)
+            ]
+    chosen = pd.concat(predictions, ignore_index=True)
+    add_predictions(run.folder / "comparison_predictions.csv", chosen)
+    write_csv(run.folder / "choices.csv", pd.DataFrame(choices))
+    failed = run.read_csv("comparison.csv", "06_compare").dropna(subset="error")
+    _write_summary(run, failed[["method", "split", "error"]])
+    return chosen
+
+
+def inner_split(
+    images: pd.DataFrame, split: pd.DataFrame, fold: int, *, protocol: str, folds: int, seed: int
+) -> pd.DataFrame:
+    """Make a split table of one fold's training and validation images alone, without its test images.
+
+    Raises
+    ------
+    InputError
+        If they are too few for two folds.
+    """
+    known = splits.fold_of(split, fold).query("role != 'test'")["filename"]
+    return splits.make_feasible_split(images[images["filename"].isin(known)], protocol, folds, seed=seed)[0]
 
 
 def expand_methods(names: Iterable[str]) -> list[str]:
@@ -205,12 +274,12 @@ def _split_tables(
         splits.describe_protocol(name)  # or it is refused
         if seed == run.settings.get("seed", 0) and name in splits.PROTOCOLS:
             tables[name] = splits.read_split(run, name)
-            continue
-        file = f"splits/{name}-seed{seed}.csv"
-        if not (run.folder / file).is_file():
-            table, _ = splits.make_feasible_split(images, name, profile.folds, seed=seed)
-            write_csv(run.folder / file, table)
-        tables[name] = run.read_csv(file, "06_compare")
+        else:
+            file = f"splits/{name}-seed{seed}.csv"
+            if not (run.folder / file).is_file():
+                shuffled = splits.make_feasible_split(images, name, profile.folds, seed=seed)[0]
+                write_csv(run.folder / file, shuffled)
+            tables[name] = run.read_csv(file, "06_compare")
     return tables
 
 
@@ -238,6 +307,5 @@ def all_predictions(run: Run) -> pd.DataFrame:
 
 def failed_trials(run: Run) -> list[str]:
     """List the trials of the last comparison that failed, a line each: method, split, fold, seed, reason."""
-    table = run.read_csv("comparison.csv", "06_compare")
-    rows = table[table["error"].notna()]
-    return [f"{row.method}, split {row.split}, {row.error}" for row in rows.itertuples()]
+    failed = run.read_csv("comparison.csv", "06_compare").dropna(subset="error")
+    return [f"{row.method}, split {row.split}, {row.error}" for row in failed.itertuples()]

@@ -143,8 +143,13 @@ def _read_job(place: str, name: str):
         cache = open_cache(facts["cache"])
     else:  # not seen from here: built from the same images at the same path, by one worker of this machine
         images = pd.read_csv(StringIO(facts["images"]), dtype=_TYPES)
-        source = sources.open_source(facts["source"])
-        cache = build_cache(source, images, tuple(facts["size"]), root=_own_folder(), progress=False)
+        cache = build_cache(
+            sources.open_source(facts["source"]),
+            images,
+            tuple(facts["size"]),
+            root=_own_folder(),
+            progress=False,
+        )
     return facts, cache, Profile(**facts["profile"]), tables
 
 

@@ -1,7 +1,6 @@
 """A model card beside each saved model (Mitchell et al. 2019): training data, test results, limits."""
 
 import json
-from importlib import resources
 from pathlib import Path
 
 import jinja2
@@ -40,9 +39,13 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     shown = shown.assign(name=names, defined=shown["value"].notna())
     known = part.merge(images.drop_duplicates("filename"), on="filename")
     overlap = splits.split_overlap(part.assign(fold=facts["fold"]), images).iloc[0]
-    template = resources.files("bcdlib.trials").joinpath("model_card.md.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    text = environment.from_string(template).render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bcdlib.trials", ""),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("model_card.md.j2").render(
         facts=facts,
         version=__version__,
         breakhis=breakhis.is_breakhis(known),
