@@ -4,12 +4,11 @@ import base64
 import json
 import re
 import secrets
-from importlib import resources
+from pathlib import Path
 
 import jinja2
 import nbformat
 from nbconvert import HTMLExporter
-from nbconvert.preprocessors import TagRemovePreprocessor
 
 from bcdlib import __version__
 from bcdlib.errors import printable
@@ -38,30 +37,37 @@ def write_report(run: Run) -> dict:
 
 def render_report(run: Run, summary: dict) -> str:
     """Render one self-contained HTML page: results, then what the executed notebooks say and show."""
-    template = resources.files("bcdlib.suite").joinpath("report.html.j2").read_text(encoding="utf-8")
     chapters = []
-    for stage in STAGES:
-        path = run.folder / "notebooks" / f"{stage}.ipynb"
-        if not path.is_file():
-            continue
+    paths = [run.folder / "notebooks" / f"{stage}.ipynb" for stage in STAGES]
+    for path in filter(Path.is_file, paths):
         try:
             notebook = nbformat.read(path, as_version=4)
         except Exception as error:  # half written by a run that was killed: nbformat has its own kinds
             print(
-                f"{path}: not readable ({printable(error)[:80]}); run {stage} again to have it in the report"
+                f"{path}: not readable ({printable(error)[:80]}); run {path.stem} again to have it in the "
+                "report"
             )
             continue
         prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
         titles = [text.splitlines()[0][2:] for text in prose if text.startswith("# ")]
         body = _body(notebook)
-        sections = [
-            {"id": id, "title": title} for id, title in _SECTION.findall(body) if title != "References"
-        ]
-        title = titles[0] if titles else stage
-        chapters.append({"id": stage, "title": title, "body": body, "sections": sections})
+        chapters.append(
+            {
+                "id": path.stem,
+                "title": titles[0] if titles else path.stem,
+                "body": body,
+                "sections": [
+                    {"id": id, "title": title}
+                    for id, title in _SECTION.findall(body)
+                    if title != "References"
+                ],
+            }
+        )
     figure = run.folder / "figures" / "protocols.png"
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bcdlib.suite", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
         summary=summary,
         chapters=chapters,
         protocol_figure=base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else "",
@@ -81,6 +87,10 @@ def _body(notebook) -> str:
             for output in cell.outputs:
                 output.get("data", {}).pop(panel.VIEW, None)
             cell.metadata["alt"] = f"Figure of section {heading}"
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
-    exporter.register_preprocessor(TagRemovePreprocessor(remove_cell_tags={"hide-in-report"}), enabled=True)
+    exporter = HTMLExporter(
+        config={"TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": {"hide-in-report"}}},
+        template_name="basic",
+        exclude_input=True,
+        exclude_output_prompt=True,
+    )
     return exporter.from_notebook_node(notebook)[0]

@@ -11,9 +11,8 @@ from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import check_known
 from bcdlib.evaluation import metrics, thresholds
 from bcdlib.methods.parts import backbones
+from bcdlib.runs import places, profiles
 from bcdlib.runs.folder import Run
-from bcdlib.runs.places import shipped
-from bcdlib.runs.profiles import Profile, get_profile
 from bcdlib.suite import report
 from bcdlib.trials.notebook import STAGES, execute_notebook
 
@@ -62,7 +61,7 @@ def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
     InputError
         Unknown profile or notebook, a data set or manifest that cannot be used, weights that cannot be had.
     """
-    profile, manifest = get_profile(parameters["profile"]), parameters["manifest"]
+    profile, manifest = profiles.get_profile(parameters["profile"]), parameters["manifest"]
     for stage in only:
         check_known("notebook", stage, STAGES)
     source = mount.find_data(parameters["data"], seed=parameters["seed"])
@@ -76,7 +75,7 @@ def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
 
 def prepare_run(
     run: Run,
-    profile: Profile,
+    profile: profiles.Profile,
     data="synthetic",
     *,
     manifest="",
@@ -176,7 +175,7 @@ def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = ()) -> dict:
     for number, stage in enumerate(stages, 1):
         print(f"[{number}/{len(stages)}] {stage}", flush=True)
         execute_notebook(
-            stage, parameters, folder / f"{stage}.ipynb", cwd=shipped("notebooks"), log=sys.stdout
+            stage, parameters, folder / f"{stage}.ipynb", cwd=places.shipped("notebooks"), log=sys.stdout
         )
     return report.write_report(run)
 

@@ -123,9 +123,10 @@ def stamp_notebooks(root, repository: str = REPOSITORY, branch: str = BRANCH) ->
                 cell.outputs, cell.execution_count = [], None
         _write(path, nbformat.writes(notebook) + "\n", changed)
     readme = root / "README.md"
-    pattern = re.compile(rf"\[!\[Open In Colab\]\({re.escape(BADGE_IMAGE)}\)\]\(\S*/notebooks/([\w.]+)\)")
-    text = pattern.sub(
-        lambda match: colab_badge(match[1], repository, branch), readme.read_text(encoding="utf-8")
+    text = re.sub(
+        rf"\[!\[Open In Colab\]\({re.escape(BADGE_IMAGE)}\)\]\(\S*/notebooks/([\w.]+)\)",
+        lambda match: colab_badge(match[1], repository, branch),
+        readme.read_text(encoding="utf-8"),
     )
     _write(readme, text, changed)
     return changed
