@@ -27,9 +27,6 @@ from bcdlib.errors import InputError, printable
 
 PATIENCE = 60  # seconds that a scheduler which has gone may take to come back
 _LOCAL = re.compile(r"local:([1-9][0-9]{0,3})")
-_THREADS = (
-    "OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS TF_NUM_INTRAOP_THREADS TF_NUM_INTEROP_THREADS"
-)
 _lock = threading.Lock()
 
 
@@ -158,7 +155,13 @@ def _client(scheduler: str):
                 threads_per_worker=1,
                 memory_limit=0,
                 dashboard_address=":0",
-                env=dict.fromkeys(_THREADS.split(), str(threads)),
+                env={
+                    "OMP_NUM_THREADS": str(threads),
+                    "OPENBLAS_NUM_THREADS": str(threads),
+                    "MKL_NUM_THREADS": str(threads),
+                    "TF_NUM_INTRAOP_THREADS": str(threads),
+                    "TF_NUM_INTEROP_THREADS": str(threads),
+                },
                 silence_logs=50,
             )
             address = {"address": stack.enter_context(cluster).scheduler_address}
@@ -274,9 +277,12 @@ def worker_environment() -> dict[str, str]:
 
     That is BCD_DEVICES of them, or one: the others belong to other workers.
     """
-    root = str(Path(__file__).resolve().parent.parent.parent)
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    found = {**os.environ, "PYTHONPATH": path, "BCD_DEVICES": os.environ.get("BCD_DEVICES") or "1"}
+    places = [str(Path(__file__).resolve().parent.parent.parent), os.environ.get("PYTHONPATH")]
+    found = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, places)),
+        "BCD_DEVICES": os.environ.get("BCD_DEVICES") or "1",
+    }
     if found.get("CUDA_VISIBLE_DEVICES") and found["BCD_DEVICES"].isdecimal():
         mine = found["CUDA_VISIBLE_DEVICES"].split(",")[: int(found["BCD_DEVICES"]) or None]
         found["CUDA_VISIBLE_DEVICES"] = ",".join(mine)  # TensorFlow takes memory on all that it sees

@@ -23,7 +23,6 @@ from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import Run
 from bcdlib.runs.profiles import Profile
 from bcdlib.trials import jobs
-from bcdlib.trials.store import check_store
 from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
 
 INNER_SPLITS = ("image", "slide", "case")  # that can be cut once more
@@ -103,8 +102,6 @@ def run_comparison(
         task=task,
         stain=stain,
     )
-    if store:
-        check_store(store)
     outcomes = jobs.run_trials(
         planned,
         cache,
@@ -205,9 +202,15 @@ def choose_methods(
                 bar.update()
             best = trials[scores.index(max(scores))]
             predictions.append(train(best).predictions.assign(method="chosen"))
-            place = {"split": split, "seed": seed, "fold": fold}
             choices += [
-                place | {"method": trial.label, "inner AUC": score, "chosen": trial is best}
+                {
+                    "split": split,
+                    "seed": seed,
+                    "fold": fold,
+                    "method": trial.label,
+                    "inner AUC": score,
+                    "chosen": trial is best,
+                }
                 for trial, score in zip(trials, scores, strict=True)
             ]
     chosen = pd.concat(predictions, ignore_index=True)

@@ -48,7 +48,14 @@ def run_trials(
     -------
     list
         Of each trial what it found, or what it raised.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be written to, or as in `cluster.map_items`.
     """
+    if options["store"]:
+        store.check_store(options["store"])
     if scheduler == "none":
         work, common = "run_here", {"cache": cache, "profile": profile, "root": root, **options}
         items = {str(trial): {"trial": trial, **common} for trial in planned}
@@ -59,15 +66,15 @@ def run_trials(
             f"{__name__}:{work}", items, scheduler=scheduler, label="Compare", progress=progress
         )
     )
-    found = []
-    for trial in planned:
-        outcome = outcomes[str(trial)]
-        if isinstance(outcome, str):
-            if options["store"] and not (root / outcome).is_dir():  # made on a machine with a disk of its own
-                store.fetch_trial(options["store"], root / outcome)
-            outcome = load_trial(trial, root / outcome)
-        found.append(outcome)
-    return found
+    for name in outcomes.values():
+        # made on a machine with a disk of its own
+        if options["store"] and isinstance(name, str) and not (root / name).is_dir():
+            store.fetch_trial(options["store"], root / name)
+    found = [outcomes[str(trial)] for trial in planned]
+    return [
+        load_trial(trial, root / outcome) if isinstance(outcome, str) else outcome
+        for trial, outcome in zip(planned, found, strict=True)
+    ]
 
 
 def run_here(trial: Trial, cache: PixelCache, profile: Profile, *, notebooks: bool = False, **options) -> str:
