@@ -1,5 +1,6 @@
 """The command line: ``python -m bcdlib COMMAND``. Exit status 0, 1 if a notebook failed, 2 on bad input."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "20")  # a log file wants a line now and then, not ten a second
 
 import click
+import pandas as pd
 
-from bcdlib import __version__
+from bcdlib import __version__, mount
+from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import InputError, StageError, printable
-from bcdlib.runs.files import explain_disk_errors
+from bcdlib.runs import files, places, profiles
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
 
@@ -93,36 +96,35 @@ def main():
 @click.option("--method", default="resnet50", show_default=True, help="What 04_train trains.")
 @click.option(
     "--sweep",
+    "sweep_file",
     default="",
     help="YAML file of notebook parameters, each with a value or a list: 04_train and "
     "05_evaluate for every combination, and one table, sweep.csv.",
 )
-def run(out, only, sweep, scheduler, **parameters):
+def run(out, only, sweep_file, scheduler, **parameters):
     """Execute the six notebooks; write report.html and summary.json."""
-    from bcdlib import mount
-    from bcdlib.suite import run as suite
-    from bcdlib.suite import sweep as sweeping
+    from bcdlib.suite import run, sweep
     from bcdlib.trials import cluster
 
     cluster.check_scheduler(scheduler)
-    if scheduler != "none" and not sweep:
+    if scheduler != "none" and not sweep_file:
         raise InputError(
             f"--scheduler {scheduler}: without --sweep there is one piece of work; compare knows it too"
         )
-    if sweep and only:
+    if sweep_file and only:
         raise InputError(
-            f"--only {only[0]}: does not go with --sweep, which runs {' and '.join(sweeping.SWEEP_STAGES)}"
+            f"--only {only[0]}: does not go with --sweep, which runs {' and '.join(sweep.SWEEP_STAGES)}"
         )
-    given = sweeping.read_sweep(sweep) if sweep else {}
-    parameters = suite.absolute_parameters(parameters)
-    folder = mount.open_run(out, parameters["data"], "sweep" if sweep else parameters["profile"])
-    if sweep:
-        table = sweeping.run_sweep(folder, given, parameters, scheduler=scheduler)
-        click.echo(sweeping.sweep_text(table, given))
+    given = sweep.read_sweep(sweep_file) if sweep_file else {}
+    parameters = run.absolute_parameters(parameters)
+    folder = mount.open_run(out, parameters["data"], "sweep" if sweep_file else parameters["profile"])
+    if sweep_file:
+        table = sweep.run_sweep(folder, given, parameters, scheduler=scheduler)
+        click.echo(sweep.sweep_text(table, given))
         click.echo(f"Table: {folder.folder / 'sweep.csv'}")
-        _print_failed(sweeping.failed_combinations(table))
+        _print_failed(sweep.failed_combinations(table))
     else:
-        suite.check_inputs(parameters, only)
+        run.check_inputs(parameters, only)
         _run_notebooks(folder, parameters | {"out": str(folder.folder)}, only)
 
 
@@ -133,18 +135,20 @@ def verify(source):
 
     For BreakHis only, not for images of your own.
     """
-    from bcdlib.data import checks, sources
+    from bcdlib.data import checks
 
     found = checks.verify_copy(sources.open_source(source))
     click.echo(found.counts().to_string())
     click.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.summary().items()))
-    unreadable = found.images[found.images["status"] == "unreadable"]
     named = {*found.scan.not_breakhis, *found.scan.duplicates}
     kinds = {
         "not 700x460": [
             f"{row.filename} is {row.width}x{row.height}" for row in found.wrong_size.itertuples()
         ],
-        "unreadable": [f"{row.filename}: {row.reason}" for row in unreadable.itertuples()],
+        "unreadable": [
+            f"{row.filename}: {row.reason}"
+            for row in found.images.query("status == 'unreadable'").itertuples()
+        ],
         "not a BreakHis name": found.scan.not_breakhis,
         "second copy, not used": found.scan.duplicates,
         "left out": [f"{path}: {why}" for path, why in found.scan.reasons if path not in named],
@@ -173,22 +177,16 @@ def verify(source):
 @json_option
 def audit(data, manifest, split, folds, seed, as_json):
     """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
-    import json
+    from bcdlib.data import cache, checks
 
-    from bcdlib.data import breakhis, checks
-
-    images, cache = breakhis.known_images(), None
+    images, pixels = breakhis.known_images(), None
     if data is not None or manifest:
-        from bcdlib import mount
-        from bcdlib.data import custom
-        from bcdlib.data.cache import build_cache
-        from bcdlib.runs import places, profiles
-
         manifest = mount.find_manifest(data or "", manifest)
         source = mount.find_data(data, seed=seed)
         images = (custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)).images
-        cache = build_cache(source, images, profiles.get_profile("paper").size, root=places.cache_root())
-    rows = checks.audit_splits(images, split, cache, folds=folds, seed=seed)
+        size = profiles.get_profile("paper").size
+        pixels = cache.build_cache(source, images, size, root=places.cache_root())
+    rows = checks.audit_splits(images, split, pixels, folds=folds, seed=seed)
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(checks.audit_lines(rows)))
 
 
@@ -233,15 +231,12 @@ def compare(
 
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
-    import pandas as pd
-
-    from bcdlib import compare, mount, preprocess
-    from bcdlib.runs.profiles import get_profile
+    from bcdlib import compare, preprocess
     from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
 
     cluster.check_scheduler(options["scheduler"])
-    settings = get_profile(profile, folds=folds)
+    settings = profiles.get_profile(profile, folds=folds)
     asked = {
         "method_names": comparison.expand_methods(_names(methods)),
         "split_names": _names(splits),
@@ -282,7 +277,6 @@ def compare(
 @click.option("--out", help="Folder of the report.  [default: runs/<name of the table>-evaluate]")
 def evaluate(predictions, out, **options):
     """Write the full report for any model's predictions table: 05_evaluate on it, and report.html."""
-    from bcdlib import mount
     from bcdlib.suite import run
 
     parameters = run.evaluation_parameters(predictions, **options)
@@ -318,8 +312,6 @@ def predict(model, images, as_json):
 )
 def record(name, runs, pretrained, commands, against):
     """Store the comparisons of run folders under notebooks/recorded: small tables and a figure, no images."""
-    import pandas as pd
-
     from bcdlib import compare
     from bcdlib.evaluation import metrics, recorded
     from bcdlib.runs import folder
@@ -343,7 +335,7 @@ def stamp():
 def exit_in_one_line(command) -> None:
     """Run a click command; end with one line on stderr and status 2 (bad input) or 1 (a notebook failed)."""
     try:
-        with explain_disk_errors("results"):  # where no file of ours is named
+        with files.explain_disk_errors("results"):  # where no file of ours is named
             command()
     except (InputError, StageError) as error:
         click.echo(f"Error: {error}", err=True)
