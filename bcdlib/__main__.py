@@ -184,8 +184,9 @@ def audit(data, manifest, split, folds, seed, as_json):
         manifest = mount.find_manifest(data or "", manifest)
         source = mount.find_data(data, seed=seed)
         images = (custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)).images
-        size = profiles.get_profile("paper").size
-        pixels = cache.build_cache(source, images, size, root=places.cache_root())
+        pixels = cache.build_cache(
+            source, images, profiles.get_profile("paper").size, root=places.cache_root()
+        )
     rows = checks.audit_splits(images, split, pixels, folds=folds, seed=seed)
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(checks.audit_lines(rows)))
 

@@ -48,8 +48,11 @@ def render_report(run: Run, summary: dict) -> str:
                 "report"
             )
             continue
-        prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-        titles = [text.splitlines()[0][2:] for text in prose if text.startswith("# ")]
+        titles = [
+            cell.source.splitlines()[0][2:]
+            for cell in notebook.cells
+            if cell.cell_type == "markdown" and cell.source.startswith("# ")
+        ]
         body = _body(notebook)
         chapters.append(
             {
@@ -87,10 +90,9 @@ def _body(notebook) -> str:
             for output in cell.outputs:
                 output.get("data", {}).pop(panel.VIEW, None)
             cell.metadata["alt"] = f"Figure of section {heading}"
-    exporter = HTMLExporter(
+    return HTMLExporter(
         config={"TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": {"hide-in-report"}}},
         template_name="basic",
         exclude_input=True,
         exclude_output_prompt=True,
-    )
-    return exporter.from_notebook_node(notebook)[0]
+    ).from_notebook_node(notebook)[0]

@@ -8,20 +8,17 @@ using cross-validation for model selection").
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 
 import pandas as pd
 from tqdm import tqdm
 
 from bcdlib import methods
-from bcdlib.data import splits
-from bcdlib.data.cache import run_cache
+from bcdlib.data import cache, splits
 from bcdlib.errors import InputError, describe_error
 from bcdlib.evaluation import metrics
-from bcdlib.runs.files import write_csv
+from bcdlib.runs import files, profiles
 from bcdlib.runs.folder import Run
-from bcdlib.runs.profiles import Profile
 from bcdlib.trials import jobs
 from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
 
@@ -30,7 +27,7 @@ INNER_SPLITS = ("image", "slide", "case")  # that can be cut once more
 
 def run_comparison(
     run: Run,
-    profile: Profile,
+    profile: profiles.Profile,
     *,
     method_names: Iterable[str] = ("resnet50",),
     split_names: Iterable[str] = (),
@@ -90,11 +87,11 @@ def run_comparison(
         ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is
         raised.
     """
-    cache = run_cache(run)
+    pixels = cache.run_cache(run)
     planned = _plan(
         run,
         profile,
-        cache.images,
+        pixels.images,
         method_names=method_names,
         split_names=split_names,
         seeds=seeds,
@@ -104,7 +101,7 @@ def run_comparison(
     )
     outcomes = jobs.run_trials(
         planned,
-        cache,
+        pixels,
         profile,
         root=run.folder / "trials",
         source=run.settings.get("source", ""),
@@ -132,7 +129,7 @@ def run_comparison(
 
 def choose_methods(
     run: Run,
-    profile: Profile,
+    profile: profiles.Profile,
     *,
     method_names: Iterable[str],
     split_names: Iterable[str] = (),
@@ -161,11 +158,11 @@ def choose_methods(
     InputError
         If none of the splits is one that can be cut once more (image, slide, case).
     """
-    cache = run_cache(run)
+    pixels = cache.run_cache(run)
     planned = _plan(
         run,
         profile,
-        cache.images,
+        pixels.images,
         method_names=method_names,
         split_names=split_names,
         seeds=seeds,
@@ -178,18 +175,10 @@ def choose_methods(
     for trial in outer:
         places.setdefault((trial.split, trial.seed, trial.fold), []).append(trial)
     tables = [
-        inner_split(cache.images, trials[0].split_table, fold, protocol=split, folds=3, seed=seed)
+        inner_split(pixels.images, trials[0].split_table, fold, protocol=split, folds=3, seed=seed)
         for (split, seed, fold), trials in places.items()
     ]
-    train = functools.partial(
-        run_trial,
-        cache=cache,
-        profile=profile,
-        root=run.folder / "trials",
-        weights=weights,
-        keep_model=False,
-        verbose=0,
-    )
+    options = {"root": run.folder / "trials", "weights": weights, "keep_model": False, "verbose": 0}
     predictions, choices = [], []
     with tqdm(total=len(outer), desc="Choose", unit="trial", disable=not progress) as bar:
         for (split, seed, fold), trials, table in zip(places, places.values(), tables, strict=True):
@@ -197,11 +186,13 @@ def choose_methods(
             for trial in trials:
                 inner = dataclasses.replace(trial, split=f"{split}-inner{fold}", split_table=table)
                 folds = [dataclasses.replace(inner, fold=int(k)) for k in sorted(table["fold"].unique())]
-                found = pd.concat([train(one).predictions for one in folds])
+                found = pd.concat([run_trial(one, pixels, profile, **options).predictions for one in folds])
                 scores.append(metrics.metrics_table(found)["auc"].iloc[0])
                 bar.update()
             best = trials[scores.index(max(scores))]
-            predictions.append(train(best).predictions.assign(method="chosen"))
+            predictions.append(
+                run_trial(best, pixels, profile, **options).predictions.assign(method="chosen")
+            )
             choices += [
                 {
                     "split": split,
@@ -215,7 +206,7 @@ def choose_methods(
             ]
     chosen = pd.concat(predictions, ignore_index=True)
     add_predictions(run.folder / "comparison_predictions.csv", chosen)
-    write_csv(run.folder / "choices.csv", pd.DataFrame(choices))
+    files.write_csv(run.folder / "choices.csv", pd.DataFrame(choices))
     failed = run.read_csv("comparison.csv", "06_compare").dropna(subset="error")
     _write_summary(run, failed[["method", "split", "error"]])
     return chosen
@@ -255,7 +246,7 @@ def expand_methods(names: Iterable[str]) -> list[str]:
 
 
 def _plan(
-    run: Run, profile: Profile, images: pd.DataFrame, *, method_names, split_names, seeds, **settings
+    run: Run, profile: profiles.Profile, images: pd.DataFrame, *, method_names, split_names, seeds, **settings
 ) -> list[Trial]:
     return [
         Trial(method, split, table, fold=int(fold), seed=seed, **settings)
@@ -267,7 +258,7 @@ def _plan(
 
 
 def _split_tables(
-    run: Run, profile: Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
+    run: Run, profile: profiles.Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
 ) -> dict[str, pd.DataFrame]:
     """Read what 02_preprocess wrote for the run's own seed; for another seed shuffle the folds anew."""
     if not names:
@@ -281,7 +272,7 @@ def _split_tables(
             file = f"splits/{name}-seed{seed}.csv"
             if not (run.folder / file).is_file():
                 shuffled = splits.make_feasible_split(images, name, profile.folds, seed=seed)[0]
-                write_csv(run.folder / file, shuffled)
+                files.write_csv(run.folder / file, shuffled)
             tables[name] = run.read_csv(file, "06_compare")
     return tables
 
@@ -292,14 +283,14 @@ def _replace_rows(run: Run, name: str, tried: pd.MultiIndex, tables: list[pd.Dat
         old = run.read_csv(name, "06_compare")
         tables = [old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(tried)], *tables]
     if tables:
-        write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
+        files.write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
 
 
 def _write_summary(run: Run, errors: pd.DataFrame) -> None:
     tables, file = [errors], "comparison_predictions.csv"
     if (run.folder / file).is_file() and len(run.read_csv(file, "")):  # no rows if all failed that were in it
         tables.insert(0, metrics.metrics_table(all_predictions(run)))
-    write_csv(run.folder / "comparison.csv", pd.concat(tables))
+    files.write_csv(run.folder / "comparison.csv", pd.concat(tables))
 
 
 def all_predictions(run: Run) -> pd.DataFrame:

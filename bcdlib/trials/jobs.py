@@ -103,7 +103,7 @@ def write_job(
     dict
         Arguments of `run_job` for each trial, by its name.
     """
-    facts = {
+    common = {
         "cache": str(cache.folder),
         "size": list(cache.size),
         "profile": dataclasses.asdict(profile),
@@ -113,7 +113,7 @@ def write_job(
         "images": cache.images.to_csv(index=False),
         "splits": {_split_name(trial): trial.split_table.to_csv(index=False) for trial in planned},
     }
-    content = json.dumps(facts).encode()
+    content = json.dumps(common).encode()
     job = {
         "place": options["store"] or str(root),
         "name": f"job-{hashlib.sha256(content).hexdigest()[:16]}.json",
@@ -149,10 +149,9 @@ def _read_job(place: str, name: str):
     if (Path(facts["cache"]) / "cache.json").is_file():
         cache = open_cache(facts["cache"])
     else:  # not seen from here: built from the same images at the same path, by one worker of this machine
-        images = pd.read_csv(StringIO(facts["images"]), dtype=_TYPES)
         cache = build_cache(
             sources.open_source(facts["source"]),
-            images,
+            pd.read_csv(StringIO(facts["images"]), dtype=_TYPES),
             tuple(facts["size"]),
             root=_own_folder(),
             progress=False,
