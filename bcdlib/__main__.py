@@ -249,8 +249,9 @@ def compare(
     made = prepare_run(run, settings, data, manifest=manifest, strict=strict, data_seed=seed, split_seed=seed)
     predictions = comparison.run_comparison(run, settings, **asked, **options)
     if choose:
-        chosen = comparison.choose_methods(run, settings, **asked)
-        predictions = pd.concat([predictions, chosen], ignore_index=True)
+        predictions = pd.concat(
+            [predictions, comparison.choose_methods(run, settings, **asked)], ignore_index=True
+        )
     click.echo(compare.protocol_table(predictions).drop(columns="what is shared").to_string(index=False))
     if note := preprocess.splits_note(made):
         click.echo(note.strip("*"))
@@ -317,8 +318,9 @@ def record(name, runs, pretrained, commands, against):
     from bcdlib.evaluation import metrics, recorded
     from bcdlib.runs import folder
 
-    tables = [metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs]
-    table = pd.concat(tables).drop_duplicates([*folder.TRIAL_COLUMNS, "filename"], ignore_index=True)
+    table = pd.concat(
+        metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs
+    ).drop_duplicates([*folder.TRIAL_COLUMNS, "filename"], ignore_index=True)
     recorded.write_recording(name, table, pretrained, commands=list(commands), against=against)
     compare.save_recorded_figure(name)
     click.echo(f"recorded {name}: {len(table)} predictions")

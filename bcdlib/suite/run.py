@@ -1,19 +1,29 @@
-"""The whole suite in one go: check what was asked for, execute the six notebooks, write the report."""
+"""The whole suite in one go: check what was asked for, execute the six notebooks, write the report.
 
+That is report.html and summary.json, made of what stands in the run folder.
+"""
+
+import base64
+import json
 import os
+import re
+import secrets
 import sys
 from pathlib import Path
 
+import jinja2
+import nbformat
 import pandas as pd
+from nbconvert import HTMLExporter
 
-from bcdlib import methods, mount, preprocess
+from bcdlib import __version__, methods, mount, preprocess
 from bcdlib.data import breakhis, custom, sources
-from bcdlib.errors import check_known
+from bcdlib.errors import check_known, printable
 from bcdlib.evaluation import metrics, thresholds
 from bcdlib.methods.parts import backbones
-from bcdlib.runs import places, profiles
+from bcdlib.plots import panel
+from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run
-from bcdlib.suite import report
 from bcdlib.trials.notebook import STAGES, execute_notebook
 
 
@@ -135,8 +145,12 @@ def evaluation_parameters(
         If a table cannot be used, or there is no such rule or calibration.
     """
     table = metrics.read_predictions(predictions)
-    held_out = metrics.read_predictions(validation) if validation else table[:0]
-    thresholds.lock_thresholds(held_out, rule, sensitivity, calibration=calibration)
+    thresholds.lock_thresholds(
+        metrics.read_predictions(validation) if validation else table[:0],
+        rule,
+        sensitivity,
+        calibration=calibration,
+    )
     return {
         "predictions": _absolute(predictions),
         "validation": _absolute(validation) if validation else "",
@@ -177,7 +191,83 @@ def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = ()) -> dict:
         execute_notebook(
             stage, parameters, folder / f"{stage}.ipynb", cwd=places.shipped("notebooks"), log=sys.stdout
         )
-    return report.write_report(run)
+    return write_report(run)
+
+
+def write_report(run: Run) -> dict:
+    """Write ``report.html`` and ``summary.json`` from what stands in the run folder; return the summary."""
+    summary = {"bcdlib": __version__, "settings": run.settings, "trained": [], "compared": []}
+    for key, name in (("trained", "predictions.csv"), ("compared", "comparison_predictions.csv")):
+        if (run.folder / name).is_file():
+            table = metrics.metrics_table(metrics.read_predictions(run.folder / name))
+            summary[key] = json.loads(table.to_json(orient="records"))
+    files.write_json(run.folder / "summary.json", summary)
+    with files.atomic_write(run.folder / "report.html") as temporary:
+        temporary.write_text(render_report(run, summary), encoding="utf-8")
+    return summary
+
+
+def render_report(run: Run, summary: dict) -> str:
+    """Render one self-contained HTML page: results, then what the executed notebooks say and show."""
+    chapters = []
+    paths = [run.folder / "notebooks" / f"{stage}.ipynb" for stage in STAGES]
+    for path in filter(Path.is_file, paths):
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except Exception as error:  # half written by a run that was killed: nbformat has its own kinds
+            print(
+                f"{path}: not readable ({printable(error)[:80]}); run {path.stem} again to have it in the "
+                "report"
+            )
+            continue
+        titles = [
+            cell.source.splitlines()[0][2:]
+            for cell in notebook.cells
+            if cell.cell_type == "markdown" and cell.source.startswith("# ")
+        ]
+        body = _body(notebook)
+        chapters.append(
+            {
+                "id": path.stem,
+                "title": titles[0] if titles else path.stem,
+                "body": body,
+                "sections": [
+                    {"id": id, "title": title}
+                    for id, title in re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body)
+                    if title != "References"
+                ],
+            }
+        )
+    figure = run.folder / "figures" / "protocols.png"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bcdlib.suite", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        summary=summary,
+        chapters=chapters,
+        protocol_figure=base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else "",
+        folder=run.folder.name,
+        nonce=secrets.token_urlsafe(),  # the page runs the script that knows it and no other
+    )
+
+
+def _body(notebook) -> str:
+    heading = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = [heading, *re.findall(r"^#+ *(.*)", cell.source, flags=re.MULTILINE)][-1]
+        # logs and progress bars stay in the notebook; errors and results are shown
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
+            for output in cell.outputs:
+                output.get("data", {}).pop(panel.VIEW, None)
+            cell.metadata["alt"] = f"Figure of section {heading}"
+    return HTMLExporter(
+        config={"TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": {"hide-in-report"}}},
+        template_name="basic",
+        exclude_input=True,
+        exclude_output_prompt=True,
+    ).from_notebook_node(notebook)[0]
 
 
 def result_lines(summary: dict) -> str:

@@ -79,8 +79,10 @@ METADATA = {
 def colab_badge(notebook: str, repository: str = REPOSITORY, branch: str = BRANCH) -> str:
     """Markdown of the "Open in Colab" badge of one notebook (its file name)."""
     slug = repository.removeprefix("https://github.com/").removesuffix(".git")
-    address = f"https://colab.research.google.com/github/{slug}/blob/{branch}/notebooks/{notebook}"
-    return f"[![Open In Colab]({BADGE_IMAGE})]({address})"
+    return (
+        f"[![Open In Colab]({BADGE_IMAGE})]"
+        f"(https://colab.research.google.com/github/{slug}/blob/{branch}/notebooks/{notebook})"
+    )
 
 
 def explain_parameters(names: list[str]) -> str:

@@ -100,8 +100,9 @@ def _value(name: str, value):
     if type(default) is float and type(value) is int:
         value = float(value)
     if type(value) is not type(default):
-        kind = type(default).__name__
-        raise InputError(f"{name}: {reprlib.repr(value)}; give {kind}, as {name}: {default!r}")
+        raise InputError(
+            f"{name}: {reprlib.repr(value)}; give {type(default).__name__}, as {name}: {default!r}"
+        )
     if choices:
         check_known(name, value, choices)
     if name == "method":
@@ -186,9 +187,6 @@ def run_sweep(
         [_rows(folder, list(given), one, errors.get(folder.name)) for folder, one in planned.items()],
         ignore_index=True,
     )
-    table = table.astype(  # beside rows that failed, too
-        {name: "Int64" for name in ("images", "slides", "cases", "folds", "seeds") if name in table}
-    )
     files.write_csv(out.folder / "sweep.csv", table)
     return table
 
@@ -228,7 +226,11 @@ def _rows(folder: Path, names: list[str], parameters: dict, error: str | None) -
         how="left",
         on=["method", "split"],
         suffixes=("", "_locked"),
-    ).rename(columns={"method": "label", "weights": "started_from"})
+    )
+    found = found.rename(columns={"method": "label", "weights": "started_from"}).astype(
+        # counts stay whole numbers beside rows that failed, too
+        dict.fromkeys(["images", "slides", "cases", "folds", "seeds"], "Int64")
+    )
     return pd.DataFrame([settings] * len(found)).join(found).assign(error=None, folder=folder.name)
 
 

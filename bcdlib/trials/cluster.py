@@ -47,8 +47,9 @@ def check_scheduler(scheduler: str) -> None:
     --------
     >>> check_scheduler("none")
     """
-    known = rf"none|{_LOCAL.pattern}|(tcp|tls|ws|wss)://.+"
-    if not re.fullmatch(known, scheduler) and not Path(scheduler).is_file():
+    if not (
+        re.fullmatch(rf"none|{_LOCAL.pattern}|(tcp|tls|ws|wss)://.+", scheduler) or Path(scheduler).is_file()
+    ):
         raise InputError(
             f"--scheduler {scheduler}: use none, local:N (N processes), tcp://host:port, or a scheduler file"
         )
@@ -140,13 +141,17 @@ def _client(scheduler: str):
     import dask
     import distributed
 
-    settings = {
-        # this many workers may die before a piece of work is given up
-        "distributed.scheduler.allowed-failures": 10,
-        # mapped pixels count as memory of a process: Dask's own limit would kill workers that are well
-        "distributed.worker.memory.terminate": False,
-    }
-    with dask.config.set(settings), contextlib.ExitStack() as stack:
+    with (
+        dask.config.set(
+            {
+                # this many workers may die before a piece of work is given up
+                "distributed.scheduler.allowed-failures": 10,
+                # mapped pixels count as memory of a process: Dask's own limit would kill good workers
+                "distributed.worker.memory.terminate": False,
+            }
+        ),
+        contextlib.ExitStack() as stack,
+    ):
         if local := _LOCAL.fullmatch(scheduler):
             # BCD_THREADS: to measure, with the same threads a worker however many there are
             threads = os.environ.get("BCD_THREADS") or max(1, len(os.sched_getaffinity(0)) // int(local[1]))

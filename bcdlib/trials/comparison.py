@@ -184,9 +184,13 @@ def choose_methods(
         for (split, seed, fold), trials, table in zip(places, places.values(), tables, strict=True):
             scores = []
             for trial in trials:
-                inner = dataclasses.replace(trial, split=f"{split}-inner{fold}", split_table=table)
-                folds = [dataclasses.replace(inner, fold=int(k)) for k in sorted(table["fold"].unique())]
-                found = pd.concat([run_trial(one, pixels, profile, **options).predictions for one in folds])
+                inner = [
+                    dataclasses.replace(
+                        trial, split=f"{split}-inner{fold}", split_table=table, fold=int(inner_fold)
+                    )
+                    for inner_fold in sorted(table["fold"].unique())
+                ]
+                found = pd.concat([run_trial(one, pixels, profile, **options).predictions for one in inner])
                 scores.append(metrics.metrics_table(found)["auc"].iloc[0])
                 bar.update()
             best = trials[scores.index(max(scores))]

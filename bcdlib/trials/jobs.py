@@ -103,17 +103,18 @@ def write_job(
     dict
         Arguments of `run_job` for each trial, by its name.
     """
-    common = {
-        "cache": str(cache.folder),
-        "size": list(cache.size),
-        "profile": dataclasses.asdict(profile),
-        "root": str(root),
-        "source": source,
-        "options": options,
-        "images": cache.images.to_csv(index=False),
-        "splits": {_split_name(trial): trial.split_table.to_csv(index=False) for trial in planned},
-    }
-    content = json.dumps(common).encode()
+    content = json.dumps(
+        {
+            "cache": str(cache.folder),
+            "size": list(cache.size),
+            "profile": dataclasses.asdict(profile),
+            "root": str(root),
+            "source": source,
+            "options": options,
+            "images": cache.images.to_csv(index=False),
+            "splits": {_split_name(trial): trial.split_table.to_csv(index=False) for trial in planned},
+        }
+    ).encode()
     job = {
         "place": options["store"] or str(root),
         "name": f"job-{hashlib.sha256(content).hexdigest()[:16]}.json",

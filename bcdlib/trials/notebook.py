@@ -128,15 +128,16 @@ def execute_notebook(
     """
     notebook = places.shipped("notebooks") / f"{stage}.ipynb"
     known = papermill.inspect_notebook(str(notebook))
-    changes = {
+    environment = {  # which the kernel inherits
         # the kernel must be this very Python, not one that the user's Jupyter settings name "python3"
         "JUPYTER_PREFER_ENV_PATH": "1",
         # and its caches ours: the notebooks work in their own folder, which need not be beside the user's
         "BCD_HOME": str(places.home_folder()),
         "BCD_VERBOSE": os.environ.get("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2"),
+        **(env or {}),
     }
     try:
-        with patch.dict(os.environ, changes | (env or {})):  # which the kernel inherits
+        with patch.dict(os.environ, environment):
             papermill.execute_notebook(
                 str(notebook),
                 str(output),

@@ -264,22 +264,24 @@ def _train(
         files.write_csv(
             folder / name, _table(trial, cache.images.iloc[rows[role]], probability, weights_label)
         )
-    facts = {
-        "method": trial.label,
-        "split": trial.split,
-        "fold": trial.fold,
-        "seed": trial.seed,
-        "task": trial.task,
-        "folds": int(trial.split_table["fold"].nunique()),
-        "curves_on": curves_on,
-        "images": {role: len(found) for role, found in rows.items()},
-        "parameters": estimator.get_params(),
-        "weights": weights_label,
-        "profile": profile.name,
-        "devices": getattr(estimator, "devices_", 1),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    files.write_json(folder / "trial.json", facts)
+    files.write_json(
+        folder / "trial.json",
+        {
+            "method": trial.label,
+            "split": trial.split,
+            "fold": trial.fold,
+            "seed": trial.seed,
+            "task": trial.task,
+            "folds": int(trial.split_table["fold"].nunique()),
+            "curves_on": curves_on,
+            "images": {role: len(found) for role, found in rows.items()},
+            "parameters": estimator.get_params(),
+            "weights": weights_label,
+            "profile": profile.name,
+            "devices": getattr(estimator, "devices_", 1),
+            "seconds": round(time.perf_counter() - started, 1),
+        },
+    )
 
 
 def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_label: str) -> pd.DataFrame:
