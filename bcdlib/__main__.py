@@ -16,7 +16,7 @@ import pandas as pd
 from bcdlib import __version__, mount
 from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import InputError, StageError, printable
-from bcdlib.runs import files, places, profiles
+from bcdlib.runs import files, folder, places, profiles
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
 
@@ -75,11 +75,11 @@ def _print_failed(lines: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _run_notebooks(folder, parameters: dict, only: tuple[str, ...]) -> None:
+def _run_notebooks(opened, parameters: dict, only: tuple[str, ...]) -> None:
     from bcdlib.suite import run
 
-    click.echo(run.result_lines(run.run_suite(folder, parameters, only)))
-    click.echo(f"Report: {folder.folder / 'report.html'}")
+    click.echo(run.result_lines(run.run_suite(opened, parameters, only)))
+    click.echo(f"Report: {opened.folder / 'report.html'}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -117,15 +117,15 @@ def run(out, only, sweep_file, scheduler, **parameters):
         )
     given = sweep.read_sweep(sweep_file) if sweep_file else {}
     parameters = run.absolute_parameters(parameters)
-    folder = mount.open_run(out, parameters["data"], "sweep" if sweep_file else parameters["profile"])
+    opened = mount.open_run(out, parameters["data"], "sweep" if sweep_file else parameters["profile"])
     if sweep_file:
-        table = sweep.run_sweep(folder, given, parameters, scheduler=scheduler)
+        table = sweep.run_sweep(opened, given, parameters, scheduler=scheduler)
         click.echo(sweep.sweep_text(table, given))
-        click.echo(f"Table: {folder.folder / 'sweep.csv'}")
+        click.echo(f"Table: {opened.folder / 'sweep.csv'}")
         _print_failed(sweep.failed_combinations(table))
     else:
         run.check_inputs(parameters, only)
-        _run_notebooks(folder, parameters | {"out": str(folder.folder)}, only)
+        _run_notebooks(opened, parameters | {"out": str(opened.folder)}, only)
 
 
 @main.command()
@@ -282,9 +282,9 @@ def evaluate(predictions, out, **options):
     from bcdlib.suite import run
 
     parameters = run.evaluation_parameters(predictions, **options)
-    folder = mount.open_run(out, Path(predictions).stem, "evaluate")
-    folder.record(data=parameters["predictions"], profile="predictions made elsewhere")
-    _run_notebooks(folder, parameters | {"out": str(folder.folder)}, ("05_evaluate",))
+    opened = mount.open_run(out, Path(predictions).stem, "evaluate")
+    opened.record(data=parameters["predictions"], profile="predictions made elsewhere")
+    _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))
 
 
 @main.command()
@@ -316,7 +316,6 @@ def record(name, runs, pretrained, commands, against):
     """Store the comparisons of run folders under notebooks/recorded: small tables and a figure, no images."""
     from bcdlib import compare
     from bcdlib.evaluation import metrics, recorded
-    from bcdlib.runs import folder
 
     table = pd.concat(
         metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs
