@@ -1,5 +1,6 @@
 """The command line: ``python -m bcdlib COMMAND``. Exit status 0, 1 if a notebook failed, 2 on bad input."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "20")  # a log file wants a line now and then, not ten a second
 
 import click
+import pandas as pd
 
-from bcdlib import __version__
+from bcdlib import __version__, mount
+from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import InputError, StageError, printable
-from bcdlib.runs.files import explain_disk_errors
+from bcdlib.runs import files, folder, places, profiles
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
 
@@ -72,11 +75,11 @@ def _print_failed(lines: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _run_notebooks(folder, parameters: dict, only: tuple[str, ...]) -> None:
-    from bcdlib.suite import run
+def _run_notebooks(opened, parameters: dict, only: tuple[str, ...]) -> None:
+    from bcdlib.suite import report, run
 
-    click.echo(run.result_lines(run.run_suite(folder, parameters, only)))
-    click.echo(f"Report: {folder.folder / 'report.html'}")
+    click.echo(report.result_lines(run.run_suite(opened, parameters, only)))
+    click.echo(f"Report: {opened.folder / 'report.html'}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,37 +96,36 @@ def main():
 @click.option("--method", default="resnet50", show_default=True, help="What 04_train trains.")
 @click.option(
     "--sweep",
+    "sweep_file",
     default="",
     help="YAML file of notebook parameters, each with a value or a list: 04_train and "
     "05_evaluate for every combination, and one table, sweep.csv.",
 )
-def run(out, only, sweep, scheduler, **parameters):
+def run(out, only, sweep_file, scheduler, **parameters):
     """Execute the six notebooks; write report.html and summary.json."""
-    from bcdlib import mount
-    from bcdlib.suite import run as suite
-    from bcdlib.suite import sweep as sweeping
+    from bcdlib.suite import run, sweep
     from bcdlib.trials import cluster
 
     cluster.check_scheduler(scheduler)
-    if scheduler != "none" and not sweep:
+    if scheduler != "none" and not sweep_file:
         raise InputError(
             f"--scheduler {scheduler}: without --sweep there is one piece of work; compare knows it too"
         )
-    if sweep and only:
+    if sweep_file and only:
         raise InputError(
-            f"--only {only[0]}: does not go with --sweep, which runs {' and '.join(sweeping.SWEEP_STAGES)}"
+            f"--only {only[0]}: does not go with --sweep, which runs {' and '.join(sweep.SWEEP_STAGES)}"
         )
-    given = sweeping.read_sweep(sweep) if sweep else {}
-    parameters = suite.absolute_parameters(parameters)
-    folder = mount.open_run(out, parameters["data"], "sweep" if sweep else parameters["profile"])
-    if sweep:
-        table = sweeping.run_sweep(folder, given, parameters, scheduler=scheduler)
-        click.echo(sweeping.sweep_text(table, given))
-        click.echo(f"Table: {folder.folder / 'sweep.csv'}")
-        _print_failed(sweeping.failed_combinations(table))
+    given = sweep.read_sweep(sweep_file) if sweep_file else {}
+    parameters = run.absolute_parameters(parameters)
+    opened = mount.open_run(out, parameters["data"], "sweep" if sweep_file else parameters["profile"])
+    if sweep_file:
+        table = sweep.run_sweep(opened, given, parameters, scheduler=scheduler)
+        click.echo(sweep.sweep_text(table, given))
+        click.echo(f"Table: {opened.folder / 'sweep.csv'}")
+        _print_failed(sweep.failed_combinations(table))
     else:
-        suite.check_inputs(parameters, only)
-        _run_notebooks(folder, parameters | {"out": str(folder.folder)}, only)
+        run.check_inputs(parameters, only)
+        _run_notebooks(opened, parameters | {"out": str(opened.folder)}, only)
 
 
 @main.command()
@@ -133,18 +135,20 @@ def verify(source):
 
     For BreakHis only, not for images of your own.
     """
-    from bcdlib.data import checks, sources
+    from bcdlib.data import checks
 
     found = checks.verify_copy(sources.open_source(source))
     click.echo(found.counts().to_string())
     click.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.summary().items()))
-    unreadable = found.images[found.images["status"] == "unreadable"]
     named = {*found.scan.not_breakhis, *found.scan.duplicates}
     kinds = {
         "not 700x460": [
             f"{row.filename} is {row.width}x{row.height}" for row in found.wrong_size.itertuples()
         ],
-        "unreadable": [f"{row.filename}: {row.reason}" for row in unreadable.itertuples()],
+        "unreadable": [
+            f"{row.filename}: {row.reason}"
+            for row in found.images.query("status == 'unreadable'").itertuples()
+        ],
         "not a BreakHis name": found.scan.not_breakhis,
         "second copy, not used": found.scan.duplicates,
         "left out": [f"{path}: {why}" for path, why in found.scan.reasons if path not in named],
@@ -173,22 +177,17 @@ def verify(source):
 @json_option
 def audit(data, manifest, split, folds, seed, as_json):
     """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
-    import json
+    from bcdlib.data import cache, checks
 
-    from bcdlib.data import breakhis, checks
-
-    images, cache = breakhis.known_images(), None
+    images, pixels = breakhis.known_images(), None
     if data is not None or manifest:
-        from bcdlib import mount
-        from bcdlib.data import custom
-        from bcdlib.data.cache import build_cache
-        from bcdlib.runs import places, profiles
-
         manifest = mount.find_manifest(data or "", manifest)
         source = mount.find_data(data, seed=seed)
         images = (custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)).images
-        cache = build_cache(source, images, profiles.get_profile("paper").size, root=places.cache_root())
-    rows = checks.audit_splits(images, split, cache, folds=folds, seed=seed)
+        pixels = cache.build_cache(
+            source, images, profiles.get_profile("paper").size, root=places.cache_root()
+        )
+    rows = checks.audit_splits(images, split, pixels, folds=folds, seed=seed)
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(checks.audit_lines(rows)))
 
 
@@ -233,15 +232,12 @@ def compare(
 
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
-    import pandas as pd
-
-    from bcdlib import compare, mount, preprocess
-    from bcdlib.runs.profiles import get_profile
+    from bcdlib import compare, preprocess
     from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
 
     cluster.check_scheduler(options["scheduler"])
-    settings = get_profile(profile, folds=folds)
+    settings = profiles.get_profile(profile, folds=folds)
     asked = {
         "method_names": comparison.expand_methods(_names(methods)),
         "split_names": _names(splits),
@@ -253,8 +249,9 @@ def compare(
     made = prepare_run(run, settings, data, manifest=manifest, strict=strict, data_seed=seed, split_seed=seed)
     predictions = comparison.run_comparison(run, settings, **asked, **options)
     if choose:
-        chosen = comparison.choose_methods(run, settings, **asked)
-        predictions = pd.concat([predictions, chosen], ignore_index=True)
+        predictions = pd.concat(
+            [predictions, comparison.choose_methods(run, settings, **asked)], ignore_index=True
+        )
     click.echo(compare.protocol_table(predictions).drop(columns="what is shared").to_string(index=False))
     if note := preprocess.splits_note(made):
         click.echo(note.strip("*"))
@@ -282,13 +279,12 @@ def compare(
 @click.option("--out", help="Folder of the report.  [default: runs/<name of the table>-evaluate]")
 def evaluate(predictions, out, **options):
     """Write the full report for any model's predictions table: 05_evaluate on it, and report.html."""
-    from bcdlib import mount
     from bcdlib.suite import run
 
     parameters = run.evaluation_parameters(predictions, **options)
-    folder = mount.open_run(out, Path(predictions).stem, "evaluate")
-    folder.record(data=parameters["predictions"], profile="predictions made elsewhere")
-    _run_notebooks(folder, parameters | {"out": str(folder.folder)}, ("05_evaluate",))
+    opened = mount.open_run(out, Path(predictions).stem, "evaluate")
+    opened.record(data=parameters["predictions"], profile="predictions made elsewhere")
+    _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))
 
 
 @main.command()
@@ -318,14 +314,12 @@ def predict(model, images, as_json):
 )
 def record(name, runs, pretrained, commands, against):
     """Store the comparisons of run folders under notebooks/recorded: small tables and a figure, no images."""
-    import pandas as pd
-
     from bcdlib import compare
     from bcdlib.evaluation import metrics, recorded
-    from bcdlib.runs import folder
 
-    tables = [metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs]
-    table = pd.concat(tables).drop_duplicates([*folder.TRIAL_COLUMNS, "filename"], ignore_index=True)
+    table = pd.concat(
+        metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs
+    ).drop_duplicates([*folder.TRIAL_COLUMNS, "filename"], ignore_index=True)
     recorded.write_recording(name, table, pretrained, commands=list(commands), against=against)
     compare.save_recorded_figure(name)
     click.echo(f"recorded {name}: {len(table)} predictions")
@@ -343,7 +337,7 @@ def stamp():
 def exit_in_one_line(command) -> None:
     """Run a click command; end with one line on stderr and status 2 (bad input) or 1 (a notebook failed)."""
     try:
-        with explain_disk_errors("results"):  # where no file of ours is named
+        with files.explain_disk_errors("results"):  # where no file of ours is named
             command()
     except (InputError, StageError) as error:
         click.echo(f"Error: {error}", err=True)

@@ -4,64 +4,70 @@ import base64
 import json
 import re
 import secrets
-from importlib import resources
+from pathlib import Path
 
 import jinja2
 import nbformat
 from nbconvert import HTMLExporter
-from nbconvert.preprocessors import TagRemovePreprocessor
 
 from bcdlib import __version__
 from bcdlib.errors import printable
 from bcdlib.evaluation import metrics
 from bcdlib.plots import panel
-from bcdlib.runs.files import atomic_write, write_json
+from bcdlib.runs import files
 from bcdlib.runs.folder import Run
 from bcdlib.trials.notebook import STAGES
-
-_SECTION = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"')
 
 
 def write_report(run: Run) -> dict:
     """Write ``report.html`` and ``summary.json`` from what stands in the run folder; return the summary."""
-    results = {"trained": [], "compared": []}
+    summary = {"bcdlib": __version__, "settings": run.settings, "trained": [], "compared": []}
     for key, name in (("trained", "predictions.csv"), ("compared", "comparison_predictions.csv")):
         if (run.folder / name).is_file():
             table = metrics.metrics_table(metrics.read_predictions(run.folder / name))
-            results[key] = json.loads(table.to_json(orient="records"))
-    summary = {"bcdlib": __version__, "settings": run.settings, **results}
-    write_json(run.folder / "summary.json", summary)
-    with atomic_write(run.folder / "report.html") as temporary:
+            summary[key] = json.loads(table.to_json(orient="records"))
+    files.write_json(run.folder / "summary.json", summary)
+    with files.atomic_write(run.folder / "report.html") as temporary:
         temporary.write_text(render_report(run, summary), encoding="utf-8")
     return summary
 
 
 def render_report(run: Run, summary: dict) -> str:
     """Render one self-contained HTML page: results, then what the executed notebooks say and show."""
-    template = resources.files("bcdlib.suite").joinpath("report.html.j2").read_text(encoding="utf-8")
     chapters = []
-    for stage in STAGES:
-        path = run.folder / "notebooks" / f"{stage}.ipynb"
-        if not path.is_file():
-            continue
+    paths = [run.folder / "notebooks" / f"{stage}.ipynb" for stage in STAGES]
+    for path in filter(Path.is_file, paths):
         try:
             notebook = nbformat.read(path, as_version=4)
         except Exception as error:  # half written by a run that was killed: nbformat has its own kinds
             print(
-                f"{path}: not readable ({printable(error)[:80]}); run {stage} again to have it in the report"
+                f"{path}: not readable ({printable(error)[:80]}); run {path.stem} again to have it in the "
+                "report"
             )
             continue
-        prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-        titles = [text.splitlines()[0][2:] for text in prose if text.startswith("# ")]
-        body = _body(notebook)
-        sections = [
-            {"id": id, "title": title} for id, title in _SECTION.findall(body) if title != "References"
+        titles = [
+            cell.source.splitlines()[0][2:]
+            for cell in notebook.cells
+            if cell.cell_type == "markdown" and cell.source.startswith("# ")
         ]
-        title = titles[0] if titles else stage
-        chapters.append({"id": stage, "title": title, "body": body, "sections": sections})
+        body = _body(notebook)
+        chapters.append(
+            {
+                "id": path.stem,
+                "title": titles[0] if titles else path.stem,
+                "body": body,
+                "sections": [
+                    {"id": id, "title": title}
+                    for id, title in re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body)
+                    if title != "References"
+                ],
+            }
+        )
     figure = run.folder / "figures" / "protocols.png"
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bcdlib.suite", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
         summary=summary,
         chapters=chapters,
         protocol_figure=base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else "",
@@ -81,6 +87,23 @@ def _body(notebook) -> str:
             for output in cell.outputs:
                 output.get("data", {}).pop(panel.VIEW, None)
             cell.metadata["alt"] = f"Figure of section {heading}"
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True)
-    exporter.register_preprocessor(TagRemovePreprocessor(remove_cell_tags={"hide-in-report"}), enabled=True)
-    return exporter.from_notebook_node(notebook)[0]
+    return HTMLExporter(
+        config={"TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": {"hide-in-report"}}},
+        template_name="basic",
+        exclude_input=True,
+        exclude_output_prompt=True,
+    ).from_notebook_node(notebook)[0]
+
+
+def result_lines(summary: dict) -> str:
+    """Return the table of results that ends a run, as text."""
+    lines = [
+        f"{'method':<16} {'split':<14} {'images':>7} {'cases':>6} {'accuracy':>9} {'AUC':>6}  started from"
+    ]
+    for row in summary["trained"] + summary["compared"]:
+        auc = "-" if row["auc"] is None else f"{row['auc']:.3f}"
+        lines.append(
+            f"{row['method']:<16} {row['split']:<14} {row['images']:>7} {row['cases']:>6} "
+            f"{row['accuracy']:>9.3f} {auc:>6}  {row.get('weights', '')}"
+        )
+    return "\n".join(lines)

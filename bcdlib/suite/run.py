@@ -11,10 +11,9 @@ from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import check_known
 from bcdlib.evaluation import metrics, thresholds
 from bcdlib.methods.parts import backbones
+from bcdlib.runs import places, profiles
 from bcdlib.runs.folder import Run
-from bcdlib.runs.places import shipped
-from bcdlib.runs.profiles import Profile, get_profile
-from bcdlib.suite import report
+from bcdlib.suite.report import write_report
 from bcdlib.trials.notebook import STAGES, execute_notebook
 
 
@@ -62,7 +61,7 @@ def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
     InputError
         Unknown profile or notebook, a data set or manifest that cannot be used, weights that cannot be had.
     """
-    profile, manifest = get_profile(parameters["profile"]), parameters["manifest"]
+    profile, manifest = profiles.get_profile(parameters["profile"]), parameters["manifest"]
     for stage in only:
         check_known("notebook", stage, STAGES)
     source = mount.find_data(parameters["data"], seed=parameters["seed"])
@@ -76,7 +75,7 @@ def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
 
 def prepare_run(
     run: Run,
-    profile: Profile,
+    profile: profiles.Profile,
     data="synthetic",
     *,
     manifest="",
@@ -136,8 +135,12 @@ def evaluation_parameters(
         If a table cannot be used, or there is no such rule or calibration.
     """
     table = metrics.read_predictions(predictions)
-    held_out = metrics.read_predictions(validation) if validation else table[:0]
-    thresholds.lock_thresholds(held_out, rule, sensitivity, calibration=calibration)
+    thresholds.lock_thresholds(
+        metrics.read_predictions(validation) if validation else table[:0],
+        rule,
+        sensitivity,
+        calibration=calibration,
+    )
     return {
         "predictions": _absolute(predictions),
         "validation": _absolute(validation) if validation else "",
@@ -176,20 +179,6 @@ def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = ()) -> dict:
     for number, stage in enumerate(stages, 1):
         print(f"[{number}/{len(stages)}] {stage}", flush=True)
         execute_notebook(
-            stage, parameters, folder / f"{stage}.ipynb", cwd=shipped("notebooks"), log=sys.stdout
+            stage, parameters, folder / f"{stage}.ipynb", cwd=places.shipped("notebooks"), log=sys.stdout
         )
-    return report.write_report(run)
-
-
-def result_lines(summary: dict) -> str:
-    """Return the table of results that ends a run, as text."""
-    lines = [
-        f"{'method':<16} {'split':<14} {'images':>7} {'cases':>6} {'accuracy':>9} {'AUC':>6}  started from"
-    ]
-    for row in summary["trained"] + summary["compared"]:
-        auc = "-" if row["auc"] is None else f"{row['auc']:.3f}"
-        lines.append(
-            f"{row['method']:<16} {row['split']:<14} {row['images']:>7} {row['cases']:>6} "
-            f"{row['accuracy']:>9.3f} {auc:>6}  {row.get('weights', '')}"
-        )
-    return "\n".join(lines)
+    return write_report(run)

@@ -79,8 +79,10 @@ METADATA = {
 def colab_badge(notebook: str, repository: str = REPOSITORY, branch: str = BRANCH) -> str:
     """Markdown of the "Open in Colab" badge of one notebook (its file name)."""
     slug = repository.removeprefix("https://github.com/").removesuffix(".git")
-    address = f"https://colab.research.google.com/github/{slug}/blob/{branch}/notebooks/{notebook}"
-    return f"[![Open In Colab]({BADGE_IMAGE})]({address})"
+    return (
+        f"[![Open In Colab]({BADGE_IMAGE})]"
+        f"(https://colab.research.google.com/github/{slug}/blob/{branch}/notebooks/{notebook})"
+    )
 
 
 def explain_parameters(names: list[str]) -> str:
@@ -123,9 +125,10 @@ def stamp_notebooks(root, repository: str = REPOSITORY, branch: str = BRANCH) ->
                 cell.outputs, cell.execution_count = [], None
         _write(path, nbformat.writes(notebook) + "\n", changed)
     readme = root / "README.md"
-    pattern = re.compile(rf"\[!\[Open In Colab\]\({re.escape(BADGE_IMAGE)}\)\]\(\S*/notebooks/([\w.]+)\)")
-    text = pattern.sub(
-        lambda match: colab_badge(match[1], repository, branch), readme.read_text(encoding="utf-8")
+    text = re.sub(
+        rf"\[!\[Open In Colab\]\({re.escape(BADGE_IMAGE)}\)\]\(\S*/notebooks/([\w.]+)\)",
+        lambda match: colab_badge(match[1], repository, branch),
+        readme.read_text(encoding="utf-8"),
     )
     _write(readme, text, changed)
     return changed

@@ -20,10 +20,8 @@ from bcdlib import methods
 from bcdlib.data import splits
 from bcdlib.errors import InputError, check_known, describe_error, one_line
 from bcdlib.evaluation import metrics
-from bcdlib.runs.files import write_csv, write_json
+from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run, open_run_folder
-from bcdlib.runs.places import shipped
-from bcdlib.runs.profiles import get_profile
 from bcdlib.suite.run import check_inputs, prepare_run, run_suite
 from bcdlib.trials import cluster
 
@@ -37,7 +35,6 @@ ELSEWHERE = {
 }
 MOST = 10_000  # combinations; more are a slip of the pen
 _DONE = "sweep.json"  # written last into a combination's folder
-_COUNTS = ("images", "slides", "cases", "folds", "seeds")
 
 
 @functools.cache
@@ -52,7 +49,9 @@ def sweepable_parameters() -> dict[str, dict]:
     """
     found = {}
     for stage in SWEEP_STAGES:
-        for name, one in papermill.inspect_notebook(str(shipped("notebooks") / f"{stage}.ipynb")).items():
+        for name, one in papermill.inspect_notebook(
+            str(places.shipped("notebooks") / f"{stage}.ipynb")
+        ).items():
             form = one["help"].removeprefix("@param").strip()
             found[name] = {
                 "default": ast.literal_eval(one["default"]),
@@ -101,8 +100,9 @@ def _value(name: str, value):
     if type(default) is float and type(value) is int:
         value = float(value)
     if type(value) is not type(default):
-        kind = type(default).__name__
-        raise InputError(f"{name}: {reprlib.repr(value)}; give {kind}, as {name}: {default!r}")
+        raise InputError(
+            f"{name}: {reprlib.repr(value)}; give {type(default).__name__}, as {name}: {default!r}"
+        )
     if choices:
         check_known(name, value, choices)
     if name == "method":
@@ -152,14 +152,15 @@ def run_sweep(
     for profile, weights in {(one["profile"], one["weights"]) for one in planned.values()}:
         check_inputs(base | {"profile": profile, "weights": weights})
     waiting = {folder: one for folder, one in planned.items() if not (folder / _DONE).is_file()}
-    done = len(planned) - len(waiting)
-    print(f"{done} of {len(planned)} combinations are finished already", flush=True)
-    settings = dict.fromkeys((one["profile"], one["seed"]) for one in waiting.values())
-    prepared = {one: out.folder / "prepared" / "{}-seed{}".format(*one) for one in settings}
+    print(f"{len(planned) - len(waiting)} of {len(planned)} combinations are finished already", flush=True)
+    prepared = {
+        (one["profile"], one["seed"]): out.folder / "prepared" / f"{one['profile']}-seed{one['seed']}"
+        for one in waiting.values()
+    }
     for (profile, seed), folder in prepared.items():
         prepare_run(
             open_run_folder(folder),
-            get_profile(profile),
+            profiles.get_profile(profile),
             base["data"],
             manifest=base["manifest"],
             strict=base["strict"],
@@ -182,10 +183,11 @@ def run_sweep(
         progress=progress and scheduler != "none",  # here the notebooks' own lines show how far it is
     )
     errors = {name: describe_error(outcome) for name, outcome in outcomes if isinstance(outcome, Exception)}
-    tables = [_rows(folder, list(given), one, errors.get(folder.name)) for folder, one in planned.items()]
-    table = pd.concat(tables, ignore_index=True)
-    table = table.astype({name: "Int64" for name in _COUNTS if name in table})  # beside rows that failed, too
-    write_csv(out.folder / "sweep.csv", table)
+    table = pd.concat(
+        [_rows(folder, list(given), one, errors.get(folder.name)) for folder, one in planned.items()],
+        ignore_index=True,
+    )
+    files.write_csv(out.folder / "sweep.csv", table)
     return table
 
 
@@ -210,7 +212,7 @@ def run_combination(folder: str, parameters: dict, prepared: str) -> None:
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
     run_suite(run, parameters, SWEEP_STAGES)
     seconds = round(time.perf_counter() - started, 1)
-    write_json(run.folder / _DONE, {"parameters": parameters, "seconds": seconds})
+    files.write_json(run.folder / _DONE, {"parameters": parameters, "seconds": seconds})
 
 
 def _rows(folder: Path, names: list[str], parameters: dict, error: str | None) -> pd.DataFrame:
@@ -219,9 +221,16 @@ def _rows(folder: Path, names: list[str], parameters: dict, error: str | None) -
         return pd.DataFrame([settings | {"error": error, "folder": folder.name}])
     found = metrics.metrics_table(metrics.read_predictions(folder / "predictions.csv"))
     locked = pd.read_csv(folder / "tables" / "thresholds.csv").query("at == 'locked'")
-    locked = locked.drop(columns=["at", "images", "cases"])
-    found = found.merge(locked, how="left", on=["method", "split"], suffixes=("", "_locked"))
-    found = found.rename(columns={"method": "label", "weights": "started_from"})
+    found = found.merge(
+        locked.drop(columns=["at", "images", "cases"]),
+        how="left",
+        on=["method", "split"],
+        suffixes=("", "_locked"),
+    )
+    found = found.rename(columns={"method": "label", "weights": "started_from"}).astype(
+        # counts stay whole numbers beside rows that failed, too
+        dict.fromkeys(["images", "slides", "cases", "folds", "seeds"], "Int64")
+    )
     return pd.DataFrame([settings] * len(found)).join(found).assign(error=None, folder=folder.name)
 
 

@@ -1,25 +1,33 @@
-"""Many trials: plan them, run them, keep what they found."""
+"""Many trials: plan them, run them, keep what they found; choose among methods.
 
+The best of many variants, by the same test folds that it was chosen by, looks better than it is. What
+choosing is worth is measured by nested cross-validation, on images kept out of the choice: each fold's
+training part is cut into folds of its own (grouped as the split is), every method is tried on these, and the
+one with the best AUC there predicts the fold's test part (Varma & Simon 2006, "Bias in error estimation when
+using cross-validation for model selection").
+"""
+
+import dataclasses
 from collections.abc import Iterable
 
 import pandas as pd
+from tqdm import tqdm
 
 from bcdlib import methods
-from bcdlib.data import splits
-from bcdlib.data.cache import run_cache
+from bcdlib.data import cache, splits
 from bcdlib.errors import InputError, describe_error
 from bcdlib.evaluation import metrics
-from bcdlib.runs.files import write_csv
+from bcdlib.runs import files, profiles
 from bcdlib.runs.folder import Run
-from bcdlib.runs.profiles import Profile
-from bcdlib.trials import jobs, nested_cv
-from bcdlib.trials.store import check_store
-from bcdlib.trials.trial import Result, Trial, add_predictions
+from bcdlib.trials import jobs
+from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
+
+INNER_SPLITS = ("image", "slide", "case")  # that can be cut once more
 
 
 def run_comparison(
     run: Run,
-    profile: Profile,
+    profile: profiles.Profile,
     *,
     method_names: Iterable[str] = ("resnet50",),
     split_names: Iterable[str] = (),
@@ -79,14 +87,21 @@ def run_comparison(
         ``comparison.csv`` (column ``error``) and does not stop the others; if all fail, the first error is
         raised.
     """
-    cache = run_cache(run)
-    asked = {"method_names": method_names, "split_names": split_names, "seeds": seeds}
-    planned = _plan(run, profile, cache.images, **asked, trainable=trainable, task=task, stain=stain)
-    if store:
-        check_store(store)
+    pixels = cache.run_cache(run)
+    planned = _plan(
+        run,
+        profile,
+        pixels.images,
+        method_names=method_names,
+        split_names=split_names,
+        seeds=seeds,
+        trainable=trainable,
+        task=task,
+        stain=stain,
+    )
     outcomes = jobs.run_trials(
         planned,
-        cache,
+        pixels,
         profile,
         root=run.folder / "trials",
         source=run.settings.get("source", ""),
@@ -99,11 +114,7 @@ def run_comparison(
     )
     done = [outcome for outcome in outcomes if isinstance(outcome, Result)]
     errors = [
-        {
-            "method": trial.label,
-            "split": trial.split,
-            "error": f"fold {trial.fold}, seed {trial.seed}: {describe_error(outcome)}",
-        }
+        (trial.label, trial.split, f"fold {trial.fold}, seed {trial.seed}: {describe_error(outcome)}")
         for trial, outcome in zip(planned, outcomes, strict=True)
         if isinstance(outcome, Exception)
     ]
@@ -118,7 +129,7 @@ def run_comparison(
 
 def choose_methods(
     run: Run,
-    profile: Profile,
+    profile: profiles.Profile,
     *,
     method_names: Iterable[str],
     split_names: Iterable[str] = (),
@@ -127,7 +138,7 @@ def choose_methods(
     weights: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Choose among methods inside each training part by nested cross-validation; see `nested_cv`.
+    """Choose among methods inside each training part by nested cross-validation.
 
     The predictions join those of the run as method "chosen"; which method was chosen where stands in
     ``choices.csv``.
@@ -147,20 +158,76 @@ def choose_methods(
     InputError
         If none of the splits is one that can be cut once more (image, slide, case).
     """
-    cache = run_cache(run)
-    asked = {"method_names": method_names, "split_names": split_names, "seeds": seeds}
-    planned = _plan(run, profile, cache.images, **asked, trainable=trainable)
-    outer = [trial for trial in planned if trial.split in nested_cv.INNER_SPLITS]
-    if not outer:
-        raise InputError(f"choosing needs one of the splits {', '.join(nested_cv.INNER_SPLITS)}")
-    predictions, choices = nested_cv.nested_cv(
-        outer, cache, profile, root=run.folder / "trials", weights=weights, progress=progress
+    pixels = cache.run_cache(run)
+    planned = _plan(
+        run,
+        profile,
+        pixels.images,
+        method_names=method_names,
+        split_names=split_names,
+        seeds=seeds,
+        trainable=trainable,
     )
-    add_predictions(run.folder / "comparison_predictions.csv", predictions)
-    write_csv(run.folder / "choices.csv", choices)
-    rows = run.read_csv("comparison.csv", "06_compare")
-    _write_summary(run, rows.loc[rows["error"].notna(), ["method", "split", "error"]])
-    return predictions
+    outer = [trial for trial in planned if trial.split in INNER_SPLITS]
+    if not outer:
+        raise InputError(f"choosing needs one of the splits {', '.join(INNER_SPLITS)}")
+    places = {}
+    for trial in outer:
+        places.setdefault((trial.split, trial.seed, trial.fold), []).append(trial)
+    tables = [
+        inner_split(pixels.images, trials[0].split_table, fold, protocol=split, folds=3, seed=seed)
+        for (split, seed, fold), trials in places.items()
+    ]
+    options = {"root": run.folder / "trials", "weights": weights, "keep_model": False, "verbose": 0}
+    predictions, choices = [], []
+    with tqdm(total=len(outer), desc="Choose", unit="trial", disable=not progress) as bar:
+        for (split, seed, fold), trials, table in zip(places, places.values(), tables, strict=True):
+            scores = []
+            for trial in trials:
+                inner = [
+                    dataclasses.replace(
+                        trial, split=f"{split}-inner{fold}", split_table=table, fold=int(inner_fold)
+                    )
+                    for inner_fold in sorted(table["fold"].unique())
+                ]
+                found = pd.concat([run_trial(one, pixels, profile, **options).predictions for one in inner])
+                scores.append(metrics.metrics_table(found)["auc"].iloc[0])
+                bar.update()
+            best = trials[scores.index(max(scores))]
+            predictions.append(
+                run_trial(best, pixels, profile, **options).predictions.assign(method="chosen")
+            )
+            choices += [
+                {
+                    "split": split,
+                    "seed": seed,
+                    "fold": fold,
+                    "method": trial.label,
+                    "inner AUC": score,
+                    "chosen": trial is best,
+                }
+                for trial, score in zip(trials, scores, strict=True)
+            ]
+    chosen = pd.concat(predictions, ignore_index=True)
+    add_predictions(run.folder / "comparison_predictions.csv", chosen)
+    files.write_csv(run.folder / "choices.csv", pd.DataFrame(choices))
+    failed = run.read_csv("comparison.csv", "06_compare").dropna(subset="error")
+    _write_summary(run, failed[["method", "split", "error"]])
+    return chosen
+
+
+def inner_split(
+    images: pd.DataFrame, split: pd.DataFrame, fold: int, *, protocol: str, folds: int, seed: int
+) -> pd.DataFrame:
+    """Make a split table of one fold's training and validation images alone, without its test images.
+
+    Raises
+    ------
+    InputError
+        If they are too few for two folds.
+    """
+    known = splits.fold_of(split, fold).query("role != 'test'")["filename"]
+    return splits.make_feasible_split(images[images["filename"].isin(known)], protocol, folds, seed=seed)[0]
 
 
 def expand_methods(names: Iterable[str]) -> list[str]:
@@ -183,7 +250,7 @@ def expand_methods(names: Iterable[str]) -> list[str]:
 
 
 def _plan(
-    run: Run, profile: Profile, images: pd.DataFrame, *, method_names, split_names, seeds, **settings
+    run: Run, profile: profiles.Profile, images: pd.DataFrame, *, method_names, split_names, seeds, **settings
 ) -> list[Trial]:
     return [
         Trial(method, split, table, fold=int(fold), seed=seed, **settings)
@@ -195,7 +262,7 @@ def _plan(
 
 
 def _split_tables(
-    run: Run, profile: Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
+    run: Run, profile: profiles.Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
 ) -> dict[str, pd.DataFrame]:
     """Read what 02_preprocess wrote for the run's own seed; for another seed shuffle the folds anew."""
     if not names:
@@ -205,12 +272,12 @@ def _split_tables(
         splits.describe_protocol(name)  # or it is refused
         if seed == run.settings.get("seed", 0) and name in splits.PROTOCOLS:
             tables[name] = splits.read_split(run, name)
-            continue
-        file = f"splits/{name}-seed{seed}.csv"
-        if not (run.folder / file).is_file():
-            table, _ = splits.make_feasible_split(images, name, profile.folds, seed=seed)
-            write_csv(run.folder / file, table)
-        tables[name] = run.read_csv(file, "06_compare")
+        else:
+            file = f"splits/{name}-seed{seed}.csv"
+            if not (run.folder / file).is_file():
+                shuffled = splits.make_feasible_split(images, name, profile.folds, seed=seed)[0]
+                files.write_csv(run.folder / file, shuffled)
+            tables[name] = run.read_csv(file, "06_compare")
     return tables
 
 
@@ -220,14 +287,14 @@ def _replace_rows(run: Run, name: str, tried: pd.MultiIndex, tables: list[pd.Dat
         old = run.read_csv(name, "06_compare")
         tables = [old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(tried)], *tables]
     if tables:
-        write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
+        files.write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
 
 
 def _write_summary(run: Run, errors: pd.DataFrame) -> None:
     tables, file = [errors], "comparison_predictions.csv"
     if (run.folder / file).is_file() and len(run.read_csv(file, "")):  # no rows if all failed that were in it
         tables.insert(0, metrics.metrics_table(all_predictions(run)))
-    write_csv(run.folder / "comparison.csv", pd.concat(tables))
+    files.write_csv(run.folder / "comparison.csv", pd.concat(tables))
 
 
 def all_predictions(run: Run) -> pd.DataFrame:
@@ -238,6 +305,5 @@ def all_predictions(run: Run) -> pd.DataFrame:
 
 def failed_trials(run: Run) -> list[str]:
     """List the trials of the last comparison that failed, a line each: method, split, fold, seed, reason."""
-    table = run.read_csv("comparison.csv", "06_compare")
-    rows = table[table["error"].notna()]
-    return [f"{row.method}, split {row.split}, {row.error}" for row in rows.itertuples()]
+    failed = run.read_csv("comparison.csv", "06_compare").dropna(subset="error")
+    return [f"{row.method}, split {row.split}, {row.error}" for row in failed.itertuples()]

@@ -48,7 +48,14 @@ def run_trials(
     -------
     list
         Of each trial what it found, or what it raised.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be written to, or as in `cluster.map_items`.
     """
+    if options["store"]:
+        store.check_store(options["store"])
     if scheduler == "none":
         work, common = "run_here", {"cache": cache, "profile": profile, "root": root, **options}
         items = {str(trial): {"trial": trial, **common} for trial in planned}
@@ -59,15 +66,15 @@ def run_trials(
             f"{__name__}:{work}", items, scheduler=scheduler, label="Compare", progress=progress
         )
     )
-    found = []
-    for trial in planned:
-        outcome = outcomes[str(trial)]
-        if isinstance(outcome, str):
-            if options["store"] and not (root / outcome).is_dir():  # made on a machine with a disk of its own
-                store.fetch_trial(options["store"], root / outcome)
-            outcome = load_trial(trial, root / outcome)
-        found.append(outcome)
-    return found
+    for name in outcomes.values():
+        # made on a machine with a disk of its own
+        if options["store"] and isinstance(name, str) and not (root / name).is_dir():
+            store.fetch_trial(options["store"], root / name)
+    found = [outcomes[str(trial)] for trial in planned]
+    return [
+        load_trial(trial, root / outcome) if isinstance(outcome, str) else outcome
+        for trial, outcome in zip(planned, found, strict=True)
+    ]
 
 
 def run_here(trial: Trial, cache: PixelCache, profile: Profile, *, notebooks: bool = False, **options) -> str:
@@ -96,17 +103,18 @@ def write_job(
     dict
         Arguments of `run_job` for each trial, by its name.
     """
-    facts = {
-        "cache": str(cache.folder),
-        "size": list(cache.size),
-        "profile": dataclasses.asdict(profile),
-        "root": str(root),
-        "source": source,
-        "options": options,
-        "images": cache.images.to_csv(index=False),
-        "splits": {_split_name(trial): trial.split_table.to_csv(index=False) for trial in planned},
-    }
-    content = json.dumps(facts).encode()
+    content = json.dumps(
+        {
+            "cache": str(cache.folder),
+            "size": list(cache.size),
+            "profile": dataclasses.asdict(profile),
+            "root": str(root),
+            "source": source,
+            "options": options,
+            "images": cache.images.to_csv(index=False),
+            "splits": {_split_name(trial): trial.split_table.to_csv(index=False) for trial in planned},
+        }
+    ).encode()
     job = {
         "place": options["store"] or str(root),
         "name": f"job-{hashlib.sha256(content).hexdigest()[:16]}.json",
@@ -142,9 +150,13 @@ def _read_job(place: str, name: str):
     if (Path(facts["cache"]) / "cache.json").is_file():
         cache = open_cache(facts["cache"])
     else:  # not seen from here: built from the same images at the same path, by one worker of this machine
-        images = pd.read_csv(StringIO(facts["images"]), dtype=_TYPES)
-        source = sources.open_source(facts["source"])
-        cache = build_cache(source, images, tuple(facts["size"]), root=_own_folder(), progress=False)
+        cache = build_cache(
+            sources.open_source(facts["source"]),
+            pd.read_csv(StringIO(facts["images"]), dtype=_TYPES),
+            tuple(facts["size"]),
+            root=_own_folder(),
+            progress=False,
+        )
     return facts, cache, Profile(**facts["profile"]), tables
 
 

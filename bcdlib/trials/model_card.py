@@ -1,7 +1,6 @@
 """A model card beside each saved model (Mitchell et al. 2019): training data, test results, limits."""
 
 import json
-from importlib import resources
 from pathlib import Path
 
 import jinja2
@@ -36,13 +35,18 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     facts = json.loads(card.with_name("trial.json").read_text())
     predictions = pd.read_csv(card.with_name("predictions.csv"), dtype={"slide": str, "case": str})
     shown = bootstrap.interval_table(predictions, metrics.shown_in("card"))
-    names = shown["metric"].map({key: metric.label for key, metric in metrics.METRICS.items()})
-    shown = shown.assign(name=names, defined=shown["value"].notna())
+    shown = shown.assign(
+        name=[metrics.METRICS[key].label for key in shown["metric"]], defined=shown["value"].notna()
+    )
     known = part.merge(images.drop_duplicates("filename"), on="filename")
     overlap = splits.split_overlap(part.assign(fold=facts["fold"]), images).iloc[0]
-    template = resources.files("bcdlib.trials").joinpath("model_card.md.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    text = environment.from_string(template).render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bcdlib.trials", ""),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("model_card.md.j2").render(
         facts=facts,
         version=__version__,
         breakhis=breakhis.is_breakhis(known),
@@ -61,9 +65,9 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
 
 
 def _counts(images: pd.DataFrame) -> dict[str, int]:
-    counts = {
+    return {
         "images": len(images),
         "slides": breakhis.count_slide_folders(images),
         "cases": images["case"].nunique(),
+        **{name: int((images["class"] == name).sum()) for name in breakhis.CLASSES},
     }
-    return counts | {name: int((images["class"] == name).sum()) for name in breakhis.CLASSES}

@@ -11,13 +11,11 @@ import papermill
 
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError, StageError
-from bcdlib.runs.files import write_csv
+from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run
-from bcdlib.runs.places import home_folder, shipped
-from bcdlib.runs.profiles import Profile, get_profile
+from bcdlib.trials import cluster
 from bcdlib.trials.store import write_file
 from bcdlib.trials.trial import Result, Trial, run_trial
-from bcdlib.trials.worker import worker_environment
 
 STAGES = ("01_mount", "02_preprocess", "03_visualize", "04_train", "05_evaluate", "06_compare")
 _NAME = "trial.ipynb"
@@ -26,7 +24,7 @@ _NAME = "trial.ipynb"
 def run_with_notebook(
     trial: Trial,
     cache: PixelCache,
-    profile: Profile,
+    profile: profiles.Profile,
     *,
     weights: str | None = None,
     store: str = "",
@@ -48,7 +46,7 @@ def run_with_notebook(
     """
     result = run_trial(trial, cache, profile, weights=weights, store=store, **options)
     if not (result.folder / _NAME).is_file():
-        named = get_profile(profile.name)
+        named = profiles.get_profile(profile.name)
         if trial.estimator(named, weights).get_params() != trial.estimator(profile, weights).get_params():
             raise InputError(
                 f"profile {profile.name!r} was changed: 04_train knows profiles by name only, "
@@ -60,7 +58,9 @@ def run_with_notebook(
     return result
 
 
-def _make_notebook(result: Result, cache: PixelCache, profile: Profile, *, weights: str | None) -> None:
+def _make_notebook(
+    result: Result, cache: PixelCache, profile: profiles.Profile, *, weights: str | None
+) -> None:
     """Execute 04_train in a temporary run folder with this trial's split and its folder of trials."""
     trial, half = result.trial, result.folder / f".{_NAME}"
     with tempfile.TemporaryDirectory(prefix="bcdlib-") as folder:
@@ -68,7 +68,7 @@ def _make_notebook(result: Result, cache: PixelCache, profile: Profile, *, weigh
         scratch.record(
             cache=str(cache.folder), profile=profile.name, trials=str(result.folder.parent.absolute())
         )
-        write_csv(scratch.folder / "splits" / f"{trial.split}.csv", trial.split_table)
+        files.write_csv(scratch.folder / "splits" / f"{trial.split}.csv", trial.split_table)
         parameters = {
             "data": json.loads((cache.folder / "cache.json").read_text())["made_from"],
             "profile": profile.name,
@@ -83,14 +83,19 @@ def _make_notebook(result: Result, cache: PixelCache, profile: Profile, *, weigh
             "fold": trial.fold,
             "keep_model": False,
         }
-        env = {
-            # the process that trained may hold all of a GPU's memory; to show a network takes none
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": worker_environment()["PYTHONPATH"],
-        }
-        # it works here: the method's file and the folder of weights may have been named relative to it
-        execute_notebook("04_train", parameters, half, cwd=Path.cwd(), env=env)
+        execute_notebook(
+            "04_train",
+            parameters,
+            half,
+            # it works here: the method's file and the folder of weights may have been named relative to it
+            cwd=Path.cwd(),
+            env={
+                # the process that trained may hold all of a GPU's memory; to show a network takes none
+                "CUDA_VISIBLE_DEVICES": "-1",
+                "JAX_PLATFORMS": "cpu",
+                "PYTHONPATH": cluster.worker_environment()["PYTHONPATH"],
+            },
+        )
     half.replace(result.folder / _NAME)
 
 
@@ -121,17 +126,18 @@ def execute_notebook(
     InputError
         If it fails because of bad input.
     """
-    notebook = shipped("notebooks") / f"{stage}.ipynb"
+    notebook = places.shipped("notebooks") / f"{stage}.ipynb"
     known = papermill.inspect_notebook(str(notebook))
-    changes = {
+    environment = {  # which the kernel inherits
         # the kernel must be this very Python, not one that the user's Jupyter settings name "python3"
         "JUPYTER_PREFER_ENV_PATH": "1",
         # and its caches ours: the notebooks work in their own folder, which need not be beside the user's
-        "BCD_HOME": str(home_folder()),
+        "BCD_HOME": str(places.home_folder()),
         "BCD_VERBOSE": os.environ.get("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2"),
+        **(env or {}),
     }
     try:
-        with patch.dict(os.environ, changes | (env or {})):  # which the kernel inherits
+        with patch.dict(os.environ, environment):
             papermill.execute_notebook(
                 str(notebook),
                 str(output),

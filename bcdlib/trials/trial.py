@@ -20,9 +20,8 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods._base import TASKS, Method, malignant_probability
 from bcdlib.methods.parts import backbones
-from bcdlib.runs.files import explain_disk_errors, write_csv, write_json
+from bcdlib.runs import files, profiles
 from bcdlib.runs.folder import TRIAL_COLUMNS
-from bcdlib.runs.profiles import Profile
 from bcdlib.trials import model_card
 from bcdlib.trials.store import fetch_trial, put_trial
 
@@ -79,7 +78,7 @@ class Trial:
         ]
         return "-".join(filter(None, parts))
 
-    def estimator(self, profile: Profile, weights: str | None = None, verbose=None) -> Method:
+    def estimator(self, profile: profiles.Profile, weights: str | None = None, verbose=None) -> Method:
         """Return the untrained method with this profile's settings, or its own in their place.
 
         Parameters
@@ -120,8 +119,8 @@ class Trial:
             )
         if settings.get("stain") and "stain" not in known:
             raise InputError(f"{kind.key}: has no stain normalisation")
-        own = methods.method_settings(self.method)
-        return kind(**{key: value for key, value in settings.items() if key in known} | own)
+        fitting = {key: value for key, value in settings.items() if key in known}
+        return kind(**fitting | methods.method_settings(self.method))
 
     def labels(self, images: pd.DataFrame) -> np.ndarray:
         """Return what the method learns; int64 (N,).
@@ -130,8 +129,7 @@ class Trial:
         """
         if self.task == "binary":
             return breakhis.class_labels(images)
-        numbers = {name: number for number, name in enumerate(breakhis.SUBTYPES)}
-        return images["subtype"].map(numbers).to_numpy("int64")
+        return images["subtype"].map(list(breakhis.SUBTYPES).index).to_numpy("int64")
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class Result:
 def run_trial(
     trial: Trial,
     cache: PixelCache,
-    profile: Profile,
+    profile: profiles.Profile,
     *,
     root,
     weights: str | None = None,
@@ -207,7 +205,10 @@ def run_trial(
     found = _holds(folder, wanted)
     if not found:
         _train(trial, estimator, cache, part=part, folder=folder, profile=profile, keep_model=keep_model)
-    _finish(folder, cache.images, part)
+    # what comes after the trial's results are stored: here also if it was cut off there
+    if (folder / "model.keras").is_file() and not (folder / model_card.CARD_NAME).is_file():
+        model_card.write_card(folder, cache.images, part)
+    (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
     if store and not found:
         put_trial(store, folder)
     return load_trial(trial, folder)
@@ -224,11 +225,11 @@ def _train(
     *,
     part: pd.DataFrame,
     folder: Path,
-    profile: Profile,
+    profile: profiles.Profile,
     keep_model: bool,
 ) -> None:
     started = time.perf_counter()
-    with explain_disk_errors(folder):
+    with files.explain_disk_errors(folder):
         folder.parent.mkdir(exist_ok=True)
         folder.mkdir(exist_ok=True)
     rows = {role: cache.rows(part.loc[part["role"] == role, "filename"]) for role in splits.ROLES}
@@ -255,33 +256,32 @@ def _train(
         ("validation", "validation.csv"),
         ("test", "predictions.csv"),
     ):  # the test part is read last
-        probability = np.zeros((0, len(TASKS[trial.task])))
-        if len(rows[role]):
-            probability = estimator.predict_proba(inputs[rows[role]], **images_of(role))
-        write_csv(folder / name, _table(trial, cache.images.iloc[rows[role]], probability, weights_label))
-    facts = {
-        "method": trial.label,
-        "split": trial.split,
-        "fold": trial.fold,
-        "seed": trial.seed,
-        "task": trial.task,
-        "folds": int(trial.split_table["fold"].nunique()),
-        "curves_on": curves_on,
-        "images": {role: len(found) for role, found in rows.items()},
-        "parameters": estimator.get_params(),
-        "weights": weights_label,
-        "profile": profile.name,
-        "devices": getattr(estimator, "devices_", 1),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    write_json(folder / "trial.json", facts)
-
-
-def _finish(folder: Path, images: pd.DataFrame, part: pd.DataFrame) -> None:
-    """Do what comes after the trial's results are stored; called again if it was cut off there."""
-    if (folder / "model.keras").is_file() and not (folder / model_card.CARD_NAME).is_file():
-        model_card.write_card(folder, images, part)
-    (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
+        probability = (
+            estimator.predict_proba(inputs[rows[role]], **images_of(role))
+            if len(rows[role])
+            else np.zeros((0, len(TASKS[trial.task])))
+        )
+        files.write_csv(
+            folder / name, _table(trial, cache.images.iloc[rows[role]], probability, weights_label)
+        )
+    files.write_json(
+        folder / "trial.json",
+        {
+            "method": trial.label,
+            "split": trial.split,
+            "fold": trial.fold,
+            "seed": trial.seed,
+            "task": trial.task,
+            "folds": int(trial.split_table["fold"].nunique()),
+            "curves_on": curves_on,
+            "images": {role: len(found) for role, found in rows.items()},
+            "parameters": estimator.get_params(),
+            "weights": weights_label,
+            "profile": profile.name,
+            "devices": getattr(estimator, "devices_", 1),
+            "seconds": round(time.perf_counter() - started, 1),
+        },
+    )
 
 
 def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_label: str) -> pd.DataFrame:
@@ -301,10 +301,8 @@ def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_
 
 def _name(trial: Trial, estimator, part: pd.DataFrame, cache: PixelCache) -> str:
     settings = {k: v for k, v in estimator.get_params().items() if k != "verbose"}
-    facts = json.dumps(
-        [settings, cache.folder.name, part[["filename", "role"]].to_csv(index=False)], default=str
-    )
-    digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
+    facts = [settings, cache.folder.name, part[["filename", "role"]].to_csv(index=False)]
+    digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.=-]", "_", trial.label)
     return f"{label}-{trial.split}-fold{trial.fold}-seed{trial.seed}-{digest}"
 
@@ -329,5 +327,5 @@ def add_predictions(path, new: pd.DataFrame) -> pd.DataFrame:
         old = pd.read_csv(path, dtype={"slide": str, "case": str})
         same = pd.MultiIndex.from_frame(old[TRIAL_COLUMNS]).isin(pd.MultiIndex.from_frame(new[TRIAL_COLUMNS]))
         new = pd.concat([old[~same], new], ignore_index=True)
-    write_csv(path, new)
+    files.write_csv(path, new)
     return new

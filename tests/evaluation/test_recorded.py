@@ -14,7 +14,7 @@ from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, recorded
 from bcdlib.runs.profiles import get_profile
-from bcdlib.trials import comparison, nested_cv, trial
+from bcdlib.trials import comparison, trial
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILE = get_profile("demo", size=(20, 15), folds=3)
@@ -152,7 +152,7 @@ def test_recordings_are_drawn_with_images_slides_cases_seeds_and_weights():
 def test_inner_splits_leave_the_test_images_out(run):
     images, outer = run.images(), splits.read_split(run, "case")
     for fold in range(3):
-        inner = nested_cv.inner_split(images, outer, fold, protocol="case", folds=3, seed=0)
+        inner = comparison.inner_split(images, outer, fold, protocol="case", folds=3, seed=0)
         test = splits.fold_of(outer, fold).query("role == 'test'")["filename"]
         assert not set(inner["filename"]) & set(test)
         assert set(inner["filename"]) | set(test) == set(images["filename"])

@@ -14,7 +14,7 @@ import pytest
 
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import hardware
-from bcdlib.trials import worker
+from bcdlib.trials import cluster
 
 HERE = Path(__file__).resolve().parent.parent
 BACKENDS = pytest.mark.parametrize("backend", ["tensorflow", "jax"])
@@ -95,11 +95,11 @@ def test_a_worker_takes_one_device(monkeypatch):
     """Workers of one machine share its GPUs: each gets the first of its own list (dask-cuda turns it)."""
     monkeypatch.delenv(hardware.LIMIT, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,0,1")
-    assert {key: worker.worker_environment()[key] for key in ("BCD_DEVICES", "CUDA_VISIBLE_DEVICES")} == {
+    assert {key: cluster.worker_environment()[key] for key in ("BCD_DEVICES", "CUDA_VISIBLE_DEVICES")} == {
         "BCD_DEVICES": "1",
         "CUDA_VISIBLE_DEVICES": "2",
     }
     monkeypatch.setenv(hardware.LIMIT, "2")
-    assert worker.worker_environment()["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert cluster.worker_environment()["CUDA_VISIBLE_DEVICES"] == "2,3"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert "CUDA_VISIBLE_DEVICES" not in worker.worker_environment()
+    assert "CUDA_VISIBLE_DEVICES" not in cluster.worker_environment()

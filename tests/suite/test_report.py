@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from bcdlib.plots import panel, style
 from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import open_run_folder
-from bcdlib.suite import report
+from bcdlib.suite.report import write_report
 
 HOSTILE = '<img src="http://example.com/x.png" onerror="alert(1)">'
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -54,7 +54,7 @@ def html(tmp_path):
     (run.folder / "notebooks").mkdir()
     nbformat.write(new_notebook(cells=cells), run.folder / "notebooks" / "05_evaluate.ipynb")
     run.figure("protocols", style.make_figure(width=2, height=1)[0])
-    report.write_report(run)
+    write_report(run)
     return (run.folder / "report.html").read_text()
 
 

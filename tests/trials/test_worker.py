@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bcdlib.trials.worker import WorkError, call_worker
+from bcdlib.trials.cluster import WorkError, call_worker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKER = """
-from bcdlib.trials.worker import call_worker
+from bcdlib.trials.cluster import call_worker
 print(call_worker("os:getpid", {}), flush=True)
 call_worker("builtins:print", {"end": "said by the work\\n"})
 call_worker("signal:pause", {})

@@ -26,7 +26,7 @@ from PIL import Image
 
 from bcdlib import compare, evaluate
 from bcdlib.runs.folder import open_run_folder
-from bcdlib.suite import report
+from bcdlib.suite.report import write_report
 from bcdlib.suite.run import run_suite
 from bcdlib.trials.notebook import STAGES
 
@@ -102,7 +102,7 @@ def made(browser, tiny, tmp_path_factory):
         STAGES,
     )
     run.figure("protocols", compare.protocol_figure(evaluate.load_predictions(run)))
-    report.write_report(run)
+    write_report(run)
     return run
 
 
