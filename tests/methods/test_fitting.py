@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 
 from bcdlib import methods
-from bcdlib.data import breakhis, sources, splits
-from bcdlib.data.cache import build_cache
+from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.methods.parts.augmentation import FlipAndZoom
@@ -23,18 +22,6 @@ from bcdlib.trials.trial import Trial, run_trial
 SIZE = (48, 32)
 PAPER = get_profile("paper")
 TINY = get_profile("demo", size=SIZE, epochs=3, steps_per_epoch=2, batch_size=8, head_epochs=3)
-
-
-@pytest.fixture(scope="module")
-def cache(tiny, tmp_path_factory):
-    source = sources.open_source(tiny)
-    return build_cache(
-        source,
-        breakhis.scan_breakhis(source).images,
-        SIZE,
-        root=tmp_path_factory.mktemp("cache"),
-        progress=False,
-    )
 
 
 @pytest.fixture(scope="module")

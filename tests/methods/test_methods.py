@@ -14,8 +14,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from bcdlib import methods
-from bcdlib.data import breakhis, sources, splits, stain
-from bcdlib.data.cache import build_cache
+from bcdlib.data import breakhis, splits, stain
 from bcdlib.errors import InputError
 from bcdlib.evaluation import published
 from bcdlib.methods import alexnet, csdcnn, hybrid_cnn, resnet152
@@ -32,18 +31,6 @@ FROM_SCRATCH = ("lenet5", "dcnn14", "reshist")
 RIVALS = [
     name for name in published.TABLE_II["key"] if name not in ("resnet50", "reshist")
 ]  # tested elsewhere; takes a minute
-
-
-@pytest.fixture(scope="module")
-def cache(tiny, tmp_path_factory):
-    source = sources.open_source(tiny)
-    return build_cache(
-        source,
-        breakhis.scan_breakhis(source).images,
-        SIZE,
-        root=tmp_path_factory.mktemp("cache"),
-        progress=False,
-    )
 
 
 @pytest.fixture(scope="module")
