@@ -73,10 +73,9 @@ class Metric:
 
     def value(self, table: pd.DataFrame) -> float:
         """Compute it from the rows of `table`; NaN where it is not defined."""
-        label = table["label"].to_numpy()
-        if self.both_classes and len(np.unique(label)) < 2:
+        if self.both_classes and table["label"].nunique() < 2:
             return float("nan")
-        return float(self.compute(label, table[self.of].to_numpy()))
+        return float(self.compute(table["label"].to_numpy(), table[self.of].to_numpy()))
 
     def weighted_values(self, table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
         """Compute it for each row of ``weights`` (B, N): how often each row of `table` counts; float (B,)."""
@@ -91,8 +90,7 @@ class Metric:
 
 def _ratio(numerator, denominator) -> np.ndarray:
     """Divide; NaN where the denominator is 0."""
-    denominator = np.asarray(denominator, dtype=float)
-    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)
+    return numerator / np.where(denominator == 0, np.nan, denominator)
 
 
 def _weighted_mean(_, score, weights) -> np.ndarray:
@@ -107,12 +105,12 @@ def _weighted_recall(label, predicted, weights, *, pos_label: int = 1) -> np.nda
 def _weighted_auc(label, probability, weights) -> np.ndarray:
     order = np.argsort(probability, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(probability[order]) > 0])  # of equal probabilities
-    total = np.add.reduceat(weights[:, order], starts, axis=1)
-    positive = np.add.reduceat(weights[:, order] * (label[order] == 1), starts, axis=1)
-    negative = total - positive
+    positive, negative = (
+        np.add.reduceat(weights[:, order] * (label[order] == side), starts, axis=1) for side in (1, 0)
+    )
     below = np.cumsum(negative, axis=1) - negative
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    return _ratio((positive * (below + negative / 2)).sum(axis=1), pairs)
+    found = (positive * (below + negative / 2)).sum(axis=1)
+    return _ratio(found, positive.sum(axis=1) * negative.sum(axis=1))
 
 
 def calibration_error(label, probability) -> float:
@@ -269,9 +267,9 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
             raise InputError(f"{name}: {column} of {table.loc[~good, 'filename'].iloc[0]} is not {wanted}")
     for column in ("filename", "slide", "case", *TRIAL_COLUMNS):
         if table[column].isna().any():
-            row = int(np.flatnonzero(table[column].isna())[0]) + 2
             raise InputError(
-                f"{name}: line {row} has no {column}; each row needs one (0 will do for fold and seed)"
+                f"{name}: line {table[column].isna().argmax() + 2} has no {column}; each row needs one "
+                "(0 will do for fold and seed)"
             )
     twice = table.duplicated([*TRIAL_COLUMNS, "filename"])
     if twice.any():
@@ -330,8 +328,8 @@ def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]
     >>> found["accuracy"], found["auc"]
     (0.5, 0.75)
     """
-    columns = {"label": np.asarray(label), "probability": np.asarray(probability)}
-    table = with_correct(pd.DataFrame(columns), np.asarray(threshold))
+    table = pd.DataFrame({"label": np.asarray(label), "probability": np.asarray(probability)})
+    table = with_correct(table, np.asarray(threshold))
     return {key: metric.value(table) for key, metric in METRICS.items() if metric.unit == "image"}
 
 
@@ -381,9 +379,11 @@ def metrics_by_seed(
 ) -> pd.DataFrame:
     """Compute metrics (default: all) of one method and split: a row a seed, NaN where not defined."""
     chosen = {key: METRICS[key] for key in (METRICS if keys is None else keys)}
-    tables = tables_by_seed(predictions, threshold)
     return pd.DataFrame(
-        [{key: metric.value(one[metric.unit]) for key, metric in chosen.items()} for one in tables]
+        [
+            {key: metric.value(tables[metric.unit]) for key, metric in chosen.items()}
+            for tables in tables_by_seed(predictions, threshold)
+        ]
     )
 
 
@@ -418,8 +418,8 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
             "seeds": part["seed"].nunique(),
         }
         weights = {"weights": ", ".join(part["weights"].unique())} if "weights" in part else {}
-        values = metrics_by_seed(part, threshold).mean().to_dict()
-        rows.append(dict(zip(by, key, strict=True)) | counts | values | weights)
+        means = metrics_by_seed(part, threshold).mean()
+        rows.append(dict(zip(by, key, strict=True)) | counts | dict(means) | weights)
     return pd.DataFrame(rows)
 
 
@@ -469,19 +469,16 @@ def cross_validation_table(
         highest, pooled. The standard deviation is that of the trials; they share training images, so it is
         no standard error.
     """
-    single = metrics_table(predictions, (*by, "fold", "seed"))
-    pooled = metrics_table(predictions, by)
-    rows = []
-    for (key, part), (_, whole) in zip(single.groupby(list(by), sort=False), pooled.iterrows(), strict=True):
-        for metric in metrics:
-            values = part[metric].dropna()
-            rows.append(
-                dict(zip(by, key, strict=True))
-                | {"metric": metric, "cases": whole["cases"], "trials": len(values)}
-                | {"mean": values.mean(), "sd": values.std(), "lowest": values.min(), "highest": values.max()}
-                | {"pooled": whole[metric]}
-            )
-    return pd.DataFrame(rows)
+    key = [*by, "metric"]
+    single = metrics_table(predictions, (*by, "fold", "seed")).melt(list(by), list(metrics), "metric")
+    spread = single.groupby(key)["value"].agg(
+        trials="count", mean="mean", sd="std", lowest="min", highest="max"
+    )
+    pooled = metrics_table(predictions, by).melt(
+        [*by, "cases"], list(metrics), "metric", "pooled", ignore_index=False
+    )
+    table = pooled.sort_index(kind="stable").merge(spread, on=key)  # the metrics of a group together
+    return table[[*key, "cases", *spread, "pooled"]]
 
 
 def weights_note(predictions: pd.DataFrame) -> str:

@@ -73,11 +73,9 @@ def choose_threshold(
     if len(np.unique(label)) < 2:
         return metrics.THRESHOLD
     false_alarms, found, thresholds = roc_curve(label, probability, drop_intermediate=False)
-    if rule == "youden":
-        # of equals the highest, whatever rounding did to the last bit
-        best = np.argmax(np.round(found - false_alarms, 12))
-        return float(min(thresholds[best], 1.0))  # the curve's first threshold is infinite
-    return float(thresholds[np.argmax(found >= sensitivity - 1e-12)])
+    # of equals the highest, whatever rounding did to the last bit
+    good = np.round(found - false_alarms, 12) if rule == "youden" else found >= sensitivity - 1e-12
+    return float(min(thresholds[np.argmax(good)], 1.0))  # the curve's first threshold is infinite
 
 
 def fit_calibration(label, probability, kind: str = "temperature") -> tuple[float, float]:
@@ -191,8 +189,8 @@ def lock_thresholds(
         threshold = choose_threshold(label, probability, rule, sensitivity=sensitivity)
         below = choose_threshold(label, probability, "sensitivity", sensitivity=REFERRAL_SENSITIVITY)
         line = fit_calibration(label, probability, calibration)
-        counts = [len(part), part["case"].nunique()]
-        rows.append([*key, *counts, threshold, *line, below if len(set(label)) == 2 else float("nan")])
+        limits = [threshold, *line, below if len(set(label)) == 2 else float("nan")]
+        rows.append([*key, len(part), part["case"].nunique(), *limits])
     floats = ["threshold", "slope", "intercept", "refer_below"]
     table = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, "validation_images", "validation_cases", *floats])
     # an empty table (no validation anywhere) must merge and calculate like any other
@@ -204,10 +202,8 @@ def apply_lock(predictions: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
 
     Trials that `locked` does not know (a protocol without validation) keep 0.5 and their probability.
     """
-    known = predictions[TRIAL_COLUMNS].merge(
-        locked.astype(dict(predictions[TRIAL_COLUMNS].dtypes)), on=TRIAL_COLUMNS, how="left"
-    )
-    probability = predictions["probability"]
+    trials, probability = predictions[TRIAL_COLUMNS], predictions["probability"]
+    known = trials.merge(locked.astype(dict(trials.dtypes)), on=TRIAL_COLUMNS, how="left")
     calibrated = calibrate(probability, known["slope"], known["intercept"])
     return predictions.assign(
         threshold=known["threshold"].fillna(metrics.THRESHOLD).to_numpy(),
@@ -277,5 +273,6 @@ def referral_table(
         limit = choose_threshold(part["label"], probability, "sensitivity", sensitivity=sensitivity)
         hindsight = ((probability >= limit) & (probability < threshold)).mean()
         rows.append([*key, len(part), part["case"].nunique(), referred, found, hindsight])
-    columns = ["images", "cases", "referred", "sensitivity", "referred_hindsight"]
-    return pd.DataFrame(rows, columns=[*by, *columns])
+    return pd.DataFrame(
+        rows, columns=[*by, "images", "cases", "referred", "sensitivity", "referred_hindsight"]
+    )
