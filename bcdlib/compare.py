@@ -64,11 +64,13 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
     Parameters are those of `protocol_table`.
     """
     found = bootstrap.interval_table(predictions) if found is None else found
-    order = {name: place for place, name in enumerate(splits.PROTOCOLS)}
-    found = found.sort_values("split", key=lambda names: names.map(order), kind="stable")
+    found = found.sort_values(
+        "split", key=lambda names: pd.Categorical(names, list(splits.PROTOCOLS)), kind="stable"
+    )
     methods, share = found["method"].unique(), predictions["label"].mean()
-    height = 0.5 * (found["metric"] == "accuracy").sum() + 1.7
-    figure, axes = style.make_figure(1, 2, width=9, height=height, sharey=True)
+    figure, axes = style.make_figure(
+        1, 2, width=9, height=0.5 * (found["metric"] == "accuracy").sum() + 1.7, sharey=True
+    )
     floors = (("accuracy", max(share, 1 - share), "always the larger class"), ("auc", 0.5, "chance"))
     for axis, (metric, floor, what) in zip(axes, floors, strict=True):
         rows = found[found["metric"] == metric].iloc[::-1].reset_index(drop=True)
@@ -86,8 +88,11 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
             axis.annotate(f"{value:.2f}", (value, place), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
         axis.set_yticks(range(len(rows)), names)
-        xlabel = f"{metrics.METRICS[metric].label} on test images"
-        axis.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.2), xlabel=xlabel)
+        axis.set(
+            xlim=(0, 1.02),
+            ylim=(-0.6, len(rows) - 0.2),
+            xlabel=f"{metrics.METRICS[metric].label} on test images",
+        )
         axis.legend(loc="lower left", fontsize=8)
     note = f"{', '.join(predictions['method'].unique())}; {_trials_text(predictions)}; 95 % intervals"
     return _with_note(figure, note, predictions)
@@ -99,8 +104,8 @@ def _reach(rows: pd.DataFrame, value: str = "value") -> list[pd.Series]:
 
 
 def _with_note(figure, note: str, predictions: pd.DataFrame):
-    note = f"{note}: bootstrap over cases\nstarted from {metrics.weights_note(predictions)}"
-    figure.supxlabel(note, fontsize=8)
+    started = f"started from {metrics.weights_note(predictions)}"
+    figure.supxlabel(f"{note}: bootstrap over cases\n{started}", fontsize=8)
     return figure
 
 
@@ -111,9 +116,8 @@ def _trials_text(predictions: pd.DataFrame) -> str:
         f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
         for row in counts.itertuples()
     ]
-    if len(set(texts)) == 1:
-        return texts[0]
-    return ", ".join(f"{method} {text}" for method, text in zip(counts.index, texts, strict=True))
+    by_method = (f"{method} {text}" for method, text in zip(counts.index, texts, strict=True))
+    return texts[0] if len(set(texts)) == 1 else ", ".join(by_method)
 
 
 def gap_text(predictions: pd.DataFrame) -> str:
@@ -201,8 +205,10 @@ def table_ii_figure(table: pd.DataFrame, ax=None):
     places = table.index + 0.6 * (table["key"] != table["key"].shift()).cumsum()  # a gap between methods
     figure, axis = style.axes_or_new(ax, width=9, height=0.45 * (places.max() + 1) + 1.2)
     printed = table["kind"] == "published"
-    kinds = ((printed, style.PUBLISHED, "published"), (~printed, style.MEASURED, "measured here"))
-    for rows, colour, label in kinds:
+    for rows, colour, label in (
+        (printed, style.PUBLISHED, "published"),
+        (~printed, style.MEASURED, "measured here"),
+    ):
         if rows.any():
             axis.barh(places[rows], table["accuracy"][rows], color=colour, height=0.85, label=label)
     axis.errorbar(
@@ -257,8 +263,9 @@ def recorded_note(name: str, run: Run | None = None) -> str:
     if not _of_breakhis(run):
         return NOT_HERE
     facts = recorded.read_recording(name).facts
-    lines = [f"Started from: {facts['weights']}. To repeat it:", "", "```", *facts["commands"], "```"]
-    return "\n".join(lines)
+    return "\n".join(
+        [f"Started from: {facts['weights']}. To repeat it:", "", "```", *facts["commands"], "```"]
+    )
 
 
 def _of_breakhis(run: Run | None) -> bool:

@@ -222,8 +222,9 @@ def _panels(table: pd.DataFrame, *, width: float, height: float):
     names, parts = zip(*table.groupby(GROUP, sort=False), strict=True)
     figure, axes = style.make_figure(1, len(parts), width=width * len(parts), height=height, squeeze=False)
     for axis, (method, split), part in zip(axes[0], names, parts, strict=True):
-        counts = f"{len(part)} images, {part['case'].nunique()} cases"
-        axis.set_title(f"{method}, split {split}\n{counts}", fontsize=9)
+        axis.set_title(
+            f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9
+        )
     return figure, zip(axes[0], parts, strict=True)
 
 
@@ -241,8 +242,12 @@ def roc_figure(table: pd.DataFrame, ax=None):
     figure, axis = style.axes_or_new(ax, width=5, height=4.4)
     for (method, split), part in table.groupby(GROUP, sort=False):
         if part["label"].nunique() == 2:
-            name = f"{method}, split {split} ({part['case'].nunique()} cases)"
-            RocCurveDisplay.from_predictions(part["label"], part["probability"], name=name, ax=axis)
+            RocCurveDisplay.from_predictions(
+                part["label"],
+                part["probability"],
+                name=f"{method}, split {split} ({part['case'].nunique()} cases)",
+                ax=axis,
+            )
     axis.plot([0, 1], [0, 1], color=style.PUBLISHED, linestyle=":", label="chance")
     axis.set(xlabel="1 - specificity", ylabel="sensitivity (malignant found)")
     axis.legend(loc="lower right", fontsize=8)
@@ -276,8 +281,8 @@ def selective_figure(table: pd.DataFrame, ax=None):
     found = thresholds.selective_accuracy(table, shares=np.linspace(0.1, 1, 19))
     figure, axis = style.axes_or_new(ax, width=5, height=3.6)
     for (method, split), part in found.groupby(GROUP, sort=False):
-        name = f"{method}, split {split} ({part['cases'].max()} cases)"
-        axis.plot(100 * part["decided"], part["accuracy"], marker=".", label=name)
+        label = f"{method}, split {split} ({part['cases'].max()} cases)"
+        axis.plot(100 * part["decided"], part["accuracy"], marker=".", label=label)
     axis.set(
         xlabel="images decided (%); the others go to a pathologist",
         ylabel="accuracy of these",

@@ -40,10 +40,9 @@ def plan_trials(
     method, trainable, task, stain, fold, seed
         See `Trial`.
     """
-    names = tuple(split_names) or splits.available_splits(run, profile.splits)
     return [
         Trial(method, name, splits.read_split(run, name), fold, seed, trainable, task, stain or None)
-        for name in names
+        for name in tuple(split_names) or splits.available_splits(run, profile.splits)
     ]
 
 
@@ -52,13 +51,15 @@ def plan_table(planned: list[Trial]) -> pd.DataFrame:
     rows = []
     for trial in planned:
         roles = splits.fold_of(trial.split_table, trial.fold)["role"]
-        row = {
-            "method": trial.label,
-            "split": trial.split,
-            "fold": f"{trial.fold + 1} of {trial.split_table['fold'].nunique()}",
-            "seed": trial.seed,
-        }
-        rows.append(row | {role: int((roles == role).sum()) for role in splits.ROLES})
+        rows.append(
+            {
+                "method": trial.label,
+                "split": trial.split,
+                "fold": f"{trial.fold + 1} of {trial.split_table['fold'].nunique()}",
+                "seed": trial.seed,
+            }
+            | {role: int((roles == role).sum()) for role in splits.ROLES}
+        )
     return pd.DataFrame(rows)
 
 
@@ -118,8 +119,11 @@ def network_figure(model: keras.Model | None):
         return style.note_figure(NO_NETWORK)
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     figure, axes = style.make_figure(width=8, height=0.5 * len(layers) + 0.6)
-    columns = {"layer": (0.02, "left"), "output shape": (0.62, "center"), "weights": (0.98, "right")}
-    for title, (x, align) in columns.items():
+    for title, x, align in (
+        ("layer", 0.02, "left"),
+        ("output shape", 0.62, "center"),
+        ("weights", 0.98, "right"),
+    ):
         axes.text(x, 0.9, title, ha=align, weight="bold")
     for row, layer in enumerate(layers):
         colour = "#FBE3C0" if layer.trainable_weights else "#BBD9EE"

@@ -139,9 +139,15 @@ def interval_table(
             for unit in ("case", "filename")
         )
         for metric in metrics:
-            limits = confidence_limits(cases[metric], point["cases"], level)
-            naive = confidence_limits(images[metric], point["images"], level)
-            rows.append([*point[counts], metric, point[metric], *limits, *naive])
+            rows.append(
+                [
+                    *point[counts],
+                    metric,
+                    point[metric],
+                    *confidence_limits(cases[metric], point["cases"], level),
+                    *confidence_limits(images[metric], point["images"], level),
+                ]
+            )
     return pd.DataFrame(
         rows, columns=[*counts, "metric", "value", "low", "high", "low_by_image", "high_by_image"]
     )
@@ -182,8 +188,14 @@ def paired_difference(
     low, high = confidence_limits(gaps, cases, level)
     tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (len(gaps) + 1)) if len(gaps) and cases > 1 else float("nan")
-    found = {"value": values[0] - values[1], "low": low, "high": high, "p": p}
-    return found | {"images": first["filename"].nunique(), "cases": cases}
+    return {
+        "value": values[0] - values[1],
+        "low": low,
+        "high": high,
+        "p": p,
+        "images": first["filename"].nunique(),
+        "cases": cases,
+    }
 
 
 def _matched(first: pd.DataFrame, second: pd.DataFrame) -> list[pd.DataFrame]:
@@ -294,6 +306,5 @@ def interval_text(row) -> str:
     >>> interval_text(pd.Series({"value": 0.71, "low": 0.6, "high": 0.81}))
     '0.710 (0.600 to 0.810)'
     """
-    if np.isnan(row.value):
-        return "-"
-    return f"{row.value:.3f}" + ("" if np.isnan(row.low) else f" ({range_text(row.low, row.high)})")
+    limits = "" if np.isnan(row.low) else f" ({range_text(row.low, row.high)})"
+    return "-" if np.isnan(row.value) else f"{row.value:.3f}{limits}"

@@ -19,8 +19,7 @@ from sklearn import metrics as sk
 
 from bcdlib.data import breakhis
 from bcdlib.errors import InputError
-from bcdlib.runs.files import read_user_csv
-from bcdlib.runs.folder import TRIAL_COLUMNS
+from bcdlib.runs import files, folder
 
 COLUMNS = "filename slide case magnification subtype label probability fold method split seed".split()
 SUBTYPE_COLUMNS = [f"p_{name}" for name in breakhis.SUBTYPES]
@@ -238,7 +237,9 @@ def read_predictions(path) -> pd.DataFrame:
         0..1, a slide or case is empty, an image comes twice in one trial, or an image has two labels or two
         cases.
     """
-    return check_predictions(read_user_csv(path, "predictions table", {"slide": str, "case": str}), str(path))
+    return check_predictions(
+        files.read_user_csv(path, "predictions table", {"slide": str, "case": str}), str(path)
+    )
 
 
 def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.DataFrame:
@@ -265,13 +266,13 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
     ):
         if not good.all():
             raise InputError(f"{name}: {column} of {table.loc[~good, 'filename'].iloc[0]} is not {wanted}")
-    for column in ("filename", "slide", "case", *TRIAL_COLUMNS):
+    for column in ("filename", "slide", "case", *folder.TRIAL_COLUMNS):
         if table[column].isna().any():
             raise InputError(
                 f"{name}: line {table[column].isna().argmax() + 2} has no {column}; each row needs one "
                 "(0 will do for fold and seed)"
             )
-    twice = table.duplicated([*TRIAL_COLUMNS, "filename"])
+    twice = table.duplicated([*folder.TRIAL_COLUMNS, "filename"])
     if twice.any():
         raise InputError(f"{name}: {table.loc[twice, 'filename'].iloc[0]} comes twice in one trial")
     for column in ("label", "case"):  # a slide may hold both classes, an image may not
@@ -418,8 +419,8 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
             "seeds": part["seed"].nunique(),
         }
         weights = {"weights": ", ".join(part["weights"].unique())} if "weights" in part else {}
-        means = metrics_by_seed(part, threshold).mean()
-        rows.append(dict(zip(by, key, strict=True)) | counts | dict(means) | weights)
+        means = metrics_by_seed(part, threshold).mean().to_dict()
+        rows.append(dict(zip(by, key, strict=True)) | counts | means | weights)
     return pd.DataFrame(rows)
 
 

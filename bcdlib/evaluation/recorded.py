@@ -18,8 +18,6 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
 from bcdlib.runs import files, places
 
-STORED = ["filename", "fold", "method", "split", "seed", "probability", "weights"]
-
 
 @dataclass(frozen=True)
 class Recording:
@@ -89,13 +87,13 @@ def write_recording(
     stored = predictions.assign(
         weights=predictions["weights"].where(~pretrained, weights),
         probability=predictions["probability"].round(5),
-    )[STORED]
+    )[["filename", "fold", "method", "split", "seed", "probability", "weights"]]
     full, shown = _complete(stored), metrics.shown_in("comparison")
     with files.atomic_write(place / f"{name}.predictions.csv.gz") as temporary:
         stored.to_csv(temporary, index=False, compression={"method": "gzip", "mtime": 0})
     counts = metrics.metrics_table(full)[["method", "split", "folds", "seeds", "weights"]]
-    found = bootstrap.interval_table(full, shown).merge(counts, on=["method", "split"])
-    files.write_csv(place / f"{name}.metrics.csv", found)
+    found = bootstrap.interval_table(full, shown)
+    files.write_csv(place / f"{name}.metrics.csv", found.merge(counts, on=["method", "split"]))
     differences = [bootstrap.paired_differences(full, "method", key, against=against) for key in shown]
     files.write_csv(place / f"{name}.differences.csv", pd.concat(differences, ignore_index=True))
     files.write_json(
@@ -132,5 +130,5 @@ def read_recording(name: str) -> Recording:
 def _complete(stored: pd.DataFrame) -> pd.DataFrame:
     """Add what BreakHis' file names say."""
     full = stored.merge(breakhis.images_table(stored["filename"].unique()), on="filename", how="left")
-    full = full.assign(label=breakhis.class_labels(full))
-    return metrics.check_predictions(full)[[*metrics.COLUMNS, "weights"]]
+    full = metrics.check_predictions(full.assign(label=breakhis.class_labels(full)))
+    return full[[*metrics.COLUMNS, "weights"]]

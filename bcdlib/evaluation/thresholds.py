@@ -22,11 +22,11 @@ RULES = ("youden", "sensitivity")
 CALIBRATIONS = ("temperature", "platt", "none")
 WISHED_SENSITIVITY = 0.95
 REFERRAL_SENSITIVITY = 0.99
-_EDGE = 1e-6  # probabilities of exactly 0 and 1 have no logit
 
 
 def _logit(probability) -> np.ndarray:
-    return logit(np.clip(np.asarray(probability, dtype=float), _EDGE, 1 - _EDGE))
+    # probabilities of exactly 0 and 1 have no logit
+    return logit(np.clip(np.asarray(probability, dtype=float), 1e-6, 1 - 1e-6))
 
 
 def _check(rule: str = "youden", sensitivity: float = WISHED_SENSITIVITY, calibration: str = "none") -> None:
