@@ -4,7 +4,6 @@ import html
 import itertools
 import textwrap
 
-import matplotlib.ticker
 import pandas as pd
 
 from bcdlib.data import breakhis, splits
@@ -47,14 +46,16 @@ def protocol_table(predictions: pd.DataFrame, found: pd.DataFrame | None = None)
     """
     keys = metrics.shown_in("comparison")
     found = bootstrap.interval_table(predictions, keys) if found is None else found
-    texts = found.assign(text=[bootstrap.interval_text(row) for row in found.itertuples()])
-    texts = texts.pivot(index=["method", "split"], columns="metric", values="text")
+    texts = found.assign(text=[bootstrap.interval_text(row) for row in found.itertuples()]).pivot(
+        index=["method", "split"], columns="metric", values="text"
+    )
     labels = {
         key: metrics.METRICS[key].label for key in keys if key in texts
     }  # a recording: those of its day
     table = metrics.metrics_table(predictions)
-    table = table[["method", "split", "images", "slides", "cases", "folds", "seeds"]]
-    table = table.join(texts[list(labels)].rename(columns=labels), on=["method", "split"])
+    table = table[["method", "split", "images", "slides", "cases", "folds", "seeds"]].join(
+        texts[list(labels)].rename(columns=labels), on=["method", "split"]
+    )
     return table.assign(**{"what is shared": table["split"].map(splits.describe_protocol)})
 
 
@@ -104,8 +105,9 @@ def _reach(rows: pd.DataFrame, value: str = "value") -> list[pd.Series]:
 
 
 def _with_note(figure, note: str, predictions: pd.DataFrame):
-    started = f"started from {metrics.weights_note(predictions)}"
-    figure.supxlabel(f"{note}: bootstrap over cases\n{started}", fontsize=8)
+    figure.supxlabel(
+        f"{note}: bootstrap over cases\nstarted from {metrics.weights_note(predictions)}", fontsize=8
+    )
     return figure
 
 
@@ -170,18 +172,20 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
     if all(breakhis.is_breakhis(one) for one in predictions):
         named = paper.assign(method=paper["research"] + ": " + paper["method"], kind="published")
         table = pd.concat([named[["key", "method", "kind", "accuracy", "measured on"]], table])
-    order = table["key"].map(paper.set_index("key")["accuracy"]).fillna(100)
-    table = table.assign(order=order).sort_values(  # by kind: published before measured
-        ["order", "key", "kind", "accuracy"], ascending=[False, True, False, False], ignore_index=True
+    by = ["order", "key", "kind", "accuracy"]  # descending, "published" comes before "measured"
+    return (
+        table.assign(order=table["key"].map(paper.set_index("key")["accuracy"]).fillna(100))
+        .sort_values(by, ascending=[False, True, False, False], ignore_index=True)
+        .drop(columns="order")
     )
-    return table.drop(columns="order")
 
 
 def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
-    table = metrics.metrics_table(predictions).assign(kind="measured")
+    table = metrics.metrics_table(predictions).assign(
+        kind="measured", key=lambda table: table["method"].map(_key)
+    )
     intervals = bootstrap.interval_table(predictions, ["accuracy"])
     table[["accuracy", "low", "high"]] = 100 * intervals[["value", "low", "high"]].to_numpy()
-    table["key"] = table["method"].map(_key)
     place = "here, drawn tissue" if breakhis.is_synthetic(predictions) else "here"
     table["measured on"] = [
         f"{place}: split {row.split}, {row.folds} fold{'s' * (row.folds > 1)}, "
@@ -195,8 +199,7 @@ def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def _key(label: str) -> str:
     """Find the method's row in Table II; its own label if it has none there."""
-    keys = published.TABLE_II["key"]
-    return next((key for key in keys if label == key or label.startswith(key + "-")), label)
+    return next((key for key in published.TABLE_II["key"] if f"{label}-".startswith(f"{key}-")), label)
 
 
 def table_ii_figure(table: pd.DataFrame, ax=None):
@@ -218,12 +221,12 @@ def table_ii_figure(table: pd.DataFrame, ax=None):
         axis.text(1, place, f"{accuracy:.1f}", va="center", fontsize=8, color="white", weight="bold")
     axis.set_yticks(places, table["method"] + "\n(" + table["measured on"] + ")", fontsize=7)
     axis.set(
+        xticks=range(0, 101, 20),
         xlim=(0, 102),
         ylim=(0, places.max() + 0.6),
         xlabel="accuracy (%), measured with 95 % interval over cases"
         + "\npublished numbers rest on different splits and tasks" * bool(printed.any()),
     )
-    axis.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(20))
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
     weights = metrics.weights_note(table.dropna(subset="weights"))
     if ax is None and weights:

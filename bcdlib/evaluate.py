@@ -122,8 +122,8 @@ def threshold_table(table: pd.DataFrame) -> pd.DataFrame:
     sides = [metrics.metrics_table(table).assign(at="0.5")]
     if "threshold" in table:
         sides.append(metrics.metrics_table(table, threshold="threshold").assign(at="locked"))
-    both = pd.concat(sides).sort_index(kind="stable", ignore_index=True)  # the two of a group together
-    return both[[*GROUP, "at", "images", "cases", *metrics.shown_in("thresholds")]]
+    columns = [*GROUP, "at", "images", "cases", *metrics.shown_in("thresholds")]
+    return pd.concat(sides)[columns].sort_index(kind="stable", ignore_index=True)  # a group's two together
 
 
 def metrics_by_group(table: pd.DataFrame) -> pd.DataFrame:
@@ -141,9 +141,10 @@ def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     table = table.sort_values([*GROUP, column], kind="stable")  # before the gaps are filled: they come last
     unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
     table[column] = table[column].astype(object).where(~unknown, breakhis.UNKNOWN)
-    found = metrics.metrics_table(table, (*GROUP, column))
     cases = [] if column == "slide" else ["cases"]
-    return found[[*GROUP, column, "images", *cases, *metrics.shown_in("groups")]]
+    return metrics.metrics_table(table, (*GROUP, column))[
+        [*GROUP, column, "images", *cases, *metrics.shown_in("groups")]
+    ]
 
 
 def leak_lines(run: Run, table: pd.DataFrame) -> str:
@@ -281,8 +282,12 @@ def selective_figure(table: pd.DataFrame, ax=None):
     found = thresholds.selective_accuracy(table, shares=np.linspace(0.1, 1, 19))
     figure, axis = style.axes_or_new(ax, width=5, height=3.6)
     for (method, split), part in found.groupby(GROUP, sort=False):
-        label = f"{method}, split {split} ({part['cases'].max()} cases)"
-        axis.plot(100 * part["decided"], part["accuracy"], marker=".", label=label)
+        axis.plot(
+            100 * part["decided"],
+            part["accuracy"],
+            marker=".",
+            label=f"{method}, split {split} ({part['cases'].max()} cases)",
+        )
     axis.set(
         xlabel="images decided (%); the others go to a pathologist",
         ylabel="accuracy of these",

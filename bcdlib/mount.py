@@ -59,8 +59,11 @@ def find_data(data="synthetic", *, seed: int = 0, progress: bool = True) -> sour
         from bcdlib.data import synthetic  # needs OpenCV and SciPy, which are slow to import
 
         # in Colab on the local disk: hundreds of small files are slow on a mounted Drive
-        local = Path(tempfile.gettempdir(), f"bcdlib-synthetic-{seed}")
-        folder = local if in_colab() else cache_root() / f"synthetic-{seed}"
+        folder = (
+            Path(tempfile.gettempdir(), f"bcdlib-synthetic-{seed}")
+            if in_colab()
+            else cache_root() / f"synthetic-{seed}"
+        )
         return sources.open_source(synthetic.draw_dataset(folder, seed=seed, progress=progress))
     return sources.open_source(_here_or_on_drive(data) if str(data) else _search(), cache_root() / "listings")
 
@@ -185,8 +188,9 @@ def open_data(run: Run) -> sources.Source:
     settings = run.settings
     if "source" not in settings:
         raise InputError(f"{run.folder}: its settings name no data set; run 01_mount with this run first")
-    drawn = settings["data"] == "synthetic"
-    return find_data("synthetic" if drawn else settings["source"], seed=settings["seed"])
+    return find_data(
+        "synthetic" if settings["data"] == "synthetic" else settings["source"], seed=settings["seed"]
+    )
 
 
 def overview(run: Run, scan: breakhis.Scan | custom.CustomScan) -> pd.DataFrame:

@@ -211,9 +211,13 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
     for axis, result in zip(axes[0], results, strict=True):
         epochs = result.history["epoch"] + 1
         shown = result.predictions if result.held_out == "test" else result.validation
-        part = f"{result.held_out} ({len(shown)} images, {shown['case'].nunique()} cases)"
         axis.plot(epochs, result.history[quantity], color=style.TRAINING, label="training")
-        axis.plot(epochs, result.history[f"val_{quantity}"], color=style.HELD_OUT, label=part)
+        axis.plot(
+            epochs,
+            result.history[f"val_{quantity}"],
+            color=style.HELD_OUT,
+            label=f"{result.held_out} ({len(shown)} images, {shown['case'].nunique()} cases)",
+        )
         axis.set(
             xlabel="epoch",
             ylabel="loss (MSE)" if quantity == "loss" else "accuracy",

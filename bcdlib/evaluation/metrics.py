@@ -108,8 +108,9 @@ def _weighted_auc(label, probability, weights) -> np.ndarray:
         np.add.reduceat(weights[:, order] * (label[order] == side), starts, axis=1) for side in (1, 0)
     )
     below = np.cumsum(negative, axis=1) - negative
-    found = (positive * (below + negative / 2)).sum(axis=1)
-    return _ratio(found, positive.sum(axis=1) * negative.sum(axis=1))
+    return _ratio(
+        (positive * (below + negative / 2)).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1)
+    )
 
 
 def calibration_error(label, probability) -> float:
@@ -329,8 +330,10 @@ def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]
     >>> found["accuracy"], found["auc"]
     (0.5, 0.75)
     """
-    table = pd.DataFrame({"label": np.asarray(label), "probability": np.asarray(probability)})
-    table = with_correct(table, np.asarray(threshold))
+    table = with_correct(
+        pd.DataFrame({"label": np.asarray(label), "probability": np.asarray(probability)}),
+        np.asarray(threshold),
+    )
     return {key: metric.value(table) for key, metric in METRICS.items() if metric.unit == "image"}
 
 
@@ -419,8 +422,12 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
             "seeds": part["seed"].nunique(),
         }
         weights = {"weights": ", ".join(part["weights"].unique())} if "weights" in part else {}
-        means = metrics_by_seed(part, threshold).mean().to_dict()
-        rows.append(dict(zip(by, key, strict=True)) | counts | means | weights)
+        rows.append(
+            dict(zip(by, key, strict=True))
+            | counts
+            | metrics_by_seed(part, threshold).mean().to_dict()
+            | weights
+        )
     return pd.DataFrame(rows)
 
 

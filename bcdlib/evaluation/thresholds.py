@@ -188,8 +188,11 @@ def lock_thresholds(
         label, probability = part["label"].to_numpy(), part["probability"].to_numpy()
         threshold = choose_threshold(label, probability, rule, sensitivity=sensitivity)
         below = choose_threshold(label, probability, "sensitivity", sensitivity=REFERRAL_SENSITIVITY)
-        line = fit_calibration(label, probability, calibration)
-        limits = [threshold, *line, below if len(set(label)) == 2 else float("nan")]
+        limits = [
+            threshold,
+            *fit_calibration(label, probability, calibration),
+            below if len(set(label)) == 2 else float("nan"),
+        ]
         rows.append([*key, len(part), part["case"].nunique(), *limits])
     floats = ["threshold", "slope", "intercept", "refer_below"]
     table = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, "validation_images", "validation_cases", *floats])
@@ -204,10 +207,11 @@ def apply_lock(predictions: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
     """
     trials, probability = predictions[TRIAL_COLUMNS], predictions["probability"]
     known = trials.merge(locked.astype(dict(trials.dtypes)), on=TRIAL_COLUMNS, how="left")
-    calibrated = calibrate(probability, known["slope"], known["intercept"])
     return predictions.assign(
         threshold=known["threshold"].fillna(metrics.THRESHOLD).to_numpy(),
-        calibrated=np.where(known["slope"].isna(), probability, calibrated),
+        calibrated=np.where(
+            known["slope"].isna(), probability, calibrate(probability, known["slope"], known["intercept"])
+        ),
         refer_below=known["refer_below"].to_numpy(),
     )
 
@@ -266,13 +270,13 @@ def referral_table(
     rows = []
     for key, part in predictions.groupby(list(by), sort=False):
         probability, threshold, below = part["probability"], part["threshold"], part["refer_below"]
-        referred = found = float("nan")
-        if below.notna().all():
-            referred = ((probability >= below) & (probability < threshold)).mean()
-            found = (probability >= np.minimum(below, threshold))[part["label"] == 1].mean()
         limit = choose_threshold(part["label"], probability, "sensitivity", sensitivity=sensitivity)
-        hindsight = ((probability >= limit) & (probability < threshold)).mean()
-        rows.append([*key, len(part), part["case"].nunique(), referred, found, hindsight])
+        referred, hindsight = (
+            ((probability >= at) & (probability < threshold)).mean() for at in (below, limit)
+        )
+        found = (probability >= np.minimum(below, threshold))[part["label"] == 1].mean()
+        known = [referred, found] if below.notna().all() else [np.nan, np.nan]
+        rows.append([*key, len(part), part["case"].nunique(), *known, hindsight])
     return pd.DataFrame(
         rows, columns=[*by, "images", "cases", "referred", "sensitivity", "referred_hindsight"]
     )
