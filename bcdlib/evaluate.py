@@ -122,8 +122,9 @@ def threshold_table(table: pd.DataFrame) -> pd.DataFrame:
     sides = [metrics.metrics_table(table).assign(at="0.5")]
     if "threshold" in table:
         sides.append(metrics.metrics_table(table, threshold="threshold").assign(at="locked"))
-    columns = [*GROUP, "at", "images", "cases", *metrics.shown_in("thresholds")]
-    return pd.concat(sides)[columns].sort_index(kind="stable", ignore_index=True)  # a group's two together
+    return pd.concat(sides).sort_index(kind="stable", ignore_index=True)[  # the two of a group together
+        [*GROUP, "at", "images", "cases", *metrics.shown_in("thresholds")]
+    ]
 
 
 def metrics_by_group(table: pd.DataFrame) -> pd.DataFrame:

@@ -460,8 +460,18 @@ def subtype_table(predictions: pd.DataFrame, by=("method", "split")) -> pd.DataF
         precision, sensitivity, f1, _ = sk.precision_recall_fscore_support(
             truth, predicted, labels=labels, average="macro", zero_division=0
         )
-        counts = part["filename"].nunique(), part["case"].nunique(), len(labels)
-        rows.append([*key, *counts, sk.accuracy_score(truth, predicted), sensitivity, precision, f1])
+        rows.append(
+            [
+                *key,
+                part["filename"].nunique(),
+                part["case"].nunique(),
+                len(labels),
+                sk.accuracy_score(truth, predicted),
+                sensitivity,
+                precision,
+                f1,
+            ]
+        )
     return pd.DataFrame(rows, columns=[*by, *columns])
 
 
