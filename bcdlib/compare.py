@@ -4,12 +4,10 @@ import html
 import itertools
 import textwrap
 
-import matplotlib.ticker
 import pandas as pd
 
 from bcdlib.data import breakhis, splits
-from bcdlib.evaluation import bootstrap, metrics, recorded
-from bcdlib.evaluation.published import TABLE_II
+from bcdlib.evaluation import bootstrap, metrics, published, recorded
 from bcdlib.plots import style
 from bcdlib.runs.files import atomic_write
 from bcdlib.runs.folder import Run
@@ -48,12 +46,16 @@ def protocol_table(predictions: pd.DataFrame, found: pd.DataFrame | None = None)
     """
     keys = metrics.shown_in("comparison")
     found = bootstrap.interval_table(predictions, keys) if found is None else found
-    texts = found.assign(text=[bootstrap.interval_text(row) for row in found.itertuples()])
-    texts = texts.pivot(index=["method", "split"], columns="metric", values="text").reset_index()
-    shown = [key for key in keys if key in texts]  # a recording has those of its day
-    columns = ["method", "split", "images", "slides", "cases", "folds", "seeds"]
-    table = metrics.metrics_table(predictions)[columns].merge(texts[["method", "split", *shown]], how="left")
-    table = table.rename(columns={key: metrics.METRICS[key].label for key in shown})
+    texts = found.assign(text=[bootstrap.interval_text(row) for row in found.itertuples()]).pivot(
+        index=["method", "split"], columns="metric", values="text"
+    )
+    labels = {
+        key: metrics.METRICS[key].label for key in keys if key in texts
+    }  # a recording: those of its day
+    table = metrics.metrics_table(predictions)
+    table = table[["method", "split", "images", "slides", "cases", "folds", "seeds"]].join(
+        texts[list(labels)].rename(columns=labels), on=["method", "split"]
+    )
     return table.assign(**{"what is shared": table["split"].map(splits.describe_protocol)})
 
 
@@ -63,13 +65,14 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
     Parameters are those of `protocol_table`.
     """
     found = bootstrap.interval_table(predictions) if found is None else found
-    order = {name: place for place, name in enumerate(splits.PROTOCOLS)}
-    found = found.sort_values("split", key=lambda names: names.map(order), kind="stable")
-    chance = max(predictions["label"].mean(), 1 - predictions["label"].mean())
-    methods = found["method"].unique()
-    height = 0.5 * (found["metric"] == "accuracy").sum() + 1.7
-    figure, axes = style.make_figure(1, 2, width=9, height=height, sharey=True)
-    floors = (("accuracy", chance, "always the larger class"), ("auc", 0.5, "chance"))
+    found = found.sort_values(
+        "split", key=lambda names: pd.Categorical(names, list(splits.PROTOCOLS)), kind="stable"
+    )
+    methods, share = found["method"].unique(), predictions["label"].mean()
+    figure, axes = style.make_figure(
+        1, 2, width=9, height=0.5 * (found["metric"] == "accuracy").sum() + 1.7, sharey=True
+    )
+    floors = (("accuracy", max(share, 1 - share), "always the larger class"), ("auc", 0.5, "chance"))
     for axis, (metric, floor, what) in zip(axes, floors, strict=True):
         rows = found[found["metric"] == metric].iloc[::-1].reset_index(drop=True)
         names = [
@@ -86,8 +89,11 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
             axis.annotate(f"{value:.2f}", (value, place), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
         axis.set_yticks(range(len(rows)), names)
-        axis.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.2))
-        axis.set_xlabel(f"{metrics.METRICS[metric].label} on test images")
+        axis.set(
+            xlim=(0, 1.02),
+            ylim=(-0.6, len(rows) - 0.2),
+            xlabel=f"{metrics.METRICS[metric].label} on test images",
+        )
         axis.legend(loc="lower left", fontsize=8)
     note = f"{', '.join(predictions['method'].unique())}; {_trials_text(predictions)}; 95 % intervals"
     return _with_note(figure, note, predictions)
@@ -99,8 +105,9 @@ def _reach(rows: pd.DataFrame, value: str = "value") -> list[pd.Series]:
 
 
 def _with_note(figure, note: str, predictions: pd.DataFrame):
-    note = f"{note}: bootstrap over cases\nstarted from {metrics.weights_note(predictions)}"
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(
+        f"{note}: bootstrap over cases\nstarted from {metrics.weights_note(predictions)}", fontsize=8
+    )
     return figure
 
 
@@ -111,9 +118,8 @@ def _trials_text(predictions: pd.DataFrame) -> str:
         f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
         for row in counts.itertuples()
     ]
-    if len(set(texts)) == 1:
-        return texts[0]
-    return ", ".join(f"{method} {text}" for method, text in zip(counts.index, texts, strict=True))
+    by_method = (f"{method} {text}" for method, text in zip(counts.index, texts, strict=True))
+    return texts[0] if len(set(texts)) == 1 else ", ".join(by_method)
 
 
 def gap_text(predictions: pd.DataFrame) -> str:
@@ -161,39 +167,39 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
         published accuracy, those without one first. Only the measured rows if an image is not BreakHis's
         (by its name): published numbers say nothing about other images.
     """
-    accuracy = TABLE_II.set_index("key")["accuracy"]
+    paper = published.TABLE_II
     table = pd.concat([_measured(one) for one in predictions], ignore_index=True)
-    order = accuracy.reindex(table["key"].unique()).fillna(100)
     if all(breakhis.is_breakhis(one) for one in predictions):
-        order = accuracy.combine_first(order)
-        named = TABLE_II.assign(method=TABLE_II["research"] + ": " + TABLE_II["method"], kind="published")
-        published = named[["key", "method", "kind", "accuracy", "measured on"]]
-        table = pd.concat([published, table], ignore_index=True)
-    by = pd.DataFrame({"order": table["key"].map(order), "published": table["kind"] == "published"})
-    table = table.join(by).sort_values(
-        ["order", "key", "published", "accuracy"], ascending=[False, True, False, False], ignore_index=True
+        named = paper.assign(method=paper["research"] + ": " + paper["method"], kind="published")
+        table = pd.concat([named[["key", "method", "kind", "accuracy", "measured on"]], table])
+    by = ["order", "key", "kind", "accuracy"]  # descending, "published" comes before "measured"
+    return (
+        table.assign(order=table["key"].map(paper.set_index("key")["accuracy"]).fillna(100))
+        .sort_values(by, ascending=[False, True, False, False], ignore_index=True)
+        .drop(columns="order")
     )
-    return table.drop(columns=["order", "published"])
 
 
 def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
-    table = metrics.metrics_table(predictions)
+    table = metrics.metrics_table(predictions).assign(
+        kind="measured", key=lambda table: table["method"].map(_key)
+    )
     intervals = bootstrap.interval_table(predictions, ["accuracy"])
     table[["accuracy", "low", "high"]] = 100 * intervals[["value", "low", "high"]].to_numpy()
-    table["key"] = table["method"].map(_key)
     place = "here, drawn tissue" if breakhis.is_synthetic(predictions) else "here"
     table["measured on"] = [
         f"{place}: split {row.split}, {row.folds} fold{'s' * (row.folds > 1)}, "
         f"{row.images} test images of {row.cases} cases"
         for row in table.itertuples()
     ]
-    columns = "key,method,kind,accuracy,low,high,measured on,images,cases,weights".split(",")
-    return table.assign(kind="measured").reindex(columns=columns)
+    return table.reindex(
+        columns="key,method,kind,accuracy,low,high,measured on,images,cases,weights".split(",")
+    )
 
 
 def _key(label: str) -> str:
     """Find the method's row in Table II; its own label if it has none there."""
-    return next((key for key in TABLE_II["key"] if label == key or label.startswith(key + "-")), label)
+    return next((key for key in published.TABLE_II["key"] if f"{label}-".startswith(f"{key}-")), label)
 
 
 def table_ii_figure(table: pd.DataFrame, ax=None):
@@ -201,34 +207,30 @@ def table_ii_figure(table: pd.DataFrame, ax=None):
     table = table.iloc[::-1].reset_index(drop=True)
     places = table.index + 0.6 * (table["key"] != table["key"].shift()).cumsum()  # a gap between methods
     figure, axis = style.axes_or_new(ax, width=9, height=0.45 * (places.max() + 1) + 1.2)
-    published = table["kind"] == "published"
-    kinds = {"published": style.PUBLISHED, "measured": style.MEASURED}
-    axis.barh(places, table["accuracy"], color=table["kind"].map(kinds), height=0.85)
+    printed = table["kind"] == "published"
+    for rows, colour, label in (
+        (printed, style.PUBLISHED, "published"),
+        (~printed, style.MEASURED, "measured here"),
+    ):
+        if rows.any():
+            axis.barh(places[rows], table["accuracy"][rows], color=colour, height=0.85, label=label)
     axis.errorbar(
         table["accuracy"], places, xerr=_reach(table, "accuracy"), fmt="none", ecolor="black", capsize=2, lw=1
     )
     for place, accuracy in zip(places, table["accuracy"], strict=True):
         axis.text(1, place, f"{accuracy:.1f}", va="center", fontsize=8, color="white", weight="bold")
-    names = [f"{row['method']}\n({row['measured on']})" for _, row in table.iterrows()]
-    axis.set_yticks(places, names, fontsize=7)
+    axis.set_yticks(places, table["method"] + "\n(" + table["measured on"] + ")", fontsize=7)
     axis.set(
+        xticks=range(0, 101, 20),
         xlim=(0, 102),
         ylim=(0, places.max() + 0.6),
         xlabel="accuracy (%), measured with 95 % interval over cases"
-        + "\npublished numbers rest on different splits and tasks" * bool(published.any()),
+        + "\npublished numbers rest on different splits and tasks" * bool(printed.any()),
     )
-    axis.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(20))
-    handles = [
-        axis.barh([0], [0], color=colour, label=label)
-        for label, colour in (("published", style.PUBLISHED), ("measured here", style.MEASURED))[
-            not published.any() :
-        ]
-    ]
-    axis.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
-    weights = table["weights"].dropna().unique()
-    if ax is None and len(weights):
-        note = "measured here: started from " + "; ".join(weights)
-        figure.supxlabel(textwrap.fill(note, 150), fontsize=7)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
+    weights = metrics.weights_note(table.dropna(subset="weights"))
+    if ax is None and weights:
+        figure.supxlabel(textwrap.fill(f"measured here: started from {weights}", 150), fontsize=7)
     return figure
 
 

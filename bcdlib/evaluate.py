@@ -10,14 +10,11 @@ import pandas as pd
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
-from bcdlib.data import breakhis, near_duplicates, splits
-from bcdlib.data.cache import run_cache
-from bcdlib.data.decode import decode_files
+from bcdlib.data import breakhis, cache, decode, near_duplicates, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, thresholds
 from bcdlib.explain import explanation, models
 from bcdlib.plots import style
-from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import Run
 
 # isort: split
@@ -65,7 +62,7 @@ def lock(
     known = validation or (path.is_file() and len(pd.read_csv(path, nrows=1)))
     table = metrics.read_predictions(path) if known else pd.DataFrame(columns=metrics.COLUMNS)
     locked = thresholds.lock_thresholds(table, rule, sensitivity, calibration=calibration)
-    write_csv(run.folder / "locked.csv", locked)
+    run.write_csv("locked.csv", locked)
     return locked
 
 
@@ -90,7 +87,7 @@ def load_predictions(run: Run, lock: pd.DataFrame | None = None, path: str = "")
             raise InputError(
                 f"{run.folder}: this folder holds a run of its own; name another run folder (out) for {path}"
             )
-        write_csv(run.folder / "predictions.csv", metrics.read_predictions(path))
+        run.write_csv("predictions.csv", metrics.read_predictions(path))
     run.read_csv("predictions.csv", "04_train")
     table = metrics.read_predictions(run.folder / "predictions.csv")
     return table if lock is None else thresholds.apply_lock(table, lock)
@@ -105,10 +102,13 @@ def results_table(table: pd.DataFrame) -> pd.DataFrame:
         method, split, images, slides, cases, metric, value, "95 % by case", "by image (too narrow)" (text).
     """
     found = bootstrap.interval_table(table, metrics.shown_in("results"))
-    shown = found[[*GROUP, "images", "slides", "cases", "metric", "value"]]
-    shown["95 % by case"] = list(map(bootstrap.range_text, found["low"], found["high"]))
-    naive = map(bootstrap.range_text, found["low_by_image"], found["high_by_image"])
-    return shown.assign(**{"by image (too narrow)": list(naive)})
+    texts = {
+        "95 % by case": list(map(bootstrap.range_text, found["low"], found["high"])),
+        "by image (too narrow)": list(
+            map(bootstrap.range_text, found["low_by_image"], found["high_by_image"])
+        ),
+    }
+    return found[[*GROUP, "images", "slides", "cases", "metric", "value"]].assign(**texts)
 
 
 def threshold_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -122,8 +122,9 @@ def threshold_table(table: pd.DataFrame) -> pd.DataFrame:
     sides = [metrics.metrics_table(table).assign(at="0.5")]
     if "threshold" in table:
         sides.append(metrics.metrics_table(table, threshold="threshold").assign(at="locked"))
-    both = pd.concat(sides).sort_index(kind="stable", ignore_index=True)  # the two of a group together
-    return both[[*GROUP, "at", "images", "cases", *metrics.shown_in("thresholds")]]
+    return pd.concat(sides).sort_index(kind="stable", ignore_index=True)[  # the two of a group together
+        [*GROUP, "at", "images", "cases", *metrics.shown_in("thresholds")]
+    ]
 
 
 def metrics_by_group(table: pd.DataFrame) -> pd.DataFrame:
@@ -141,9 +142,10 @@ def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     table = table.sort_values([*GROUP, column], kind="stable")  # before the gaps are filled: they come last
     unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
     table[column] = table[column].astype(object).where(~unknown, breakhis.UNKNOWN)
-    found = metrics.metrics_table(table, (*GROUP, column))
-    counts = ["images"] if column == "slide" else ["images", "cases"]
-    return found[[*GROUP, column, *counts, *metrics.shown_in("groups")]]
+    cases = [] if column == "slide" else ["cases"]
+    return metrics.metrics_table(table, (*GROUP, column))[
+        [*GROUP, column, "images", *cases, *metrics.shown_in("groups")]
+    ]
 
 
 def leak_lines(run: Run, table: pd.DataFrame) -> str:
@@ -157,9 +159,11 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
     images, lines = run.images(), []
     for name, part in table.groupby("split", sort=False):
         audit = splits.split_overlap(run.read_csv(f"splits/{name}.csv", "02_preprocess"), images)
-        for _, row in audit[audit["fold"].isin(part["fold"])].iterrows():
-            shared = html.escape(splits.overlap_line(row))  # it may name slides
-            lines.append(f"- split `{html.escape(name)}`, fold {int(row['fold'])}: **{shared}**")
+        lines += [
+            f"- split `{html.escape(name)}`, fold {int(row['fold'])}: "
+            f"**{html.escape(splits.overlap_line(row))}**"  # it may name slides
+            for _, row in audit[audit["fold"].isin(part["fold"])].iterrows()
+        ]
     return "\n".join(lines)
 
 
@@ -174,7 +178,7 @@ def near_duplicate_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     columns = ["split", "fold", "test", "training", "correlation"]
     if "cache" not in (run.settings if (run.folder / "settings.json").is_file() else {}):
         return pd.DataFrame(columns=columns)
-    found, tables = near_duplicates.near_duplicates(run_cache(run)), []
+    found, tables = near_duplicates.near_duplicates(cache.run_cache(run)), []
     for name, part in table.groupby("split", sort=False):
         split = run.read_csv(f"splits/{name}.csv", "02_preprocess")
         tables.append(
@@ -188,13 +192,14 @@ def near_duplicate_figure(run: Run, found: pd.DataFrame, most: int = 4):
     shown = found.drop_duplicates(["test", "training"]).head(most)
     if shown.empty:
         return style.note_figure("No near-duplicate images across training and test were found.")
-    captions = []
-    for pair in shown.itertuples():
-        where = f"{pair.split}, fold {pair.fold}, correlation {pair.correlation:.3f}"
-        captions += [f"test: {pair.test}\n{where}", f"training: {pair.training}\n{where}"]
-    cache = run_cache(run)
-    names = shown[["test", "training"]].to_numpy().ravel()
-    return style.image_grid(cache.pixels[cache.rows(names)], captions, 2)
+    captions = [
+        f"{side}: {pair[side]}\n{pair['split']}, fold {pair['fold']}, correlation {pair['correlation']:.3f}"
+        for pair in shown.to_dict("records")
+        for side in ("test", "training")
+    ]
+    images = cache.run_cache(run)
+    pixels = images.pixels[images.rows(shown[["test", "training"]].to_numpy().ravel())]
+    return style.image_grid(pixels, captions, 2)
 
 
 def confusion_figure(table: pd.DataFrame):
@@ -216,12 +221,13 @@ def subtype_confusion_figure(table: pd.DataFrame):
 
 def _panels(table: pd.DataFrame, *, width: float, height: float):
     """Make a figure with a titled panel for each method and split; also return pairs of panel and rows."""
-    groups = list(table.groupby(GROUP, sort=False))
-    figure, axes = style.make_figure(1, len(groups), width=width * len(groups), height=height, squeeze=False)
-    for axis, ((method, split), part) in zip(axes[0], groups, strict=True):
-        counts = f"{len(part)} images, {part['case'].nunique()} cases"
-        axis.set_title(f"{method}, split {split}\n{counts}", fontsize=9)
-    return figure, zip(axes[0], [part for _, part in groups], strict=True)
+    names, parts = zip(*table.groupby(GROUP, sort=False), strict=True)
+    figure, axes = style.make_figure(1, len(parts), width=width * len(parts), height=height, squeeze=False)
+    for axis, (method, split), part in zip(axes[0], names, parts, strict=True):
+        axis.set_title(
+            f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9
+        )
+    return figure, zip(axes[0], parts, strict=True)
 
 
 def _confusion_panels(table: pd.DataFrame, names, *, size: float, colours: str):
@@ -238,8 +244,12 @@ def roc_figure(table: pd.DataFrame, ax=None):
     figure, axis = style.axes_or_new(ax, width=5, height=4.4)
     for (method, split), part in table.groupby(GROUP, sort=False):
         if part["label"].nunique() == 2:
-            name = f"{method}, split {split} ({part['case'].nunique()} cases)"
-            RocCurveDisplay.from_predictions(part["label"], part["probability"], name=name, ax=axis)
+            RocCurveDisplay.from_predictions(
+                part["label"],
+                part["probability"],
+                name=f"{method}, split {split} ({part['case'].nunique()} cases)",
+                ax=axis,
+            )
     axis.plot([0, 1], [0, 1], color=style.PUBLISHED, linestyle=":", label="chance")
     axis.set(xlabel="1 - specificity", ylabel="sensitivity (malignant found)")
     axis.legend(loc="lower right", fontsize=8)
@@ -253,12 +263,11 @@ def reliability_figure(table: pd.DataFrame):
     for axis, part in panels:
         for column, (when, colour, marker) in looks.items():
             if column in part:
-                error = metrics.calibration_error(part["label"], part[column])
                 CalibrationDisplay.from_predictions(
                     part["label"],
                     part[column],
                     n_bins=metrics.BINS,
-                    name=f"{when}, ECE {error:.3f}",
+                    name=f"{when}, ECE {metrics.calibration_error(part['label'], part[column]):.3f}",
                     ax=axis,
                     color=colour,
                     marker=marker,
@@ -274,8 +283,12 @@ def selective_figure(table: pd.DataFrame, ax=None):
     found = thresholds.selective_accuracy(table, shares=np.linspace(0.1, 1, 19))
     figure, axis = style.axes_or_new(ax, width=5, height=3.6)
     for (method, split), part in found.groupby(GROUP, sort=False):
-        name = f"{method}, split {split} ({part['cases'].max()} cases)"
-        axis.plot(100 * part["decided"], part["accuracy"], marker=".", label=name)
+        axis.plot(
+            100 * part["decided"],
+            part["accuracy"],
+            marker=".",
+            label=f"{method}, split {split} ({part['cases'].max()} cases)",
+        )
     axis.set(
         xlabel="images decided (%); the others go to a pathologist",
         ylabel="accuracy of these",
@@ -317,7 +330,7 @@ def predict_files(model_file, image_files, progress: bool = False) -> pd.DataFra
         If the model cannot be loaded (Keras' safe mode: no lambdas), or none of the images can be read.
     """
     model, tables = models.load_model(model_file), []
-    decoded = decode_files(image_files, model.size, progress)
+    decoded = decode.decode_files(image_files, model.size, progress)
     while part := list(itertools.islice(decoded, AT_ONCE)):
         tables.append(_predicted(model_file, model, pd.DataFrame(part, columns=["file", "array", "reason"])))
     if not tables:
@@ -325,9 +338,7 @@ def predict_files(model_file, image_files, progress: bool = False) -> pd.DataFra
     table = pd.concat(tables, ignore_index=True)
     if (table["reason"] != "").all():
         raise InputError(f"{table['file'][0]}: {table['reason'][0]}")
-    texts = [name for name in ("warning", "nearest") if name in table]
-    table[texts] = table[texts].fillna("")
-    return table
+    return table.fillna({"warning": "", "nearest": ""})
 
 
 def _predicted(model_file, model, part: pd.DataFrame) -> pd.DataFrame:

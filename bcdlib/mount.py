@@ -9,7 +9,6 @@ import pandas as pd
 from bcdlib.data import breakhis, custom, sources
 from bcdlib.data.download import ARCHIVE_URL, download_archive
 from bcdlib.errors import InputError
-from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import Run, open_run_folder
 from bcdlib.runs.places import cache_root, drive_folder, home_folder, in_colab, mount_drive
 from bcdlib.runs.profiles import get_profile as get_profile  # for notebooks
@@ -60,11 +59,13 @@ def find_data(data="synthetic", *, seed: int = 0, progress: bool = True) -> sour
         from bcdlib.data import synthetic  # needs OpenCV and SciPy, which are slow to import
 
         # in Colab on the local disk: hundreds of small files are slow on a mounted Drive
-        local = Path(tempfile.gettempdir(), f"bcdlib-synthetic-{seed}")
-        folder = local if in_colab() else cache_root() / f"synthetic-{seed}"
+        folder = (
+            Path(tempfile.gettempdir(), f"bcdlib-synthetic-{seed}")
+            if in_colab()
+            else cache_root() / f"synthetic-{seed}"
+        )
         return sources.open_source(synthetic.draw_dataset(folder, seed=seed, progress=progress))
-    path = _here_or_on_drive(data) if str(data) else _search()
-    return sources.open_source(path, cache_root() / "listings")
+    return sources.open_source(_here_or_on_drive(data) if str(data) else _search(), cache_root() / "listings")
 
 
 def _here_or_on_drive(place) -> Path:
@@ -77,10 +78,10 @@ def _here_or_on_drive(place) -> Path:
 
 
 def _search() -> Path:
-    places = [Path.cwd(), Path.cwd() / "data"]
-    if mount_drive():
-        mine = drive_folder() / "MyDrive"
-        places = [mine, mine / "BCDataset", mine / "bcdlib"]
+    mine = drive_folder() / "MyDrive"
+    places = (
+        [mine, mine / "BCDataset", mine / "bcdlib"] if mount_drive() else [Path.cwd(), Path.cwd() / "data"]
+    )
     for place in places:
         found = [path for path in place.glob("*") if _looks_like_breakhis(path)]
         if found:
@@ -95,10 +96,10 @@ def _search() -> Path:
 def _looks_like_breakhis(path: Path) -> bool:
     name = path.name.lower()
     if path.is_dir():  # neither empty nor the folder of a run
-        usable = any(path.iterdir()) and not (path / "settings.json").exists()
-    else:
-        usable = name.endswith(sources.ARCHIVE_SUFFIXES)
-    return name.startswith("breakhis_v1") and usable
+        return (
+            name.startswith("breakhis_v1") and any(path.iterdir()) and not (path / "settings.json").exists()
+        )
+    return name.startswith("breakhis_v1") and name.endswith(sources.ARCHIVE_SUFFIXES)
 
 
 def find_manifest(data, manifest) -> str:
@@ -164,10 +165,15 @@ def start_run(
     manifest = find_manifest(data, manifest)
     source = find_data(data, seed=seed, progress=progress)
     scan = custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
-    write_csv(run.folder / "left_out.csv", pd.DataFrame(scan.reasons, columns=["path", "reason"]))
-    write_csv(run.folder / "images.csv", scan.images)
-    place = str(source.path.absolute())
-    run.record(data=str(data), seed=seed, source=place, partial=scan.partial, manifest=manifest)
+    run.write_csv("left_out.csv", pd.DataFrame(scan.reasons, columns=["path", "reason"]))
+    run.write_csv("images.csv", scan.images)
+    run.record(
+        data=str(data),
+        seed=seed,
+        source=str(source.path.absolute()),
+        partial=scan.partial,
+        manifest=manifest,
+    )
     return scan
 
 
@@ -182,8 +188,9 @@ def open_data(run: Run) -> sources.Source:
     settings = run.settings
     if "source" not in settings:
         raise InputError(f"{run.folder}: its settings name no data set; run 01_mount with this run first")
-    drawn = settings["data"] == "synthetic"
-    return find_data("synthetic" if drawn else settings["source"], seed=settings["seed"])
+    return find_data(
+        "synthetic" if settings["data"] == "synthetic" else settings["source"], seed=settings["seed"]
+    )
 
 
 def overview(run: Run, scan: breakhis.Scan | custom.CustomScan) -> pd.DataFrame:
@@ -245,7 +252,7 @@ def counts_remark(run: Run) -> str:
             "Table I as counted here, beside what the paper prints. The paper prints 652 benign images at "
             "40X; its own totals (1995 images at 40X, 2480 benign images) and the data set say 625."
         )
-    unknown = int((run.images()["magnification"] == 0).sum())
+    unknown = (run.images()["magnification"] == 0).sum()
     return (
         "These images are not BreakHis's. What the manifest calls a group is called a case in all that "
         "follows." + (f" The magnification of {unknown} images is not known." if unknown else "")

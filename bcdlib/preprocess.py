@@ -7,11 +7,9 @@ from bcdlib.data import breakhis, checks, splits
 from bcdlib.data.cache import PixelCache, build_cache
 from bcdlib.data.cache import run_cache as run_cache  # for notebooks
 from bcdlib.errors import InputError
-from bcdlib.methods.parts.augmentation import default_augmentation
+from bcdlib.methods.parts import augmentation, fitting
 from bcdlib.methods.parts.backbones import normalise_images as normalise_images  # for notebooks
-from bcdlib.methods.parts.fitting import Batches
 from bcdlib.runs import places
-from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import Run
 from bcdlib.runs.profiles import Profile
 
@@ -46,10 +44,11 @@ def resize_images(
     InputError
         If not one image can be decoded, or `strict` says so.
     """
-    root = cache_root or places.cache_root()
-    cache = build_cache(source, run.images(), profile.size, root=root, progress=progress)
+    cache = build_cache(
+        source, run.images(), profile.size, root=cache_root or places.cache_root(), progress=progress
+    )
     found = checks.examine_images(run, source, cache)
-    write_csv(run.folder / "tables" / "intake.csv", found)
+    run.write_csv("tables/intake.csv", found)
     print(checks.left_out_lines(found, cache, run), flush=True)
     if strict:
         checks.refuse_left_out(found, run)
@@ -64,13 +63,15 @@ def left_out_table(run: Run) -> pd.DataFrame:
 
 def cache_summary(cache: PixelCache) -> pd.DataFrame:
     """Summarize what the cache holds, in the columns ``what`` and ``value``."""
-    rows = {
-        "images used": len(cache.images),
-        "images left out (unreadable)": len(cache.skipped),
-        "array": f"{cache.pixels.dtype} {cache.pixels.shape}, 0..255",
-        "size on disk": f"{cache.pixels.nbytes / 2**20:.1f} MiB",
-    }
-    return pd.DataFrame(rows.items(), columns=["what", "value"])
+    return pd.DataFrame(
+        [
+            ("images used", len(cache.images)),
+            ("images left out (unreadable)", len(cache.skipped)),
+            ("array", f"{cache.pixels.dtype} {cache.pixels.shape}, 0..255"),
+            ("size on disk", f"{cache.pixels.nbytes / 2**20:.1f} MiB"),
+        ],
+        columns=["what", "value"],
+    )
 
 
 def label_counts(cache: PixelCache) -> pd.DataFrame:
@@ -106,22 +107,24 @@ def write_splits(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0
     rows = []
     for protocol in [name for name in splits.PROTOCOLS if name in profile.splits + profile.compare_splits]:
         row = {"split": protocol, "what it is": splits.PROTOCOLS[protocol], "folds": 0}
-        file = run.folder / "splits" / f"{protocol}.csv"
         try:
             # BreakHis's names give both, and a partial copy should have the same splits as the whole
-            own = protocol == "slide" and not breakhis.is_breakhis(cache.images)
-            if own and (cache.images["slide"] == cache.images["case"]).all():
+            if (
+                protocol == "slide"
+                and not breakhis.is_breakhis(cache.images)
+                and (cache.images["slide"] == cache.images["case"]).all()
+            ):
                 raise InputError("each slide is a case of its own here; the same as split 'case'")
             split, note = splits.make_feasible_split(cache.images, protocol, profile.folds, seed=seed)
         except InputError as error:
             row["what it is"] = f"left out: {error}"
-            file.unlink(missing_ok=True)  # a split of other images must not be taken for one of these
+            # a split of other images must not be taken for one of these
+            (run.folder / "splits" / f"{protocol}.csv").unlink(missing_ok=True)
         else:
-            write_csv(file, split)
+            run.write_csv(f"splits/{protocol}.csv", split)
             row["what it is"] += f" ({note})" if note else ""
             row["folds"] = split["fold"].nunique()
-            counts = split["role"].value_counts().reindex(list(splits.ROLES), fill_value=0) / row["folds"]
-            row |= counts.round().astype(int).to_dict()
+            row |= {role: round((split["role"] == role).sum() / row["folds"]) for role in splits.ROLES}
         rows.append(row)
     if not any(row["folds"] for row in rows):
         raise InputError(
@@ -142,11 +145,10 @@ def splits_note(table: pd.DataFrame) -> str:
     if left_out.empty:
         return ""
     strictest = next(name for name in splits.STRICTEST if name in set(table.loc[table["folds"] > 0, "split"]))
-    reason = left_out.iloc[0].removeprefix("left out: ")
     return (
-        f"**No split by case is possible ({reason}). The strictest that is possible is `{strictest}`: "
-        f"{splits.PROTOCOLS[strictest]}. What is measured under it does not say how well the network would "
-        "do on the next patient.**"
+        f"**No split by case is possible ({left_out.iloc[0].removeprefix('left out: ')}). "
+        f"The strictest that is possible is `{strictest}`: {splits.PROTOCOLS[strictest]}. "
+        "What is measured under it does not say how well the network would do on the next patient.**"
     )
 
 
@@ -171,6 +173,6 @@ def first_batch(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0)
     """
     split = splits.read_split(run, splits.available_splits(run, profile.splits)[0])
     train = cache.rows(splits.fold_of(split, 0).query("role == 'train'")["filename"])
-    labels = breakhis.class_labels(cache.images)[train]
-    X, y = Batches(cache.pixels[train], labels, profile.batch_size, 1, seed)[0]
-    return np.asarray(default_augmentation(seed)(X.astype("float32"), training=True)), y
+    labels = breakhis.class_labels(cache.images)
+    X, y = fitting.Batches(cache.pixels[train], labels[train], profile.batch_size, 1, seed)[0]
+    return np.asarray(augmentation.default_augmentation(seed)(X.astype("float32"), training=True)), y

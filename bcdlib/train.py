@@ -8,7 +8,6 @@ import pandas as pd
 from bcdlib import methods
 from bcdlib.data import splits
 from bcdlib.data.cache import run_cache
-from bcdlib.methods._keras import KerasMethod
 from bcdlib.plots import style
 from bcdlib.runs.folder import Run
 from bcdlib.runs.profiles import Profile
@@ -41,10 +40,9 @@ def plan_trials(
     method, trainable, task, stain, fold, seed
         See `Trial`.
     """
-    names = tuple(split_names) or splits.available_splits(run, profile.splits)
     return [
         Trial(method, name, splits.read_split(run, name), fold, seed, trainable, task, stain or None)
-        for name in names
+        for name in tuple(split_names) or splits.available_splits(run, profile.splits)
     ]
 
 
@@ -53,13 +51,15 @@ def plan_table(planned: list[Trial]) -> pd.DataFrame:
     rows = []
     for trial in planned:
         roles = splits.fold_of(trial.split_table, trial.fold)["role"]
-        facts = {
-            "method": trial.label,
-            "split": trial.split,
-            "fold": f"{trial.fold + 1} of {trial.split_table['fold'].nunique()}",
-            "seed": trial.seed,
-        }
-        rows.append(facts | {role: int((roles == role).sum()) for role in splits.ROLES})
+        rows.append(
+            {
+                "method": trial.label,
+                "split": trial.split,
+                "fold": f"{trial.fold + 1} of {trial.split_table['fold'].nunique()}",
+                "seed": trial.seed,
+            }
+            | {role: int((roles == role).sum()) for role in splits.ROLES}
+        )
     return pd.DataFrame(rows)
 
 
@@ -90,9 +90,11 @@ def build_network(
         None if the method is no `KerasMethod`.
     """
     estimator = Trial(method, "", pd.DataFrame(), trainable=trainable, task=task).estimator(profile, weights)
-    if not isinstance(estimator, KerasMethod):
-        return None
-    return estimator.build(run_cache(run).pixels.shape[1:])
+    return (
+        estimator.build(run_cache(run).pixels.shape[1:])
+        if isinstance(estimator, methods.KerasMethod)
+        else None
+    )
 
 
 def print_network(model: keras.Model | None) -> None:
@@ -117,15 +119,23 @@ def network_figure(model: keras.Model | None):
         return style.note_figure(NO_NETWORK)
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
     figure, axes = style.make_figure(width=8, height=0.5 * len(layers) + 0.6)
-    columns = {"layer": (0.02, "left"), "output shape": (0.62, "center"), "weights": (0.98, "right")}
-    for title, (x, align) in columns.items():
+    for title, x, align in (
+        ("layer", 0.02, "left"),
+        ("output shape", 0.62, "center"),
+        ("weights", 0.98, "right"),
+    ):
         axes.text(x, 0.9, title, ha=align, weight="bold")
     for row, layer in enumerate(layers):
         colour = "#FBE3C0" if layer.trainable_weights else "#BBD9EE"
-        box = {"boxstyle": "round", "facecolor": colour if layer.count_params() else "#E8E8E8"}
-        name = f"{layer.name}  ({type(layer).__name__})"
+        face = {"boxstyle": "round", "facecolor": colour if layer.count_params() else "#E8E8E8"}
         shapes = [" x ".join(map(str, output.shape[1:])) for output in keras.tree.flatten(layer.output)]
-        axes.text(0.02, -row, name, va="center", bbox=box | {"edgecolor": "#666666"})
+        axes.text(
+            0.02,
+            -row,
+            f"{layer.name}  ({type(layer).__name__})",
+            va="center",
+            bbox=face | {"edgecolor": "#666666"},
+        )
         axes.text(0.62, -row, ", ".join(shapes), va="center", ha="center")
         axes.text(0.98, -row, f"{layer.count_params():,}", va="center", ha="right")
     axes.set(xlim=(0, 1), ylim=(0.4 - len(layers), 1.4))
@@ -165,8 +175,7 @@ def train_trials(
     root = run.settings.get("trials") or run.folder / "trials"
     results = []
     for number, trial in enumerate(planned, 1):
-        what = f"{trial.label}, split {trial.split}, fold {trial.fold}, seed {trial.seed}"
-        print(f"Trial {number} of {len(planned)}: {what}", flush=True)
+        print(f"Trial {number} of {len(planned)}: {trial}", flush=True)
         result = run_trial(
             trial, cache, profile, root=root, weights=weights, verbose=verbose, keep_model=keep_model
         )
@@ -202,9 +211,13 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
     for axis, result in zip(axes[0], results, strict=True):
         epochs = result.history["epoch"] + 1
         shown = result.predictions if result.held_out == "test" else result.validation
-        part = f"{result.held_out} ({len(shown)} images, {shown['case'].nunique()} cases)"
         axis.plot(epochs, result.history[quantity], color=style.TRAINING, label="training")
-        axis.plot(epochs, result.history[f"val_{quantity}"], color=style.HELD_OUT, label=part)
+        axis.plot(
+            epochs,
+            result.history[f"val_{quantity}"],
+            color=style.HELD_OUT,
+            label=f"{result.held_out} ({len(shown)} images, {shown['case'].nunique()} cases)",
+        )
         axis.set(
             xlabel="epoch",
             ylabel="loss (MSE)" if quantity == "loss" else "accuracy",

@@ -57,33 +57,32 @@ def bootstrap_cases(
     """
     for name in metrics:
         check_known("metric", name, METRICS)
-    tables, names = tables_by_seed(predictions, threshold), np.unique(predictions[unit])
-    blocks = []
-    for counts in _draws(len(names), repeats, seed):
-        weights = pd.DataFrame(counts.T, index=names)
-        by_seed = [_resampled(one, metrics, weights, unit=unit) for one in tables]
-        blocks.append(
-            pd.DataFrame({name: np.mean([one[name] for one in by_seed], axis=0) for name in metrics})
-        )
+    tables = tables_by_seed(predictions, threshold)
+    blocks = [
+        sum(_resampled(one, metrics, weights, unit=unit) for one in tables) / len(tables)
+        for weights in _draws(np.unique(predictions[unit]), repeats, seed)
+    ]
     return pd.concat(blocks, ignore_index=True)
 
 
-def _draws(n: int, repeats: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each of n units is drawn; int arrays (up to 250, n): blocks, so that memory stays small."""
-    generator = np.random.default_rng(seed)
+def _draws(names: np.ndarray, repeats: int, seed: int) -> Iterator[pd.DataFrame]:
+    """How often each unit is drawn (units, up to 250 resamples): blocks, so that memory stays small."""
+    generator, n = np.random.default_rng(seed), len(names)
     for start in range(0, repeats, 250):
-        yield generator.multinomial(n, np.full(n, 1 / n), size=min(250, repeats - start))
+        counts = generator.multinomial(n, np.full(n, 1 / n), size=min(250, repeats - start))
+        yield pd.DataFrame(counts.T, index=names)
 
 
-def _resampled(tables, metrics, weights: pd.DataFrame, *, unit: str) -> dict[str, np.ndarray]:
-    """Metrics (B,) of one seed's tables; `weights` (units, B) says how often each unit is drawn."""
-    values = dict.fromkeys(metrics, np.full(weights.shape[1], np.nan))
-    for counted, table in tables.items():
-        chosen = [name for name in metrics if METRICS[name].unit == counted]
-        if chosen and unit in table:  # a slide or case cannot be drawn by image
-            drawn = weights.loc[table[unit]].to_numpy(dtype=float).T
-            values |= {name: METRICS[name].weighted_values(table, drawn) for name in chosen}
-    return values
+def _resampled(tables, metrics, weights: pd.DataFrame, *, unit: str) -> pd.DataFrame:
+    """Metrics (B, metrics) of one seed's tables; `weights` (units, B) says how often each unit is drawn."""
+    drawn = {
+        counted: weights.loc[table[unit]].to_numpy(dtype=float).T
+        for counted, table in tables.items()
+        if unit in table  # a slide or case cannot be drawn by image
+    }
+    chosen = {name: METRICS[name] for name in metrics if METRICS[name].unit in drawn}
+    values = {name: one.weighted_values(tables[one.unit], drawn[one.unit]) for name, one in chosen.items()}
+    return pd.DataFrame(values, index=weights.columns, columns=list(metrics), dtype=float)
 
 
 def confidence_limits(values, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -130,8 +129,8 @@ def interval_table(
         high_by_image: what a bootstrap by image claims, which takes the images of a case for independent
         and is too narrow.
     """
-    rows = []
-    points = metrics_table(predictions, by, threshold)
+    counts = [*by, "images", "slides", "cases"]
+    rows, points = [], metrics_table(predictions, by, threshold)
     for (_, part), (_, point) in zip(
         predictions.groupby(list(by), sort=False), points.iterrows(), strict=True
     ):
@@ -140,12 +139,18 @@ def interval_table(
             for unit in ("case", "filename")
         )
         for metric in metrics:
-            limits = confidence_limits(cases[metric], point["cases"], level)
-            naive = confidence_limits(images[metric], point["images"], level)
-            counts = point[[*by, "images", "slides", "cases"]]
-            rows.append([*counts, metric, point[metric], *limits, *naive])
-    found = ["metric", "value", "low", "high", "low_by_image", "high_by_image"]
-    return pd.DataFrame(rows, columns=[*by, "images", "slides", "cases", *found])
+            rows.append(
+                [
+                    *point[counts],
+                    metric,
+                    point[metric],
+                    *confidence_limits(cases[metric], point["cases"], level),
+                    *confidence_limits(images[metric], point["images"], level),
+                ]
+            )
+    return pd.DataFrame(
+        rows, columns=[*counts, "metric", "value", "low", "high", "low_by_image", "high_by_image"]
+    )
 
 
 def paired_difference(
@@ -172,8 +177,7 @@ def paired_difference(
         If no image was predicted by both with the same seed.
     """
     first, second = _matched(first, second)
-    second = second.assign(case=first["case"])  # the same image belongs to the same case
-    both = first, second
+    both = first, second.assign(case=first["case"])  # the same image belongs to the same case
     values = [metrics_by_seed(one, threshold, [metric])[metric].mean(skipna=False) for one in both]
     draws = [
         bootstrap_cases(one, [metric], threshold=threshold, repeats=repeats, seed=seed)[metric]
@@ -184,23 +188,27 @@ def paired_difference(
     low, high = confidence_limits(gaps, cases, level)
     tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (len(gaps) + 1)) if len(gaps) and cases > 1 else float("nan")
-    found = {"value": values[0] - values[1], "low": low, "high": high, "p": p}
-    return found | {"images": first["filename"].nunique(), "cases": cases}
+    return {
+        "value": values[0] - values[1],
+        "low": low,
+        "high": high,
+        "p": p,
+        "images": first["filename"].nunique(),
+        "cases": cases,
+    }
 
 
-def _matched(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _matched(first: pd.DataFrame, second: pd.DataFrame) -> list[pd.DataFrame]:
     """Select the images and seeds that both have, in one order."""
-    key = KEY
-    if set(first["split"]) == set(second["split"]):  # the author's folds test some images more than once
-        key = [*KEY, "fold"]
+    # the author's folds test some images more than once
+    key = [*KEY, "fold"] if set(first["split"]) == set(second["split"]) else KEY
     first, second = (one.drop_duplicates(key) for one in (first, second))
     both = first[key].merge(second[key], on=key)
     if both.empty:
         raise InputError(
             "these two have no image and seed in common; compare trials of the same data and seeds"
         )
-    first, second = (one.merge(both, on=key).sort_values(key, ignore_index=True) for one in (first, second))
-    return first, second
+    return [one.merge(both, on=key).sort_values(key, ignore_index=True) for one in (first, second)]
 
 
 def paired_differences(
@@ -234,14 +242,13 @@ def paired_differences(
     within = "split" if between == "method" else "method"
     rows = []
     for name, part in predictions.groupby(within, sort=False):
-        others = list(dict.fromkeys(part[between]))
-        base = against if against in others else others[0]
-        for other in others:
-            one, two = part[part[between] == other], part[part[between] == base]
-            if other != base and len(one[KEY].merge(two[KEY], on=KEY)):
+        groups = dict(list(part.groupby(between, sort=False)))
+        base = against if against in groups else next(iter(groups))
+        for other, one in groups.items():
+            if other != base and len(one[KEY].merge(groups[base][KEY], on=KEY)):
                 rows.append(
                     {within: name, "first": other, "second": base, "metric": metric}
-                    | paired_difference(one, two, metric, repeats=repeats, seed=seed)
+                    | paired_difference(one, groups[base], metric, repeats=repeats, seed=seed)
                 )
     return pd.DataFrame(rows)
 
@@ -263,8 +270,7 @@ def comparison_table(
         within (the split or method that both share), first, second, metric, value, low, high, p, p_holm
         (Holm's correction over all rows of the table), images, cases. Empty if there is nothing to compare.
     """
-    present = set(predictions["split"])
-    strictest = next((name for name in splits.STRICTEST if name in present), None)
+    strictest = next((name for name in splits.STRICTEST if name in set(predictions["split"])), None)
     found = [
         paired_differences(predictions, between, metric, against=against, repeats=repeats, seed=seed).rename(
             columns={other: "within"}
@@ -272,8 +278,9 @@ def comparison_table(
         for between, other, against in (("method", "split", None), ("split", "method", strictest))
         for metric in metrics
     ]
-    columns = "within first second metric value low high p p_holm images cases".split()
-    table = pd.concat(found, ignore_index=True).reindex(columns=columns)
+    table = pd.concat(found, ignore_index=True).reindex(
+        columns="within first second metric value low high p p_holm images cases".split()
+    )
     known = table["p"].notna()
     if known.any():
         table.loc[known, "p_holm"] = multipletests(table.loc[known, "p"], method="holm")[1]
@@ -299,6 +306,5 @@ def interval_text(row) -> str:
     >>> interval_text(pd.Series({"value": 0.71, "low": 0.6, "high": 0.81}))
     '0.710 (0.600 to 0.810)'
     """
-    if np.isnan(row.value):
-        return "-"
-    return f"{row.value:.3f}" + ("" if np.isnan(row.low) else f" ({range_text(row.low, row.high)})")
+    limits = "" if np.isnan(row.low) else f" ({range_text(row.low, row.high)})"
+    return "-" if np.isnan(row.value) else f"{row.value:.3f}{limits}"

@@ -19,8 +19,7 @@ from sklearn import metrics as sk
 
 from bcdlib.data import breakhis
 from bcdlib.errors import InputError
-from bcdlib.runs.files import read_user_csv
-from bcdlib.runs.folder import TRIAL_COLUMNS
+from bcdlib.runs import files, folder
 
 COLUMNS = "filename slide case magnification subtype label probability fold method split seed".split()
 SUBTYPE_COLUMNS = [f"p_{name}" for name in breakhis.SUBTYPES]
@@ -73,10 +72,9 @@ class Metric:
 
     def value(self, table: pd.DataFrame) -> float:
         """Compute it from the rows of `table`; NaN where it is not defined."""
-        label = table["label"].to_numpy()
-        if self.both_classes and len(np.unique(label)) < 2:
+        if self.both_classes and table["label"].nunique() < 2:
             return float("nan")
-        return float(self.compute(label, table[self.of].to_numpy()))
+        return float(self.compute(table["label"].to_numpy(), table[self.of].to_numpy()))
 
     def weighted_values(self, table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
         """Compute it for each row of ``weights`` (B, N): how often each row of `table` counts; float (B,)."""
@@ -91,8 +89,7 @@ class Metric:
 
 def _ratio(numerator, denominator) -> np.ndarray:
     """Divide; NaN where the denominator is 0."""
-    denominator = np.asarray(denominator, dtype=float)
-    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0)
+    return numerator / np.where(denominator == 0, np.nan, denominator)
 
 
 def _weighted_mean(_, score, weights) -> np.ndarray:
@@ -107,12 +104,13 @@ def _weighted_recall(label, predicted, weights, *, pos_label: int = 1) -> np.nda
 def _weighted_auc(label, probability, weights) -> np.ndarray:
     order = np.argsort(probability, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(probability[order]) > 0])  # of equal probabilities
-    total = np.add.reduceat(weights[:, order], starts, axis=1)
-    positive = np.add.reduceat(weights[:, order] * (label[order] == 1), starts, axis=1)
-    negative = total - positive
+    positive, negative = (
+        np.add.reduceat(weights[:, order] * (label[order] == side), starts, axis=1) for side in (1, 0)
+    )
     below = np.cumsum(negative, axis=1) - negative
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    return _ratio((positive * (below + negative / 2)).sum(axis=1), pairs)
+    return _ratio(
+        (positive * (below + negative / 2)).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1)
+    )
 
 
 def calibration_error(label, probability) -> float:
@@ -240,7 +238,9 @@ def read_predictions(path) -> pd.DataFrame:
         0..1, a slide or case is empty, an image comes twice in one trial, or an image has two labels or two
         cases.
     """
-    return check_predictions(read_user_csv(path, "predictions table", {"slide": str, "case": str}), str(path))
+    return check_predictions(
+        files.read_user_csv(path, "predictions table", {"slide": str, "case": str}), str(path)
+    )
 
 
 def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.DataFrame:
@@ -267,13 +267,13 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
     ):
         if not good.all():
             raise InputError(f"{name}: {column} of {table.loc[~good, 'filename'].iloc[0]} is not {wanted}")
-    for column in ("filename", "slide", "case", *TRIAL_COLUMNS):
+    for column in ("filename", "slide", "case", *folder.TRIAL_COLUMNS):
         if table[column].isna().any():
-            row = int(np.flatnonzero(table[column].isna())[0]) + 2
             raise InputError(
-                f"{name}: line {row} has no {column}; each row needs one (0 will do for fold and seed)"
+                f"{name}: line {table[column].isna().argmax() + 2} has no {column}; each row needs one "
+                "(0 will do for fold and seed)"
             )
-    twice = table.duplicated([*TRIAL_COLUMNS, "filename"])
+    twice = table.duplicated([*folder.TRIAL_COLUMNS, "filename"])
     if twice.any():
         raise InputError(f"{name}: {table.loc[twice, 'filename'].iloc[0]} comes twice in one trial")
     for column in ("label", "case"):  # a slide may hold both classes, an image may not
@@ -330,8 +330,10 @@ def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]
     >>> found["accuracy"], found["auc"]
     (0.5, 0.75)
     """
-    columns = {"label": np.asarray(label), "probability": np.asarray(probability)}
-    table = with_correct(pd.DataFrame(columns), np.asarray(threshold))
+    table = with_correct(
+        pd.DataFrame({"label": np.asarray(label), "probability": np.asarray(probability)}),
+        np.asarray(threshold),
+    )
     return {key: metric.value(table) for key, metric in METRICS.items() if metric.unit == "image"}
 
 
@@ -381,9 +383,11 @@ def metrics_by_seed(
 ) -> pd.DataFrame:
     """Compute metrics (default: all) of one method and split: a row a seed, NaN where not defined."""
     chosen = {key: METRICS[key] for key in (METRICS if keys is None else keys)}
-    tables = tables_by_seed(predictions, threshold)
     return pd.DataFrame(
-        [{key: metric.value(one[metric.unit]) for key, metric in chosen.items()} for one in tables]
+        [
+            {key: metric.value(tables[metric.unit]) for key, metric in chosen.items()}
+            for tables in tables_by_seed(predictions, threshold)
+        ]
     )
 
 
@@ -418,8 +422,12 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
             "seeds": part["seed"].nunique(),
         }
         weights = {"weights": ", ".join(part["weights"].unique())} if "weights" in part else {}
-        values = metrics_by_seed(part, threshold).mean().to_dict()
-        rows.append(dict(zip(by, key, strict=True)) | counts | values | weights)
+        rows.append(
+            dict(zip(by, key, strict=True))
+            | counts
+            | metrics_by_seed(part, threshold).mean().to_dict()
+            | weights
+        )
     return pd.DataFrame(rows)
 
 
@@ -452,8 +460,18 @@ def subtype_table(predictions: pd.DataFrame, by=("method", "split")) -> pd.DataF
         precision, sensitivity, f1, _ = sk.precision_recall_fscore_support(
             truth, predicted, labels=labels, average="macro", zero_division=0
         )
-        counts = part["filename"].nunique(), part["case"].nunique(), len(labels)
-        rows.append([*key, *counts, sk.accuracy_score(truth, predicted), sensitivity, precision, f1])
+        rows.append(
+            [
+                *key,
+                part["filename"].nunique(),
+                part["case"].nunique(),
+                len(labels),
+                sk.accuracy_score(truth, predicted),
+                sensitivity,
+                precision,
+                f1,
+            ]
+        )
     return pd.DataFrame(rows, columns=[*by, *columns])
 
 
@@ -469,19 +487,16 @@ def cross_validation_table(
         highest, pooled. The standard deviation is that of the trials; they share training images, so it is
         no standard error.
     """
-    single = metrics_table(predictions, (*by, "fold", "seed"))
-    pooled = metrics_table(predictions, by)
-    rows = []
-    for (key, part), (_, whole) in zip(single.groupby(list(by), sort=False), pooled.iterrows(), strict=True):
-        for metric in metrics:
-            values = part[metric].dropna()
-            rows.append(
-                dict(zip(by, key, strict=True))
-                | {"metric": metric, "cases": whole["cases"], "trials": len(values)}
-                | {"mean": values.mean(), "sd": values.std(), "lowest": values.min(), "highest": values.max()}
-                | {"pooled": whole[metric]}
-            )
-    return pd.DataFrame(rows)
+    key = [*by, "metric"]
+    single = metrics_table(predictions, (*by, "fold", "seed")).melt(list(by), list(metrics), "metric")
+    spread = single.groupby(key)["value"].agg(
+        trials="count", mean="mean", sd="std", lowest="min", highest="max"
+    )
+    pooled = metrics_table(predictions, by).melt(
+        [*by, "cases"], list(metrics), "metric", "pooled", ignore_index=False
+    )
+    table = pooled.sort_index(kind="stable").merge(spread, on=key)  # the metrics of a group together
+    return table[[*key, "cases", *spread, "pooled"]]
 
 
 def weights_note(predictions: pd.DataFrame) -> str:

@@ -16,10 +16,7 @@ from bcdlib import __version__
 from bcdlib.data import breakhis
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
-from bcdlib.runs.files import atomic_write, write_csv, write_json
-from bcdlib.runs.places import shipped
-
-STORED = ["filename", "fold", "method", "split", "seed", "probability", "weights"]
+from bcdlib.runs import files, places
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Recording:
 
 def recorded_folder() -> Path:
     """Find ``notebooks/recorded``: beside the package in a checkout, inside it in a wheel."""
-    return shipped("notebooks") / "recorded"
+    return places.shipped("notebooks") / "recorded"
 
 
 def recorded_names() -> list[str]:
@@ -90,17 +87,19 @@ def write_recording(
     stored = predictions.assign(
         weights=predictions["weights"].where(~pretrained, weights),
         probability=predictions["probability"].round(5),
-    )[STORED]
+    )[["filename", "fold", "method", "split", "seed", "probability", "weights"]]
     full, shown = _complete(stored), metrics.shown_in("comparison")
-    with atomic_write(place / f"{name}.predictions.csv.gz") as temporary:
+    with files.atomic_write(place / f"{name}.predictions.csv.gz") as temporary:
         stored.to_csv(temporary, index=False, compression={"method": "gzip", "mtime": 0})
     counts = metrics.metrics_table(full)[["method", "split", "folds", "seeds", "weights"]]
-    found = bootstrap.interval_table(full, shown).merge(counts, on=["method", "split"])
-    write_csv(place / f"{name}.metrics.csv", found)
+    found = bootstrap.interval_table(full, shown)
+    files.write_csv(place / f"{name}.metrics.csv", found.merge(counts, on=["method", "split"]))
     differences = [bootstrap.paired_differences(full, "method", key, against=against) for key in shown]
-    write_csv(place / f"{name}.differences.csv", pd.concat(differences, ignore_index=True))
-    facts = {"commands": commands, "weights": weights, "against": against, "bcdlib": __version__}
-    write_json(place / f"{name}.json", facts)
+    files.write_csv(place / f"{name}.differences.csv", pd.concat(differences, ignore_index=True))
+    files.write_json(
+        place / f"{name}.json",
+        {"commands": commands, "weights": weights, "against": against, "bcdlib": __version__},
+    )
 
 
 def read_recording(name: str) -> Recording:
@@ -129,8 +128,7 @@ def read_recording(name: str) -> Recording:
 
 
 def _complete(stored: pd.DataFrame) -> pd.DataFrame:
-    images = breakhis.images_table(stored["filename"].unique())
-    facts = images[["filename", "class", "slide", "case", "magnification", "subtype"]]
-    full = stored.merge(facts, on="filename", how="left")
+    """Add what BreakHis' file names say."""
+    full = stored.merge(breakhis.images_table(stored["filename"].unique()), on="filename", how="left")
     full = metrics.check_predictions(full.assign(label=breakhis.class_labels(full)))
     return full[[*metrics.COLUMNS, "weights"]]

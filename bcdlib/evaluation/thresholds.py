@@ -22,11 +22,11 @@ RULES = ("youden", "sensitivity")
 CALIBRATIONS = ("temperature", "platt", "none")
 WISHED_SENSITIVITY = 0.95
 REFERRAL_SENSITIVITY = 0.99
-_EDGE = 1e-6  # probabilities of exactly 0 and 1 have no logit
 
 
 def _logit(probability) -> np.ndarray:
-    return logit(np.clip(np.asarray(probability, dtype=float), _EDGE, 1 - _EDGE))
+    # probabilities of exactly 0 and 1 have no logit
+    return logit(np.clip(np.asarray(probability, dtype=float), 1e-6, 1 - 1e-6))
 
 
 def _check(rule: str = "youden", sensitivity: float = WISHED_SENSITIVITY, calibration: str = "none") -> None:
@@ -73,11 +73,9 @@ def choose_threshold(
     if len(np.unique(label)) < 2:
         return metrics.THRESHOLD
     false_alarms, found, thresholds = roc_curve(label, probability, drop_intermediate=False)
-    if rule == "youden":
-        # of equals the highest, whatever rounding did to the last bit
-        best = np.argmax(np.round(found - false_alarms, 12))
-        return float(min(thresholds[best], 1.0))  # the curve's first threshold is infinite
-    return float(thresholds[np.argmax(found >= sensitivity - 1e-12)])
+    # of equals the highest, whatever rounding did to the last bit
+    good = np.round(found - false_alarms, 12) if rule == "youden" else found >= sensitivity - 1e-12
+    return float(min(thresholds[np.argmax(good)], 1.0))  # the curve's first threshold is infinite
 
 
 def fit_calibration(label, probability, kind: str = "temperature") -> tuple[float, float]:
@@ -190,9 +188,12 @@ def lock_thresholds(
         label, probability = part["label"].to_numpy(), part["probability"].to_numpy()
         threshold = choose_threshold(label, probability, rule, sensitivity=sensitivity)
         below = choose_threshold(label, probability, "sensitivity", sensitivity=REFERRAL_SENSITIVITY)
-        line = fit_calibration(label, probability, calibration)
-        counts = [len(part), part["case"].nunique()]
-        rows.append([*key, *counts, threshold, *line, below if len(set(label)) == 2 else float("nan")])
+        limits = [
+            threshold,
+            *fit_calibration(label, probability, calibration),
+            below if len(set(label)) == 2 else float("nan"),
+        ]
+        rows.append([*key, len(part), part["case"].nunique(), *limits])
     floats = ["threshold", "slope", "intercept", "refer_below"]
     table = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, "validation_images", "validation_cases", *floats])
     # an empty table (no validation anywhere) must merge and calculate like any other
@@ -204,14 +205,13 @@ def apply_lock(predictions: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
 
     Trials that `locked` does not know (a protocol without validation) keep 0.5 and their probability.
     """
-    known = predictions[TRIAL_COLUMNS].merge(
-        locked.astype(dict(predictions[TRIAL_COLUMNS].dtypes)), on=TRIAL_COLUMNS, how="left"
-    )
-    probability = predictions["probability"]
-    calibrated = calibrate(probability, known["slope"], known["intercept"])
+    trials, probability = predictions[TRIAL_COLUMNS], predictions["probability"]
+    known = trials.merge(locked.astype(dict(trials.dtypes)), on=TRIAL_COLUMNS, how="left")
     return predictions.assign(
         threshold=known["threshold"].fillna(metrics.THRESHOLD).to_numpy(),
-        calibrated=np.where(known["slope"].isna(), probability, calibrated),
+        calibrated=np.where(
+            known["slope"].isna(), probability, calibrate(probability, known["slope"], known["intercept"])
+        ),
         refer_below=known["refer_below"].to_numpy(),
     )
 
@@ -270,12 +270,13 @@ def referral_table(
     rows = []
     for key, part in predictions.groupby(list(by), sort=False):
         probability, threshold, below = part["probability"], part["threshold"], part["refer_below"]
-        referred = found = float("nan")
-        if below.notna().all():
-            referred = ((probability >= below) & (probability < threshold)).mean()
-            found = (probability >= np.minimum(below, threshold))[part["label"] == 1].mean()
         limit = choose_threshold(part["label"], probability, "sensitivity", sensitivity=sensitivity)
-        hindsight = ((probability >= limit) & (probability < threshold)).mean()
-        rows.append([*key, len(part), part["case"].nunique(), referred, found, hindsight])
-    columns = ["images", "cases", "referred", "sensitivity", "referred_hindsight"]
-    return pd.DataFrame(rows, columns=[*by, *columns])
+        referred, hindsight = (
+            ((probability >= at) & (probability < threshold)).mean() for at in (below, limit)
+        )
+        found = (probability >= np.minimum(below, threshold))[part["label"] == 1].mean()
+        known = [referred, found] if below.notna().all() else [np.nan, np.nan]
+        rows.append([*key, len(part), part["case"].nunique(), *known, hindsight])
+    return pd.DataFrame(
+        rows, columns=[*by, "images", "cases", "referred", "sensitivity", "referred_hindsight"]
+    )

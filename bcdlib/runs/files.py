@@ -97,8 +97,7 @@ def lock_path(path) -> Iterator[None]:
     path : str or path-like
         Need not exist.
     """
-    user = os.getuid() if hasattr(os, "getuid") else "locks"
-    folder = Path(tempfile.gettempdir(), f"bcdlib-{user}")
+    folder = Path(tempfile.gettempdir(), f"bcdlib-{os.getuid() if hasattr(os, 'getuid') else 'locks'}")
     folder.mkdir(exist_ok=True)
     with filelock.FileLock(folder / f"{_path_digest(path)}.lock"):
         yield

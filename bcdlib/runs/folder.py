@@ -81,6 +81,10 @@ class Run:
             raise InputError(f"{self.folder / name}: not there yet; run {stage} with this run folder first")
         return pd.read_csv(self.folder / name, dtype={"slide": str, "case": str})
 
+    def write_csv(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table of the run; `name` is its path inside the run folder."""
+        write_csv(self.folder / name, table)
+
     def table(self, name: str, values: pd.DataFrame, *, digits: int = 3, rows=None):
         """Write ``tables/<name>.csv``; return the table as notebooks and the report show it.
 
@@ -101,10 +105,11 @@ class Run:
         -------
         pandas.io.formats.style.Styler
         """
-        write_csv(self.folder / "tables" / f"{name}.csv", values)
+        self.write_csv(f"tables/{name}.csv", values)
         shown = (values if rows is None else values.loc[rows]).style.hide(axis="index")
-        shown = shown.format(precision=digits, na_rep="-", escape="html")
-        return shown.format_index(escape="html", axis="columns")
+        return shown.format(precision=digits, na_rep="-", escape="html").format_index(
+            escape="html", axis="columns"
+        )
 
     def figure(self, name: str, figure):
         """Write ``figures/<name>.png`` and ``.svg``; return the figure.
@@ -136,8 +141,7 @@ def open_run_folder(folder) -> Run:
     folder = Path(folder).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"{folder}: cannot write there ({error.strerror}); choose another --out") from None
     return Run(folder)
