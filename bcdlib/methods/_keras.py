@@ -63,7 +63,7 @@ class KerasMethod(KerasTraining):
     architectures: tuple[str, ...] = ()
     always = None
     pooling = "average"
-    cuts = 1  # images go through the bases in cuts x cuts patches
+    patches = 1  # images go through the bases in patches x patches parts
     loss = "binary_crossentropy"
     tasks = ("binary", "subtype")
     choices = {  # what a parameter can be
@@ -130,7 +130,7 @@ class KerasMethod(KerasTraining):
                 trainable=not self.frozen,
                 pooling=self.pooling,
                 batch_norm=self.batch_norm,
-                patches=self.cuts,
+                patches=self.patches,
                 name=f"pool_{name}" if several else "pool",
             )
             for name in self.architectures

@@ -78,7 +78,7 @@ class KerasTraining(Method):
                     weights,
                     target=self.stain_,
                     pooling=self.pooling,
-                    patches=self.cuts,
+                    patches=self.patches,
                     seed=self.seed,
                     verbose=self.verbose,
                     **change,
@@ -120,14 +120,12 @@ class KerasTraining(Method):
 
     def _train(self, X, y, held_out, folder) -> None:
         if self.frozen:
-            self._train_head(*flatten_copies(X, y), held_out, folder)
+            X, y = flatten_copies(X, y)
+            self.head_ = self._run(self._new_head(X), X, y, held_out)  # seconds: not worth a checkpoint
+            if folder is not None:
+                write_csv(Path(folder) / "history.csv", self.history_)
         else:
             self._train_whole(X, y, held_out, folder)
-
-    def _train_head(self, X, y, held_out, folder) -> None:
-        self.head_ = self._run(self._new_head(X), X, y, held_out)  # seconds: not worth a checkpoint
-        if folder is not None:
-            write_csv(Path(folder) / "history.csv", self.history_)
 
     def _new_head(self, X) -> keras.Model:
         """Build an untrained head for training features (N, channels), which it standardises by them."""

@@ -37,11 +37,6 @@ class AlexNet(KerasMethod):
         self.fusion = fusion
         self.patches = patches
 
-    @property
-    def cuts(self) -> int:
-        """Patches a side."""
-        return self.patches
-
     def build_outputs(self, x):
         """Append two dense layers with dropout, and the output, for each patch."""
         number = self.patches**2
