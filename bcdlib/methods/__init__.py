@@ -42,8 +42,8 @@ def method_names() -> tuple[str, ...]:
     'resnet50'
     """
     modules = pkgutil.iter_modules(__path__)
-    found = sorted(module.name for module in modules if not (module.ispkg or module.name.startswith("_")))
-    return tuple(sorted(found, key=lambda name: name != "resnet50"))
+    names = (name for _, name, package in modules if not (package or name.startswith("_")))
+    return tuple(sorted(names, key=lambda name: (name != "resnet50", name)))
 
 
 def method_settings(name: str) -> dict:

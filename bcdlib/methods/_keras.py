@@ -6,8 +6,8 @@ from bcdlib.data.stain import KINDS
 from bcdlib.errors import InputError
 from bcdlib.methods._base import TASKS
 from bcdlib.methods._training import AUGMENTATION, KerasTraining
-from bcdlib.methods.parts import backbones, hardware
-from bcdlib.methods.parts.augmentation import default_augmentation
+from bcdlib.methods.parts import augmentation, backbones, hardware
+from bcdlib.methods.parts.architectures import chain as chain  # for method files
 
 
 class KerasMethod(KerasTraining):
@@ -63,7 +63,7 @@ class KerasMethod(KerasTraining):
     architectures: tuple[str, ...] = ()
     always = None
     pooling = "average"
-    cuts = 1  # images go through the bases in cuts x cuts patches
+    patches = 1  # images go through the bases in patches x patches parts
     loss = "binary_crossentropy"
     tasks = ("binary", "subtype")
     choices = {  # what a parameter can be
@@ -116,7 +116,7 @@ class KerasMethod(KerasTraining):
 
     def build_augmentation(self) -> keras.layers.Layer:
         """Make the layer that augments training batches; saved networks leave it out."""
-        return default_augmentation(self.seed)
+        return augmentation.default_augmentation(self.seed)
 
     def build_features(self, x):
         """Connect RGB 0..255 (a Keras tensor) to features (batch, channels): pooled bases, side by side."""
@@ -130,7 +130,7 @@ class KerasMethod(KerasTraining):
                 trainable=not self.frozen,
                 pooling=self.pooling,
                 batch_norm=self.batch_norm,
-                patches=self.cuts,
+                patches=self.patches,
                 name=f"pool_{name}" if several else "pool",
             )
             for name in self.architectures
@@ -170,8 +170,9 @@ class KerasMethod(KerasTraining):
 
     def output(self, name: str = "probability") -> keras.layers.Layer:
         """Make an output layer for the task: one sigmoid, or eight numbers by softmax."""
-        activation = "sigmoid" if self.units == 1 else "softmax"
-        return keras.layers.Dense(self.units, activation=activation, name=name, dtype="float32")
+        return keras.layers.Dense(
+            self.units, activation="sigmoid" if self.units == 1 else "softmax", name=name, dtype="float32"
+        )
 
     @property
     def momentum(self) -> float:
@@ -204,9 +205,9 @@ class KerasMethod(KerasTraining):
         images = keras.Input(input_shape, dtype="uint8", name="image")
         x = keras.layers.Rescaling(1.0, name="as_float", dtype="float32")(images)
         if self.augment and not self.frozen:
-            augmentation = self.build_augmentation()
-            augmentation.name = AUGMENTATION
-            x = augmentation(x)
+            augment = self.build_augmentation()
+            augment.name = AUGMENTATION
+            x = augment(x)
         self.model_ = self._connect(images, self.build_features(x))
         return self.model_
 
@@ -214,8 +215,9 @@ class KerasMethod(KerasTraining):
         """Check the parameters and find the weights."""
         for name, known in {"task": self.tasks, **self.choices}.items():
             if getattr(self, name) not in known:
-                words = ", ".join(map(repr, known))
-                raise InputError(f"{self.key}: {name}={getattr(self, name)!r}; it knows {words}")
+                raise InputError(
+                    f"{self.key}: {name}={getattr(self, name)!r}; it knows {', '.join(map(repr, known))}"
+                )
         self.bases_ = backbones.find_all(self.architectures, self.weights, self.pretrained_required)
         first = next(iter(self.bases_.values()), backbones.Weights(None, ""))
         self.weights_ = backbones.Weights(first.path, backbones.weights_label(self.bases_))

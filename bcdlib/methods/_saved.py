@@ -10,9 +10,8 @@ import numpy as np
 
 from bcdlib.data import stain
 from bcdlib.errors import InputError
-from bcdlib.methods._base import TASKS, probability_columns
+from bcdlib.methods import _base, _training
 from bcdlib.methods._keras import KerasMethod
-from bcdlib.methods._training import MEMBER
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class SavedMethod:
 
     def predict_proba(self, X, images=None) -> np.ndarray:
         """Predict as `Method.predict_proba`: stain normalisation, if the method had it, then the network."""
-        return probability_columns(self.kind.probabilities(self.network, self.stained(X), images))
+        return _base.probability_columns(self.kind.probabilities(self.network, self.stained(X), images))
 
     def stained(self, X) -> np.ndarray:
         """Bring pixels to what the network wants: stain-normalised if the method had that step."""
@@ -94,19 +93,19 @@ def load_saved(path, kinds: dict[str, type[KerasMethod]]) -> SavedMethod:
         _, height, width, _ = network.input_shape
         outputs = network.output_shape[-1]
         with zipfile.ZipFile(path) as archive:
-            known = MEMBER in archive.namelist()
-            facts = json.loads(archive.open(MEMBER).read(_LARGEST_CONFIG)) if known else {}
+            known = _training.MEMBER in archive.namelist()
+            facts = json.loads(archive.open(_training.MEMBER).read(_LARGEST_CONFIG)) if known else {}
     except Exception as error:  # Keras raises many kinds on a damaged or foreign file
         raise InputError(f"{path}: not a usable Keras model ({error})".splitlines()[0]) from None
-    task = facts.get("task", "subtype" if outputs == len(TASKS["subtype"]) else "binary")
-    if outputs not in (1, len(TASKS[task])):
+    task = facts.get("task", "subtype" if outputs == len(_base.TASKS["subtype"]) else "binary")
+    if outputs not in (1, len(_base.TASKS[task])):
         raise InputError(f"{path}: the network gives {outputs} numbers an image; 1, 2 or 8 are understood")
     target = facts.get("stain")
     return SavedMethod(
         network,
         kinds.get(facts.get("key"), KerasMethod),
         task,
-        TASKS[task],
+        _base.TASKS[task],
         (width, height) if width and height else None,
         stain.StainTarget(target["kind"], tuple(target["values"])) if target else None,
     )

@@ -9,8 +9,7 @@ import numpy as np
 
 from bcdlib.data.stain import StainTarget, fit_stain, normalise_stain
 from bcdlib.methods._base import TASKS, Method, probability_columns
-from bcdlib.methods.parts import augmentation, features, hardware
-from bcdlib.methods.parts.fitting import Batches, fit_network, predict_batches
+from bcdlib.methods.parts import augmentation, features, fitting, hardware
 from bcdlib.runs.files import atomic_write, write_csv
 
 MEMBER = "bcdlib.json"  # what a saved .keras file says beside the network
@@ -31,7 +30,7 @@ class KerasTraining(Method):
     @classmethod
     def probabilities(cls, network, X, images=None) -> np.ndarray:
         """Predict with a trained network from pixels or features; (N, 1) or (N, 8)."""
-        return predict_batches(network, X)
+        return fitting.predict_batches(network, X)
 
     def inputs(self, cache, train=None) -> np.ndarray:
         """Give what `fit` and `predict_proba` want for all images of a cache.
@@ -60,8 +59,13 @@ class KerasTraining(Method):
 
     def _copies(self) -> list[dict]:
         """List the changes to the images for each set of features, first none; see `extract_features`."""
-        numbers = range(1, self.augmented_copies + 1)
-        return [{}, *({"augment": [self.seed, number, *augmentation.REVISION]} for number in numbers)]
+        return [
+            {},
+            *(
+                {"augment": [self.seed, number, *augmentation.REVISION]}
+                for number in range(1, self.augmented_copies + 1)
+            ),
+        ]
 
     def _features(self, extract, X) -> np.ndarray:
         """Give all bases' features side by side; (N, channels), or with copies (N, 1 + copies, channels)."""
@@ -74,7 +78,7 @@ class KerasTraining(Method):
                     weights,
                     target=self.stain_,
                     pooling=self.pooling,
-                    patches=self.cuts,
+                    patches=self.patches,
                     seed=self.seed,
                     verbose=self.verbose,
                     **change,
@@ -116,18 +120,12 @@ class KerasTraining(Method):
 
     def _train(self, X, y, held_out, folder) -> None:
         if self.frozen:
-            self._train_head(*flatten_copies(X, y), held_out, folder)
+            X, y = flatten_copies(X, y)
+            self.head_ = self._run(self._new_head(X), X, y, held_out)  # seconds: not worth a checkpoint
+            if folder is not None:
+                write_csv(Path(folder) / "history.csv", self.history_)
         else:
             self._train_whole(X, y, held_out, folder)
-
-    def _train_head(self, X, y, held_out, folder) -> None:
-        head, batches = self._new_head(X), self._batches(X, y)
-        # a step takes milliseconds: Python counts, so an epoch is one execution
-        wanted = self.steps_per_execution or batches.steps
-        head.steps_per_execution = hardware.steps_at_once(batches.steps, wanted)
-        self.head_ = self._run(head, batches, held_out)  # seconds: not worth a checkpoint
-        if folder is not None:
-            write_csv(Path(folder) / "history.csv", self.history_)
 
     def _new_head(self, X) -> keras.Model:
         """Build an untrained head for training features (N, channels), which it standardises by them."""
@@ -138,30 +136,35 @@ class KerasTraining(Method):
         return head
 
     def _train_whole(self, X, y, held_out, folder) -> None:
-        batches, policy = self._batches(X, y), hardware.dtype_policy(self.precision)
+        policy = hardware.dtype_policy(self.precision)
         with (
             hardware.sharing_devices(self.batch_size, self.verbose) as self.devices_,
             hardware.computing_dtype(policy),
         ):
-            model = self.build(X.shape[1:])
-            model.steps_per_execution = hardware.steps_at_once(
-                batches.steps, self.steps_per_execution, devices=self.devices_
-            )
-            if self.verbose:
-                print(hardware.describe_hardware(model, policy), flush=True)
-            self.model_ = self._run(model, batches, held_out, folder=folder, devices=self.devices_)
+            self.model_ = self._run(self.build(X.shape[1:]), X, y, held_out, folder, self.devices_)
         if policy != "float32" or self.devices_ > 1:
             # what is kept computes in float32, on one device: as exact, and quicker on a CPU
             weights = self.model_.get_weights()
             self.build(X.shape[1:]).set_weights(weights)
 
-    def _batches(self, X, y) -> Batches:
-        return Batches(X, y, self.batch_size, self.steps_per_epoch, self.seed)
-
-    def _run(self, model, batches, held_out, **settings) -> keras.Model:
+    def _run(self, model, X, y, held_out, folder=None, devices=1) -> keras.Model:
         """Train, set ``history_``, and give the network, another object if it was resumed."""
-        settings |= {"epochs": self.epochs, "seed": self.seed, "verbose": self.verbose}
-        model, self.history_ = fit_network(model, batches, held_out, **settings)
+        batches = fitting.Batches(X, y, self.batch_size, self.steps_per_epoch, self.seed)
+        # a step of a head takes milliseconds: Python counts, so an epoch is one execution
+        wanted = self.steps_per_execution or (batches.steps if self.frozen else 0)
+        model.steps_per_execution = hardware.steps_at_once(batches.steps, wanted, devices=devices)
+        if self.verbose and not self.frozen:
+            print(hardware.describe_hardware(model, keras.config.dtype_policy().name), flush=True)
+        model, self.history_ = fitting.fit_network(
+            model,
+            batches,
+            held_out,
+            folder=folder,
+            epochs=self.epochs,
+            devices=devices,
+            seed=self.seed,
+            verbose=self.verbose,
+        )
         return model
 
     def whole(self) -> keras.Model:
@@ -182,8 +185,9 @@ class KerasTraining(Method):
         """Predict as `Method.predict_proba`, from pixels or, with frozen bases, features from `inputs`."""
         X = np.asanyarray(X)
         network = self.whole() if X.ndim == 4 else self.head_
-        found = self.probabilities(self._predictor(network), first_copies(self._stained(X)), images)
-        return probability_columns(found)
+        return probability_columns(
+            self.probabilities(self._predictor(network), first_copies(self._stained(X)), images)
+        )
 
     def save(self, path) -> None:
         """Write a .keras file: raw RGB uint8 in, probability of malignant (or of the eight subtypes) out.
@@ -240,9 +244,8 @@ def standardise(layer: keras.layers.Normalization, X) -> keras.layers.Normalizat
     layer.adapt(np.asarray(X))
     mean, variance, *rest = layer.get_weights()
     dead = variance <= 1e-12 * np.square(mean)
-    if dead.any():
-        variance[dead] = variance[~dead].mean() if not dead.all() else 1.0
-        _set_weights(layer, [mean, variance, *rest])
+    variance[dead] = 1.0 if dead.all() else variance[~dead].mean()
+    _set_weights(layer, [mean, variance, *rest])
     return layer
 
 

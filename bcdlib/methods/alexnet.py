@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods._keras import KerasMethod, chain
 
 
 class AlexNet(KerasMethod):
@@ -37,18 +37,16 @@ class AlexNet(KerasMethod):
         self.fusion = fusion
         self.patches = patches
 
-    @property
-    def cuts(self) -> int:
-        """Patches a side."""
-        return self.patches
-
     def build_outputs(self, x):
         """Append two dense layers with dropout, and the output, for each patch."""
         number = self.patches**2
         x = keras.layers.Reshape((number, x.shape[-1] // number), name="patches")(x)
         for layer in (1, 2):
-            x = keras.layers.Dense(512, activation="relu", name=f"dense_{layer}")(x)
-            x = keras.layers.Dropout(0.5, name=f"dropout_{layer}")(x)
+            x = chain(
+                x,
+                keras.layers.Dense(512, activation="relu", name=f"dense_{layer}"),
+                keras.layers.Dropout(0.5, name=f"dropout_{layer}"),
+            )
         return self.output("patch_probability")(x)
 
     def build_prediction(self, model):

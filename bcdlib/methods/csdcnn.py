@@ -2,7 +2,7 @@
 
 import keras
 
-from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods._keras import KerasMethod, chain
 from bcdlib.methods.parts.losses import accuracy, cross_entropy
 
 
@@ -37,10 +37,11 @@ class CSDCNN(KerasMethod):
     def build_outputs(self, x):
         """Append the output, and beside it the embedding."""
         x = keras.layers.Dense(128, activation="relu", name="dense")(x)
-        projected = keras.layers.Dense(128, name="project")(x)
-        embedding = keras.layers.UnitNormalization(name="embedding")(projected)
-        x = keras.layers.Dropout(0.4, name="dropout")(x)
-        return keras.layers.Concatenate(name="trained", dtype="float32")([self.output()(x), embedding])
+        embedding = chain(
+            x, keras.layers.Dense(128, name="project"), keras.layers.UnitNormalization(name="embedding")
+        )
+        x = chain(x, keras.layers.Dropout(0.4, name="dropout"), self.output())
+        return keras.layers.Concatenate(name="trained", dtype="float32")([x, embedding])
 
     def build_loss(self):
         """Make the loss with the constraint."""
@@ -94,13 +95,17 @@ class StructureLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         """Compute the loss of a batch."""
         probability, embedding = y_pred[:, : self.outputs], y_pred[:, self.outputs :]
-        constraint = structure(y_true[:, 0], embedding, self.margin)
-        return cross_entropy(y_true, probability) + self.constraint * constraint
+        return cross_entropy(y_true, probability) + self.constraint * structure(
+            y_true[:, 0], embedding, self.margin
+        )
 
     def get_config(self):
         """Give the arguments of the constructor."""
-        names = ("outputs", "margin", "constraint")
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | {
+            "outputs": self.outputs,
+            "margin": self.margin,
+            "constraint": self.constraint,
+        }
 
 
 @keras.saving.register_keras_serializable("bcdlib")

@@ -2,7 +2,7 @@
 
 from keras import layers
 
-from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods._keras import KerasMethod, chain
 
 
 class DCNN14(KerasMethod):
@@ -28,12 +28,16 @@ class DCNN14(KerasMethod):
             if stage > 1:
                 x = layers.MaxPooling2D(2, padding="same", name=f"pool_{stage}")(x)
             for number in range(1, count + 1):
-                x = layers.Conv2D(maps, 3, padding="same", use_bias=False, name=f"conv_{stage}_{number}")(x)
-                x = layers.BatchNormalization(momentum=self.momentum, name=f"norm_{stage}_{number}")(x)
-                x = layers.ReLU(name=f"relu_{stage}_{number}")(x)
+                x = chain(
+                    x,
+                    layers.Conv2D(maps, 3, padding="same", use_bias=False, name=f"conv_{stage}_{number}"),
+                    layers.BatchNormalization(momentum=self.momentum, name=f"norm_{stage}_{number}"),
+                    layers.ReLU(name=f"relu_{stage}_{number}"),
+                )
         return layers.GlobalAveragePooling2D(name="pool")(x)
 
     def build_head(self, x):
         """Append a dense layer and dropout."""
-        x = layers.Dense(64, activation="relu", name="dense")(x)
-        return layers.Dropout(0.3, name="dropout")(x)
+        return chain(
+            x, layers.Dense(64, activation="relu", name="dense"), layers.Dropout(0.3, name="dropout")
+        )

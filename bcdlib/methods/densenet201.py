@@ -1,8 +1,8 @@
 """DenseNet201 with a pooled, dropped-out head (Sagar 2019)."""
 
-import keras
+from keras import layers
 
-from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods._keras import KerasMethod, chain
 
 
 class DenseNet201(KerasMethod):
@@ -21,5 +21,8 @@ class DenseNet201(KerasMethod):
 
     def build_head(self, x):
         """Append dropout and batch norm."""
-        x = keras.layers.Dropout(0.5, name="dropout")(x)
-        return keras.layers.BatchNormalization(momentum=0.9, name="batch_norm")(x)
+        return chain(
+            x,
+            layers.Dropout(0.5, name="dropout"),
+            layers.BatchNormalization(momentum=0.9, name="batch_norm"),
+        )

@@ -1,8 +1,8 @@
 """DenseNet201, VGG19 and MobileNetV2 side by side (Kassani 2019)."""
 
-import keras
+from keras import layers
 
-from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods._keras import KerasMethod, chain
 
 
 class Ensemble(KerasMethod):
@@ -25,5 +25,6 @@ class Ensemble(KerasMethod):
 
     def build_head(self, x):
         """Append a dense layer and dropout."""
-        x = keras.layers.Dense(256, activation="relu", name="dense")(x)
-        return keras.layers.Dropout(0.5, name="dropout")(x)
+        return chain(
+            x, layers.Dense(256, activation="relu", name="dense"), layers.Dropout(0.5, name="dropout")
+        )

@@ -10,9 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from bcdlib.evaluation.thresholds import fit_platt
-from bcdlib.methods._keras import KerasMethod
-from bcdlib.methods._linear import linear_layer
-from bcdlib.methods._training import first_copies, flatten_copies, standardise
+from bcdlib.methods import KerasMethod, _linear, _training
 from bcdlib.methods.parts import backbones
 
 # features outnumber images by far: hence so strong a regularisation
@@ -74,10 +72,10 @@ class HybridCNN(KerasMethod):
     def _train(self, X, y, held_out, folder):
         if X.ndim == 3 and self.cases_ is not None:
             self.cases_ = np.repeat(self.cases_, X.shape[1])
-        X, y = flatten_copies(X, y.astype(int))
+        X, y = _training.flatten_copies(X, y.astype(int))
         folds, self.scores_ = self._folds(y), {}
         for name, columns in self._columns().items():
-            scale = standardise(keras.layers.Normalization(), X[:, columns])
+            scale = _training.standardise(keras.layers.Normalization(), X[:, columns])
             Z, others = _scaled(scale, X, held_out, columns)
             for kind in CLASSIFIERS:
                 self.scores_[name, kind] = self._score(*self._unseen(kind, Z, y, folds, others))
@@ -101,19 +99,17 @@ class HybridCNN(KerasMethod):
     def _columns(self) -> dict[str, slice]:
         """Find the columns of each base's features."""
         ends = np.cumsum(self.widths_)
-        slices = map(slice, ends - self.widths_, ends)
-        return dict(zip(self.architectures, slices, strict=True))
+        return dict(zip(self.architectures, map(slice, ends - self.widths_, ends), strict=True))
 
     def _folds(self, y) -> list:
-        counts = np.bincount(y)
-        number = max(2, min(3, counts[counts > 0].min()))
+        number = np.unique(y, return_counts=True)[1].min().clip(2, 3)
         kind = StratifiedKFold if self.cases_ is None else StratifiedGroupKFold
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a rare subtype may have fewer images than folds
             return list(kind(number, shuffle=True, random_state=self.seed).split(y, y, self.cases_))
 
     def _linear(self, kind: str, Z, y) -> tuple[np.ndarray, np.ndarray]:
-        return linear_layer(CLASSIFIERS[kind](self.seed), Z, y, outputs=self.units)
+        return _linear.linear_layer(CLASSIFIERS[kind](self.seed), Z, y, outputs=self.units)
 
     def _unseen(self, kind: str, Z, y, folds, held_out) -> tuple[np.ndarray, np.ndarray]:
         """Score images that the classifier is not fitted on, held out or fold by fold; give labels too."""
@@ -133,7 +129,7 @@ class HybridCNN(KerasMethod):
 
     def predict_proba(self, X, images=None):
         """Predict as `KerasMethod.predict_proba`; features are those of all bases."""
-        X = first_copies(np.asanyarray(X))
+        X = _training.first_copies(np.asanyarray(X))
         return super().predict_proba(X if X.ndim == 4 else X[:, self._columns()[self.chosen_[0]]], images)
 
 

@@ -2,7 +2,7 @@
 
 from keras import layers
 
-from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods._keras import KerasMethod, chain
 
 
 class LeNet5(KerasMethod):
@@ -24,12 +24,14 @@ class LeNet5(KerasMethod):
         """Build the convolutions."""
         x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalisation")(x)
         for maps, pool in ((16, 4), (32, 2)):
-            x = layers.Conv2D(maps, 5, padding="same", activation="relu", name=f"conv_{maps}")(x)
-            x = layers.MaxPooling2D(pool, name=f"pool_{maps}")(x)
+            x = chain(
+                x,
+                layers.Conv2D(maps, 5, padding="same", activation="relu", name=f"conv_{maps}"),
+                layers.MaxPooling2D(pool, name=f"pool_{maps}"),
+            )
         return layers.Flatten(name="flatten")(x)
 
     def build_head(self, x):
         """Append the dense layers and dropout."""
-        for units in (120, 84):
-            x = layers.Dense(units, activation="relu", name=f"dense_{units}")(x)
-        return layers.Dropout(0.3, name="dropout")(x)
+        dense = [layers.Dense(units, activation="relu", name=f"dense_{units}") for units in (120, 84)]
+        return chain(x, *dense, layers.Dropout(0.3, name="dropout"))

@@ -2,7 +2,7 @@
 
 from keras import layers
 
-from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods._keras import KerasMethod, chain
 
 
 class ResHist(KerasMethod):
@@ -30,28 +30,35 @@ class ResHist(KerasMethod):
 
     def build_features(self, x):
         """Build the stages of residual blocks."""
-        x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalisation")(x)
-        x = layers.Conv2D(16, 7, strides=2, padding="same", use_bias=False, name="conv1")(x)
-        x = layers.MaxPooling2D(3, 2, padding="same", name="pool1")(x)
+        x = chain(
+            x,
+            layers.Rescaling(1 / 127.5, offset=-1.0, name="normalisation"),
+            layers.Conv2D(16, 7, strides=2, padding="same", use_bias=False, name="conv1"),
+            layers.MaxPooling2D(3, 2, padding="same", name="pool1"),
+        )
         for stage, (maps, count) in enumerate(self.stages, 2):
             for number in range(1, count + 1):
                 strides = 2 if number == 1 and stage > 2 else 1
                 x = self._block(x, maps, strides, number == 1, f"block_{stage}_{number}")
-        x = self._norm(x, "last")
-        return layers.GlobalAveragePooling2D(name="pool")(x)
+        return chain(x, *self._norm("last"), layers.GlobalAveragePooling2D(name="pool"))
 
     def _block(self, x, maps: int, strides: int, project: bool, name: str):
         """Add 1x1, 3x3 and 1x1 convolutions, each behind batch norm and ReLU, to what came in."""
-        y = self._norm(x, f"{name}_1")
+        y = chain(x, *self._norm(f"{name}_1"))
         if project:
             x = layers.Conv2D(4 * maps, 1, strides=strides, use_bias=False, name=f"{name}_shortcut")(y)
-        y = layers.Conv2D(maps, 1, use_bias=False, name=f"{name}_conv_1")(y)
-        y = self._norm(y, f"{name}_2")
-        y = layers.Conv2D(maps, 3, strides=strides, padding="same", use_bias=False, name=f"{name}_conv_2")(y)
-        y = self._norm(y, f"{name}_3")
-        y = layers.Conv2D(4 * maps, 1, use_bias=False, name=f"{name}_conv_3")(y)
+        y = chain(
+            y,
+            layers.Conv2D(maps, 1, use_bias=False, name=f"{name}_conv_1"),
+            *self._norm(f"{name}_2"),
+            layers.Conv2D(maps, 3, strides=strides, padding="same", use_bias=False, name=f"{name}_conv_2"),
+            *self._norm(f"{name}_3"),
+            layers.Conv2D(4 * maps, 1, use_bias=False, name=f"{name}_conv_3"),
+        )
         return layers.Add(name=name)([x, y])
 
-    def _norm(self, x, name: str):
-        x = layers.BatchNormalization(momentum=self.momentum, name=f"{name}_norm")(x)
-        return layers.ReLU(name=f"{name}_relu")(x)
+    def _norm(self, name: str) -> list[layers.Layer]:
+        return [
+            layers.BatchNormalization(momentum=self.momentum, name=f"{name}_norm"),
+            layers.ReLU(name=f"{name}_relu"),
+        ]

@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 
 from bcdlib.data.breakhis import MAGNIFICATIONS
-from bcdlib.methods._keras import KerasMethod
-from bcdlib.methods.parts.fitting import predict_batches
-from bcdlib.methods.parts.losses import accuracy, cross_entropy
+from bcdlib.methods._keras import KerasMethod, chain
+from bcdlib.methods.parts import fitting, losses
 
 _HEAD = "probability_"
 
@@ -38,11 +37,15 @@ class ResNet152(KerasMethod):
 
     def build_outputs(self, x):
         """Append a head for each magnification."""
-        heads = []
-        for magnification in self.magnifications_:
-            y = keras.layers.Dense(256, activation="relu", name=f"dense_{magnification}")(x)
-            y = keras.layers.Dropout(0.4, name=f"dropout_{magnification}")(y)
-            heads.append(self.output(f"{_HEAD}{magnification}")(y))
+        heads = [
+            chain(
+                x,
+                keras.layers.Dense(256, activation="relu", name=f"dense_{magnification}"),
+                keras.layers.Dropout(0.4, name=f"dropout_{magnification}"),
+                self.output(f"{_HEAD}{magnification}"),
+            )
+            for magnification in self.magnifications_
+        ]
         if len(heads) == 1:
             return heads[0]
         return keras.layers.Concatenate(name="trained", dtype="float32")(heads)
@@ -62,8 +65,7 @@ class ResNet152(KerasMethod):
 
     def fit(self, X, y, validation_data=None, *, folder=None, images=None):
         """Train as `KerasMethod.fit`, each image its magnification's head (without ``images`` one head)."""
-        known = ["all"] if images is None else images["magnification"].unique().tolist()
-        self.magnifications_ = tuple(sorted(known))
+        self.magnifications_ = ("all",) if images is None else tuple(sorted(set(images["magnification"])))
         return super().fit(X, y, validation_data, folder=folder, images=images)
 
     def targets(self, y, images=None):
@@ -81,19 +83,18 @@ class ResNet152(KerasMethod):
             for layer in network.layers
             if layer.name.startswith(_HEAD)
         }
-        found = predict_batches(keras.Model(network.inputs, list(heads.values())), X)
-        found = np.stack(found if isinstance(found, list) else [found], axis=1)
+        found = fitting.predict_batches(keras.Model(network.inputs, list(heads.values())), X)
+        found = np.stack(keras.tree.flatten(found), axis=1)
         share = shares(images["magnification"].astype(str), list(heads), len(found))
         return slide_decision((found * share[:, :, None]).sum(axis=1), images)
 
 
 def shares(magnifications, heads, n: int) -> np.ndarray:
     """Weigh the heads for each image: its magnification's alone, or all the same; float64 (n, heads)."""
-    share = np.full((n, len(heads)), 1 / len(heads))
-    for number, head in enumerate(heads):
-        if magnifications is not None:
-            share[np.asarray(magnifications) == head] = np.eye(len(heads))[number]
-    return share
+    if magnifications is None:
+        return np.full((n, len(heads)), 1 / len(heads))
+    own = np.asarray(magnifications)[:, None] == np.asarray(heads)
+    return np.where(own.any(axis=1, keepdims=True), own, 1 / len(heads))
 
 
 def slide_decision(probability, images: pd.DataFrame) -> np.ndarray:
@@ -123,10 +124,10 @@ def _mixed(y_true, y_pred):
 @keras.saving.register_keras_serializable("bcdlib")
 def heads_loss(y_true, y_pred):
     """Compute the cross-entropy of the heads' outputs in ``y_pred``, mixed by their shares in ``y_true``."""
-    return cross_entropy(y_true[:, :1], _mixed(y_true, y_pred))
+    return losses.cross_entropy(y_true[:, :1], _mixed(y_true, y_pred))
 
 
 @keras.saving.register_keras_serializable("bcdlib")
 def heads_accuracy(y_true, y_pred):
     """Say of each image whether the same mixture predicts it correctly, 1 or 0."""
-    return accuracy(y_true[:, :1], _mixed(y_true, y_pred))
+    return losses.accuracy(y_true[:, :1], _mixed(y_true, y_pred))

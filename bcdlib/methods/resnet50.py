@@ -1,8 +1,8 @@
 """ResNet-50 transfer learning: the paper's own method (its last row of Table II)."""
 
-import keras
+from keras import layers
 
-from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods._keras import KerasMethod, chain
 
 
 class ResNet50(KerasMethod):
@@ -24,6 +24,9 @@ class ResNet50(KerasMethod):
 
     def build_head(self, x):
         """Append a dense layer, ReLU and dropout."""
-        x = keras.layers.Dense(1024, name="dense")(x)
-        x = keras.layers.ReLU(name="relu")(x)
-        return keras.layers.Dropout(0.4, name="dropout")(x)
+        return chain(
+            x,
+            layers.Dense(1024, name="dense"),
+            layers.ReLU(name="relu"),
+            layers.Dropout(0.4, name="dropout"),
+        )

@@ -5,9 +5,7 @@ from sklearn.linear_model import LogisticRegression
 
 from bcdlib.data.cache import resized_cache
 from bcdlib.errors import InputError
-from bcdlib.methods._keras import KerasMethod
-from bcdlib.methods._linear import linear_layer
-from bcdlib.methods._training import flatten_copies
+from bcdlib.methods import KerasMethod, _linear, _training
 
 
 class Robust(KerasMethod):
@@ -77,8 +75,10 @@ class Robust(KerasMethod):
             raise InputError(f"{self.key}: stages={self.stages!r}; give digits from 2 to 5, for example 234")
 
     def _copies(self):
-        jittered = ({"jitter": [self.seed, number]} for number in range(1, self.stain_copies + 1))
-        return [*super()._copies(), *jittered]
+        return [
+            *super()._copies(),
+            *({"jitter": [self.seed, number]} for number in range(1, self.stain_copies + 1)),
+        ]
 
     def inputs(self, cache, train=None) -> np.ndarray:
         """Give the features of all images at the method's own size, as `KerasMethod.inputs`.
@@ -92,24 +92,24 @@ class Robust(KerasMethod):
             try:
                 width, height = map(int, self.size.split("x"))
             except ValueError:
-                wanted = "give WIDTHxHEIGHT, for example 350x230, or 'cache'"
-                raise InputError(f"{self.key}: size={self.size!r}; {wanted}") from None
+                raise InputError(
+                    f"{self.key}: size={self.size!r}; give WIDTHxHEIGHT, for example 350x230, or 'cache'"
+                ) from None
             cache = resized_cache(cache, (width, height))
         return super().inputs(cache, train)
 
     def _train(self, X, y, held_out, folder):
-        rows, labels = flatten_copies(X, y.astype(int))
+        rows, labels = _training.flatten_copies(X, y.astype(int))
         copies = len(rows) // len(X)
-        head = self._new_head(rows)
-        kernel, bias = linear_layer(
+        self.head_ = self._new_head(rows)
+        fitted = _linear.linear_layer(
             LogisticRegression(C=self.C, max_iter=2000),
-            np.asarray(head.get_layer("standardise")(rows)),
+            np.asarray(self.head_.get_layer("standardise")(rows)),
             labels,
             outputs=self.units,
             sample_weight=np.repeat(self._weights(y.astype(int)) / copies, copies),
         )
-        head.get_layer("probability").set_weights([kernel, bias])
-        self.head_ = head
+        self.head_.get_layer("probability").set_weights(fitted)
 
     def _weights(self, y) -> np.ndarray:
         """How much each training image counts; float (N,), mean 1."""

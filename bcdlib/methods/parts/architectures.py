@@ -4,8 +4,7 @@ Same arguments as the constructors of keras.applications. Padding is "same" wher
 that feature maps at 224x224 have the published sizes and smaller images still pass.
 """
 
-import keras
-from keras import layers
+from keras import Input, Model, layers, ops
 
 # Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, Table 1:
 # #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj
@@ -22,7 +21,14 @@ INCEPTION = {
 }
 
 
-def GoogLeNet(include_top=False, weights=None, input_shape=(224, 224, 3), *, name="googlenet") -> keras.Model:
+def chain(x, *chained):
+    """Connect a Keras tensor to layers, one behind the other."""
+    for layer in chained:
+        x = layer(x)
+    return x
+
+
+def GoogLeNet(include_top=False, weights=None, input_shape=(224, 224, 3), *, name="googlenet") -> Model:
     """Build GoogLeNet (Inception v1) without top and auxiliary heads.
 
     From (height, width, 3) to (height/32, width/32, 1024). Szegedy et al., CVPR 2015, Table 1. Local response
@@ -32,20 +38,23 @@ def GoogLeNet(include_top=False, weights=None, input_shape=(224, 224, 3), *, nam
     ----------
     weights : path of a Keras weights file, or None
     """
-    inputs = keras.Input(input_shape)
-    x = _conv(inputs, 64, 7, 2, "conv1")
-    x = layers.MaxPooling2D(3, 2, padding="same", name="pool1")(x)
-    x = _conv(x, 64, 1, 1, "conv2_reduce")
-    x = _conv(x, 192, 3, 1, "conv2")
-    x = layers.MaxPooling2D(3, 2, padding="same", name="pool2")(x)
+    inputs = Input(input_shape)
+    x = chain(
+        inputs,
+        _conv(64, 7, 2, "conv1"),
+        layers.MaxPooling2D(3, 2, padding="same", name="pool1"),
+        _conv(64, 1, 1, "conv2_reduce"),
+        _conv(192, 3, 1, "conv2"),
+        layers.MaxPooling2D(3, 2, padding="same", name="pool2"),
+    )
     for block, widths in INCEPTION.items():
-        x = _inception(x, widths, f"inception_{block}")
+        x = _inception(x, f"inception_{block}", *widths)
         if block in ("3b", "4e"):
             x = layers.MaxPooling2D(3, 2, padding="same", name=f"pool{block[0]}")(x)
     return _finished(inputs, x, include_top, weights, name)
 
 
-def AlexNet(include_top=False, weights=None, input_shape=(227, 227, 3), *, name="alexnet") -> keras.Model:
+def AlexNet(include_top=False, weights=None, input_shape=(227, 227, 3), *, name="alexnet") -> Model:
     """Build AlexNet's five convolution layers, which need 67 pixels a side.
 
     From (227, 227, 3) to (6, 6, 256). Krizhevsky et al., "ImageNet Classification with Deep Convolutional
@@ -57,46 +66,45 @@ def AlexNet(include_top=False, weights=None, input_shape=(227, 227, 3), *, name=
     ----------
     weights : path of a Keras weights file, or None
     """
-    inputs = keras.Input(input_shape)
-    x = layers.Conv2D(96, 11, strides=4, activation="relu", name="conv1")(inputs)
-    x = layers.MaxPooling2D(3, 2, name="pool1")(x)
-    x = _two_groups(x, 256, 5, "conv2")
-    x = layers.MaxPooling2D(3, 2, name="pool2")(x)
-    x = _conv(x, 384, 3, 1, "conv3")
-    x = _two_groups(x, 384, 3, "conv4")
-    x = _two_groups(x, 256, 3, "conv5")
-    x = layers.MaxPooling2D(3, 2, name="pool5")(x)
-    return _finished(inputs, x, include_top, weights, name)
+    inputs = Input(input_shape)
+    conv1 = layers.Conv2D(96, 11, strides=4, activation="relu", name="conv1")
+    x = _two_groups(chain(inputs, conv1, layers.MaxPooling2D(3, 2, name="pool1")), 256, 5, "conv2")
+    x = chain(x, layers.MaxPooling2D(3, 2, name="pool2"), _conv(384, 3, 1, "conv3"))
+    x = _two_groups(_two_groups(x, 384, 3, "conv4"), 256, 3, "conv5")
+    return _finished(inputs, layers.MaxPooling2D(3, 2, name="pool5")(x), include_top, weights, name)
 
 
-def _conv(x, filters: int, size: int, strides: int, name: str):
-    return layers.Conv2D(filters, size, strides=strides, padding="same", activation="relu", name=name)(x)
+def _conv(filters: int, size: int, strides: int, name: str) -> layers.Layer:
+    return layers.Conv2D(filters, size, strides=strides, padding="same", activation="relu", name=name)
 
 
-def _inception(x, widths, name: str):
-    one, three_reduce, three, five_reduce, five, pool = widths
-    pooled = layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pool")(x)
+def _inception(x, name: str, one, three_reduce, three, five_reduce, five, pool):
     return layers.Concatenate(name=name)(
         [
-            _conv(x, one, 1, 1, f"{name}_1x1"),
-            _conv(_conv(x, three_reduce, 1, 1, f"{name}_3x3_reduce"), three, 3, 1, f"{name}_3x3"),
-            _conv(_conv(x, five_reduce, 1, 1, f"{name}_5x5_reduce"), five, 5, 1, f"{name}_5x5"),
-            _conv(pooled, pool, 1, 1, f"{name}_pool_proj"),
+            _conv(one, 1, 1, f"{name}_1x1")(x),
+            chain(x, _conv(three_reduce, 1, 1, f"{name}_3x3_reduce"), _conv(three, 3, 1, f"{name}_3x3")),
+            chain(x, _conv(five_reduce, 1, 1, f"{name}_5x5_reduce"), _conv(five, 5, 1, f"{name}_5x5")),
+            chain(
+                x,
+                layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pool"),
+                _conv(pool, 1, 1, f"{name}_pool_proj"),
+            ),
         ]
     )
 
 
 def _two_groups(x, filters: int, size: int, name: str):
     # two convolutions rather than groups=2, which TensorFlow does not train on every CPU
-    halves = keras.ops.split(x, 2, axis=-1)
-    halves = [_conv(half, filters // 2, size, 1, f"{name}_group{g}") for g, half in enumerate(halves, 1)]
-    return layers.Concatenate(name=name)(halves)
+    halves = enumerate(ops.split(x, 2, axis=-1), 1)
+    return layers.Concatenate(name=name)(
+        [_conv(filters // 2, size, 1, f"{name}_group{number}")(half) for number, half in halves]
+    )
 
 
-def _finished(inputs, x, include_top, weights, name) -> keras.Model:
+def _finished(inputs, x, include_top, weights, name) -> Model:
     if include_top:
         raise ValueError(f"{name}: only the base is here, without its top")
-    model = keras.Model(inputs, x, name=name)
+    model = Model(inputs, x, name=name)
     if weights is not None:
         model.load_weights(weights)
     return model

@@ -1,16 +1,15 @@
 """The augmentation of training images: exchange it here, in `default_augmentation`, and nowhere else."""
 
-import keras
 import numpy as np
-from keras import ops
+from keras import layers, ops, random, saving
 
 # What the seeds of augmented copies end with. Whoever changes the augmentation writes (1,) here, so that
 # stored features of the copies that it made before are not taken for those that it makes now.
 REVISION: tuple[int, ...] = ()
 
 
-@keras.saving.register_keras_serializable(package="bcdlib")
-class FlipAndZoom(keras.layers.Layer):
+@saving.register_keras_serializable(package="bcdlib")
+class FlipAndZoom(layers.Layer):
     """Flip images on both axes (both together: a half turn) and zoom them, anew in each training batch.
 
     The paper does not say which augmentation it used; tissue has no up or down. A quarter turn would cut a
@@ -35,14 +34,14 @@ class FlipAndZoom(keras.layers.Layer):
     def __init__(self, zoom: float = 0.1, seed: int = 0, always: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.zoom, self.seed, self.always = zoom, seed, always
-        self.generator = keras.random.SeedGenerator(seed)
+        self.generator = random.SeedGenerator(seed)
 
     def call(self, x, training=False):
         """Augment a batch."""
         if not (training or self.always):
             return x
         # zoom, flip of rows, flip of columns
-        drawn = keras.random.uniform((ops.shape(x)[0], 3), seed=self.generator)
+        drawn = random.uniform((ops.shape(x)[0], 3), seed=self.generator)
         step = 1 + self.zoom * (2 * drawn[:, :1] - 1)
         rows, columns = (
             self._weights(x.shape[1 + axis], ops.where(drawn[:, 1 + axis, None] < 0.5, step, -step), x.dtype)
@@ -66,7 +65,7 @@ class FlipAndZoom(keras.layers.Layer):
         return input_shape
 
 
-def default_augmentation(seed: int, *, always: bool = False) -> keras.layers.Layer:
+def default_augmentation(seed: int, *, always: bool = False) -> layers.Layer:
     """Make the layer that augments training images, for float (batch, height, width, channels), RGB 0..255.
 
     Parameters
@@ -90,4 +89,4 @@ def augmented(images, seed: int) -> np.ndarray:
     uint8 array of the same shape
     """
     found = default_augmentation(seed)(np.asarray(images, dtype="float32"), training=True)
-    return keras.ops.convert_to_numpy(found).round().clip(0, 255).astype("uint8")
+    return ops.convert_to_numpy(found).round().clip(0, 255).astype("uint8")

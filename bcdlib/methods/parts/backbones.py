@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,8 +60,7 @@ ARCHITECTURES = {
 }
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """Where a base's weights come from: its constructor's ``path`` (a file, "imagenet", None); a label."""
 
     path: str | None
@@ -190,8 +188,9 @@ def append_normalisation(x, architecture: str, name: str = "normalisation"):
         mean, deviation = np.array([103.939, 116.779, 123.68]), np.ones(3)
     else:
         mean, deviation = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
-    variance = np.square(deviation).tolist()
-    return keras.layers.Normalization(mean=mean.tolist(), variance=variance, name=name, dtype="float32")(x)
+    return keras.layers.Normalization(
+        mean=mean.tolist(), variance=np.square(deviation).tolist(), name=name, dtype="float32"
+    )(x)
 
 
 def normalise_images(images, architecture: str = "resnet50") -> np.ndarray:
@@ -219,8 +218,7 @@ def normalise_images(images, architecture: str = "resnet50") -> np.ndarray:
     [1.0, 1.0, 1.0]
     """
     check_known("architecture", architecture, ARCHITECTURES)
-    images = np.asarray(images, dtype="float32")
-    return keras.ops.convert_to_numpy(append_normalisation(images, architecture))
+    return keras.ops.convert_to_numpy(append_normalisation(np.asarray(images, dtype="float32"), architecture))
 
 
 def normalised_for_display(images, architecture: str = "resnet50") -> np.ndarray:
@@ -286,8 +284,9 @@ def append_features(
         x = keras.layers.Resizing(
             factor * height, factor * width, name=f"enlarge_{architecture}", dtype="float32"
         )(x)
-    normalisation = "normalisation" if name == "pool" else f"normalisation_{architecture}"
-    x = append_normalisation(x, architecture, normalisation)
+    x = append_normalisation(
+        x, architecture, "normalisation" if name == "pool" else f"normalisation_{architecture}"
+    )
     keras.utils.set_random_seed(seed)
     try:
         base = about.constructor(
@@ -305,7 +304,7 @@ def append_features(
     # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
     x = base(x, training=None if trainable else False)
     if stages:
-        feature_maps = x if isinstance(x, list | tuple) else [x]
+        feature_maps = keras.tree.flatten(x)
         pooled = [keras.ops.mean(one, axis=(1, 2)) for one in feature_maps]
         if kind == "moments":  # with a little added: the gradient of a root ends at 0
             pooled += [keras.ops.sqrt(keras.ops.var(one, axis=(1, 2)) + 1e-6) for one in feature_maps]

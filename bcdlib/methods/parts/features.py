@@ -7,9 +7,7 @@ import keras
 import numpy as np
 
 from bcdlib.data import stain
-from bcdlib.methods.parts import backbones
-from bcdlib.methods.parts.augmentation import default_augmentation
-from bcdlib.methods.parts.fitting import predict_batches
+from bcdlib.methods.parts import augmentation, backbones, fitting
 from bcdlib.runs.files import atomic_write, local_copy, lock_path
 
 FEATURES_FORMAT = 1
@@ -43,16 +41,31 @@ def cached_features(
     float32 array (N, channels)
         Read-only, rows as in ``cache.pixels``.
     """
-    stained = target and [target.kind, target.values]
-    facts = [FEATURES_FORMAT, architecture, _identity(weights, seed), pooling, patches, stained]
-    facts += [change] if change else []
+    facts = [
+        FEATURES_FORMAT,
+        architecture,
+        _identity(weights, seed),
+        pooling,
+        patches,
+        target and [target.kind, target.values],
+        *([change] if change else []),
+    ]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     path = cache.folder / "features" / f"{architecture}-{digest}.npy"
-    settings = {"target": target, "pooling": pooling, "patches": patches, "seed": seed, "verbose": verbose}
     with lock_path(path):
         if not path.is_file():
             with atomic_write(path) as temporary:
-                found = extract_features(cache.pixels, architecture, weights, **settings, **change)
+                found = extract_features(
+                    cache.pixels,
+                    architecture,
+                    weights,
+                    target=target,
+                    pooling=pooling,
+                    patches=patches,
+                    seed=seed,
+                    verbose=verbose,
+                    **change,
+                )
                 np.save(temporary, found, allow_pickle=False)
     return np.load(local_copy(path), mmap_mode="r", allow_pickle=False)
 
@@ -97,9 +110,9 @@ def extract_features(
     x = keras.layers.Rescaling(1.0, name="as_float")(images)
     if augment is not None:
         drawn = np.random.SeedSequence(augment).generate_state(1)[0] % 2**31
-        x = default_augmentation(int(drawn), always=True)(x)
+        x = augmentation.default_augmentation(int(drawn), always=True)(x)
     x = backbones.append_features(x, architecture, weights, seed=seed, pooling=pooling, patches=patches)
-    return predict_batches(keras.Model(images, x), X, verbose)
+    return fitting.predict_batches(keras.Model(images, x), X, verbose)
 
 
 def _identity(weights: backbones.Weights, seed: int) -> str:

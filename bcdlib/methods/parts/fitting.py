@@ -289,11 +289,8 @@ def batch_rows(n: int, batch_size: int, step: int, *, seed: int) -> np.ndarray:
     >>> sorted(int(row) for step in (0, 1) for row in batch_rows(6, 3, step, seed=0))
     [0, 1, 2, 3, 4, 5]
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {
-        number: _permutation(n, number, seed) for number in range(positions[0] // n, positions[-1] // n + 1)
-    }
-    return np.array([orders[position // n][position % n] for position in positions])
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return np.array([_permutation(n, position // n, seed)[position % n] for position in positions])
 
 
 @functools.lru_cache(maxsize=8)
