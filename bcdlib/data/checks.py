@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import breakhis, near_duplicates, splits
+from bcdlib.data import breakhis, decode, near_duplicates, splits
 from bcdlib.data.cache import PixelCache
-from bcdlib.data.decode import decode_all
 from bcdlib.errors import InputError, printable
 from bcdlib.runs.folder import Run
 
@@ -44,8 +43,9 @@ def examine_images(run: Run, source, cache: PixelCache) -> pd.DataFrame:
     paths = dict(run.images()[["filename", "path"]].to_numpy())
     rows += [(paths.get(name, name), LEFT_OUT, reason) for name, reason in cache.skipped.to_numpy()]
     rows += [(paths.get(name, name), USED, reason) for name, reason in same_images(cache)]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.sort_values(["outcome", "path"], kind="stable", ignore_index=True)
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values(
+        ["outcome", "path"], kind="stable", ignore_index=True
+    )
 
 
 def _compare_copies(left_out: pd.DataFrame, source, cache: PixelCache) -> dict[str, str]:
@@ -55,7 +55,7 @@ def _compare_copies(left_out: pd.DataFrame, source, cache: PixelCache) -> dict[s
     known = set(cache.images["filename"])
     verdicts = {}
     images = pd.DataFrame({"filename": paths, "path": paths})
-    for path, array, reason in decode_all(source, images, cache.size, progress=False):
+    for path, array, reason in decode.decode_all(source, images, cache.size, progress=False):
         if array is None:
             verdicts[path] = f"; {reason}"
         elif names[path] not in known:
@@ -138,18 +138,18 @@ class Verification:
     @property
     def partial(self) -> bool:
         """Whether an image of BreakHis is missing or unreadable."""
-        present = self.images.loc[self.images["status"] == "present", "filename"]
-        return not breakhis.known_images()["filename"].isin(present).all()
+        present = self.images.query("status == 'present'")
+        return len(present) < len(breakhis.known_images())
 
     def counts(self) -> pd.DataFrame:
         """Count images by class and magnification (rows) and status (columns)."""
-        table = pd.crosstab([self.images["class"], self.images["magnification"]], self.images["status"])
-        return table.reindex(columns=STATUSES, fill_value=0)
+        return pd.crosstab(
+            [self.images["class"], self.images["magnification"]], self.images["status"]
+        ).reindex(columns=STATUSES, fill_value=0)
 
     def summary(self) -> dict[str, int]:
         """Count present, missing, extra, unreadable, wrong_size, not_breakhis and duplicates."""
-        totals = self.images["status"].value_counts().reindex(STATUSES, fill_value=0).to_dict()
-        return totals | {
+        return self.counts().sum().to_dict() | {
             "wrong_size": len(self.wrong_size),
             "not_breakhis": len(self.scan.not_breakhis),
             "duplicates": len(self.scan.duplicates),
@@ -172,9 +172,10 @@ def verify_copy(source, progress: bool = True) -> Verification:
     columns = breakhis.IMAGE_COLUMNS
     rows = breakhis.known_images()[columns].merge(found.images[columns], how="outer", indicator="status")
     names = {"left_only": "missing", "both": "present", "right_only": "extra"}
-    rows["status"] = rows["status"].astype(str).map(names)
-    rows = rows.set_index("filename").assign(width=np.nan, height=np.nan, reason="")
-    for name, array, reason in decode_all(source, found.images, progress=progress, label="Verify"):
+    rows = rows.set_index("filename").assign(
+        status=rows["status"].astype(str).map(names).to_numpy(), width=np.nan, height=np.nan, reason=""
+    )
+    for name, array, reason in decode.decode_all(source, found.images, progress=progress, label="Verify"):
         if array is None:
             rows.loc[name, ["status", "reason"]] = ["unreadable", reason]
         else:
@@ -237,8 +238,9 @@ def audit_splits(
         if found is not None:
             alike = near_duplicates.across_split(found, table)
             for row in overlap:
-                pairs = alike.loc[alike["fold"] == row["fold"], ["test", "training", "correlation"]]
-                row["near_identical_pairs"] = pairs.to_dict("records")
+                row["near_identical_pairs"] = alike.loc[
+                    alike["fold"] == row["fold"], ["test", "training", "correlation"]
+                ].to_dict("records")
         rows += [{"split": name} | row for row in overlap]
     if not rows:
         raise InputError(f"these {len(images)} images allow no split; use more images")
@@ -252,9 +254,10 @@ def audit_lines(rows: list[dict]) -> list[str]:
         fold = row["fold"] + 1 if row["split"] in splits.PROTOCOLS else row["fold"]
         lines.append(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
         pairs = row.get("near_identical_pairs", [])
-        for pair in pairs[:5]:
-            sides = f"test {pair['test']}, training {pair['training']}"
-            lines.append(f"  near-identical ({pair['correlation']:.3f}): {sides}")
+        lines += [
+            f"  near-identical ({pair['correlation']:.3f}): test {pair['test']}, training {pair['training']}"
+            for pair in pairs[:5]
+        ]
         if len(pairs) > 5:
             lines.append(f"  near-identical: and {len(pairs) - 5} more pairs")
     return lines

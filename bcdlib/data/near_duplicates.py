@@ -37,8 +37,8 @@ def thumbnails(pixels: np.ndarray) -> np.ndarray:
     >>> thumbnails(np.zeros((2, 96, 144, 3), "uint8")).shape
     (2, 1152)
     """
-    shrunk = (Image.fromarray(image).resize((24, 16), Image.Resampling.BOX) for image in pixels)
-    return _unit(np.stack([np.asarray(image) for image in shrunk]))
+    box = Image.Resampling.BOX
+    return _unit(np.stack([np.asarray(Image.fromarray(image).resize((24, 16), box)) for image in pixels]))
 
 
 def near_duplicates(cache, least: float = SAME_CORRELATION) -> pd.DataFrame:
@@ -67,8 +67,9 @@ def near_duplicates(cache, least: float = SAME_CORRELATION) -> pd.DataFrame:
                 if correlation >= least:
                     difference = float(np.abs(one.astype(int) - two.astype(int)).mean())
                     rows.append((names[a], names[b], correlation, difference))
-    table = pd.DataFrame(rows, columns=["first", "second", "correlation", "difference"])
-    return table.sort_values("correlation", ascending=False, kind="stable", ignore_index=True)
+    return pd.DataFrame(rows, columns=["first", "second", "correlation", "difference"]).sort_values(
+        "correlation", ascending=False, kind="stable", ignore_index=True
+    )
 
 
 def across_split(found: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +92,7 @@ def across_split(found: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
         role = part.set_index("filename")["role"]
         sides = found.assign(fold=fold, one=found["first"].map(role), two=found["second"].map(role)).dropna()
         crossing = sides[(sides["one"] == "test") != (sides["two"] == "test")]
-        swapped = crossing.rename(columns={"first": "training", "second": "test"})
         straight = crossing.rename(columns={"first": "test", "second": "training"})
+        swapped = crossing.rename(columns={"first": "training", "second": "test"})
         tables.append(straight.where(crossing["one"] == "test", swapped))
     return pd.concat(tables, ignore_index=True)[["fold", "test", "training", "correlation", "difference"]]
