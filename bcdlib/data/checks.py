@@ -11,11 +11,8 @@ from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError, printable
 from bcdlib.runs.folder import Run
 
-COLUMNS = ["path", "outcome", "reason"]
 LEFT_OUT, USED = "left out", "used"
 TWO_CLASSES = "the same image is also filed as the other class, "  # how this reason begins
-TWO_SUBTYPES = "the same image is also filed as another subtype, "
-STATUSES = ["present", "missing", "extra", "unreadable"]
 _PRINTED = 10
 
 
@@ -43,7 +40,7 @@ def examine_images(run: Run, source, cache: PixelCache) -> pd.DataFrame:
     paths = dict(run.images()[["filename", "path"]].to_numpy())
     rows += [(paths.get(name, name), LEFT_OUT, reason) for name, reason in cache.skipped.to_numpy()]
     rows += [(paths.get(name, name), USED, reason) for name, reason in same_images(cache)]
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values(
+    return pd.DataFrame(rows, columns=["path", "outcome", "reason"]).sort_values(
         ["outcome", "path"], kind="stable", ignore_index=True
     )
 
@@ -54,8 +51,8 @@ def _compare_copies(left_out: pd.DataFrame, source, cache: PixelCache) -> dict[s
     names = dict(zip(paths, paths.str.rsplit("/", n=1).str[-1]))
     known = set(cache.images["filename"])
     verdicts = {}
-    images = pd.DataFrame({"filename": paths, "path": paths})
-    for path, array, reason in decode.decode_all(source, images, cache.size, progress=False):
+    copies = pd.DataFrame({"filename": paths, "path": paths})
+    for path, array, reason in decode.decode_all(source, copies, cache.size, progress=False):
         if array is None:
             verdicts[path] = f"; {reason}"
         elif names[path] not in known:
@@ -81,7 +78,10 @@ def same_images(cache: PixelCache) -> list[tuple[str, str]]:
     found = []
     for _, same in cache.images[several].groupby(digests[several].to_numpy(), sort=False):
         for row in same.to_dict("records"):
-            for fact, words in (("class", TWO_CLASSES), ("subtype", TWO_SUBTYPES)):
+            for fact, words in (
+                ("class", TWO_CLASSES),
+                ("subtype", "the same image is also filed as another subtype, "),
+            ):
                 others = same.loc[same[fact] != row[fact], "filename"]
                 if len(others):
                     found.append((row["filename"], words + others.iloc[0]))
@@ -145,7 +145,7 @@ class Verification:
         """Count images by class and magnification (rows) and status (columns)."""
         return pd.crosstab(
             [self.images["class"], self.images["magnification"]], self.images["status"]
-        ).reindex(columns=STATUSES, fill_value=0)
+        ).reindex(columns=["present", "missing", "extra", "unreadable"], fill_value=0)
 
     def summary(self) -> dict[str, int]:
         """Count present, missing, extra, unreadable, wrong_size, not_breakhis and duplicates."""
@@ -171,9 +171,9 @@ def verify_copy(source, progress: bool = True) -> Verification:
     found = breakhis.scan_breakhis(source)
     columns = breakhis.IMAGE_COLUMNS
     rows = breakhis.known_images()[columns].merge(found.images[columns], how="outer", indicator="status")
-    names = {"left_only": "missing", "both": "present", "right_only": "extra"}
+    found_in = {"left_only": "missing", "both": "present", "right_only": "extra"}
     rows = rows.set_index("filename").assign(
-        status=rows["status"].astype(str).map(names).to_numpy(), width=np.nan, height=np.nan, reason=""
+        status=lambda table: table["status"].astype(str).map(found_in), width=np.nan, height=np.nan, reason=""
     )
     for name, array, reason in decode.decode_all(source, found.images, progress=progress, label="Verify"):
         if array is None:

@@ -161,10 +161,12 @@ def resize_image(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width, channels = array.shape
     while min(height / size[1], width / size[0]) >= 4:
         width, height = width // 2, height // 2
-        half = _scratch(f"half {width}", (height, width, channels), "uint8")
         array = cv2.resize(
-            array, (width, height), dst=half, interpolation=cv2.INTER_LINEAR_EXACT
-        )  # means of 2x2
+            array,
+            (width, height),
+            dst=_scratch(f"half {width}", (height, width, channels), "uint8"),
+            interpolation=cv2.INTER_LINEAR_EXACT,  # means of 2x2
+        )
     if (width, height) == tuple(size):
         return array.copy()
     rows = _scratch("rows", (height, width * channels), "float32")

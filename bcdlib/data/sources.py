@@ -199,9 +199,9 @@ class ZipSource(_ArchiveSource):
             _check_directory(self.path)
             with zipfile.ZipFile(self.path) as archive:
                 for info in archive.infolist():
-                    folder = info.filename.endswith("/")  # is_dir() of older Pythons fails on an empty name
                     mode = info.external_attr >> 16 if info.create_system == 3 else 0  # 3: packed on Unix
-                    file = not folder and stat.S_IFMT(mode) in (0, stat.S_IFREG)
+                    # not is_dir(), which in older Pythons fails on an empty name
+                    file = not info.filename.endswith("/") and stat.S_IFMT(mode) in (0, stat.S_IFREG)
                     yield (
                         info.filename.rstrip("/"),
                         "" if file else _NOT_A_FILE,

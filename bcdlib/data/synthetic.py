@@ -422,8 +422,16 @@ def _lining(scene):
     x, y = (v[keep] + rng.normal(0, (0.10 + 0.16 * g) * pitch * ppm, n) for v in (x, y))
     size = radius * rng.lognormal(0, 0.07 + 0.20 * g, n)
     longer = rng.uniform(1.0, 1.35, n)
-    angle = angle[keep] + rng.normal(0, 0.2 + g, n)
-    return np.column_stack([x, y, size * longer, size / longer, angle, rng.uniform(0.55, 0.8, n) + 0.2 * g])
+    return np.column_stack(
+        [
+            x,
+            y,
+            size * longer,
+            size / longer,
+            angle[keep] + rng.normal(0, 0.2 + g, n),
+            rng.uniform(0.55, 0.8, n) + 0.2 * g,
+        ]
+    )
 
 
 def _strangers(scene, apart, slope):
