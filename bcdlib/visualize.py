@@ -8,7 +8,6 @@ import pandas as pd
 
 from bcdlib.data import custom
 from bcdlib.data.breakhis import BENIGN, CLASSES, MAGNIFICATIONS, SUBTYPES, count_table_i, is_breakhis
-from bcdlib.data.captions import image_caption
 from bcdlib.data.decode import decode_all
 from bcdlib.data.stain import RUIFROK_HE
 from bcdlib.errors import InputError
@@ -219,7 +218,8 @@ def _read_samples(images: pd.DataFrame, source, wanted: int) -> list[tuple]:
         decoded = {name: array for name, array, _ in decode_all(source, part, progress=False)}
         readable = [name for name in part.index if decoded.get(name) is not None]
         found += [
-            (decoded[name], image_caption(part.loc[name], ("subtype", "magnification"))) for name in readable
+            (decoded[name], custom.image_caption(part.loc[name], ("subtype", "magnification")))
+            for name in readable
         ]
         if len(found) >= wanted:
             break
@@ -255,7 +255,7 @@ def _captions(cache, rows) -> list[str]:
     """Return encoded label, class, and what else is known of each row."""
     columns = ("class", "subtype", "magnification")
     images = cache.images.iloc[rows].iterrows()
-    return [f"{CLASSES.index(image['class'])} {image_caption(image, columns)}" for _, image in images]
+    return [f"{CLASSES.index(image['class'])} {custom.image_caption(image, columns)}" for _, image in images]
 
 
 def _subtype_name(subtype: str) -> str:

@@ -86,8 +86,16 @@ def parse_name(filename: str) -> dict:
     if (letter == "B") != (subtype in BENIGN):
         raise InputError(f"{filename!r}: class letter {letter!r} contradicts subtype {subtype!r}")
     case = f"{year}-{number}"
-    values = CLASSES[letter == "M"], subtype, int(year), case + part, case, int(magnification), int(sequence)
-    return dict(zip(IMAGE_COLUMNS, (filename, *values)))
+    return {
+        "filename": filename,
+        "class": CLASSES[letter == "M"],
+        "subtype": subtype,
+        "year": int(year),
+        "slide": case + part,
+        "case": case,
+        "magnification": int(magnification),
+        "sequence": int(sequence),
+    }
 
 
 def format_name(row) -> str:
@@ -123,10 +131,9 @@ def official_path(filename: str) -> str:
     'BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis/SOB_B_A_14-22549AB/40X/SOB_B_A-14-22549AB-40-001.png'
     """
     row = parse_name(filename)
-    slide_folder = filename.split("-")[0] + "_" + row["slide"]
     return (
-        f"BreaKHis_v1/histology_slides/breast/{row['class']}/SOB/{SUBTYPES[row['subtype']]}/{slide_folder}"
-        f"/{row['magnification']}X/{filename}"
+        f"BreaKHis_v1/histology_slides/breast/{row['class']}/SOB/{SUBTYPES[row['subtype']]}"
+        f"/{filename.split('-')[0]}_{row['slide']}/{row['magnification']}X/{filename}"
     )
 
 
@@ -143,8 +150,9 @@ def images_table(filenames: Iterable[str]) -> pd.DataFrame:
     InputError
         If one of the names is not a BreakHis name.
     """
-    rows = pd.DataFrame([parse_name(name) for name in filenames], columns=IMAGE_COLUMNS)
-    return rows.merge(known_images()[["filename", *FOLD_COLUMNS]], how="left", validate="many_to_one")
+    return pd.DataFrame([parse_name(name) for name in filenames], columns=IMAGE_COLUMNS).merge(
+        known_images()[["filename", *FOLD_COLUMNS]], how="left", validate="many_to_one"
+    )
 
 
 def class_labels(images: pd.DataFrame):
@@ -175,9 +183,11 @@ def count_table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFIC
     >>> int(count_table_i(known_images()).loc["benign", 40])
     625
     """
-    counts = pd.crosstab(images["class"], images["magnification"], margins=True, margins_name="total")
-    counts = counts.reindex(index=[*CLASSES, "total"], columns=[*magnifications, "total"], fill_value=0)
-    return counts.rename_axis(index=None, columns=None)
+    return (
+        pd.crosstab(images["class"], images["magnification"], margins=True, margins_name="total")
+        .reindex(index=[*CLASSES, "total"], columns=[*magnifications, "total"], fill_value=0)
+        .rename_axis(index=None, columns=None)
+    )
 
 
 def slide_folders(images: pd.DataFrame) -> pd.Series:
@@ -238,14 +248,14 @@ def scan_breakhis(source) -> Scan:
         except InputError as error:
             not_breakhis.append(path)
             reasons.append((path, str(error).removeprefix(f"{name!r}").lstrip(" :")))
-            continue
-        if contradiction:
-            reasons.append((path, contradiction))
-        elif name in paths:
-            duplicates.append(path)
-            reasons.append((path, f"{SECOND_COPY}{paths[name]}, the one that is used"))
         else:
-            paths[name] = path
+            if contradiction:
+                reasons.append((path, contradiction))
+            elif name in paths:
+                duplicates.append(path)
+                reasons.append((path, f"{SECOND_COPY}{paths[name]}, the one that is used"))
+            else:
+                paths[name] = path
     reasons += source.left_out
     if not paths:
         first = f", the first {printable(reasons[0][0])}: {reasons[0][1]}" if reasons else ""
@@ -253,8 +263,7 @@ def scan_breakhis(source) -> Scan:
             f"{source.path}: no BreakHis image found ({len(reasons)} other images{first}); "
             "expected names like SOB_B_A-14-22549AB-40-001.png, or --manifest MY.csv for images of your own"
         )
-    images = images_table(sorted(paths))
-    images["path"] = images["filename"].map(paths)
+    images = images_table(sorted(paths)).assign(path=lambda table: table["filename"].map(paths))
     return Scan(images, not_breakhis, duplicates, reasons)
 
 

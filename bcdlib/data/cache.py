@@ -90,12 +90,14 @@ def open_cache(folder) -> PixelCache:
     """
     folder = Path(folder)
     try:
-        images = pd.read_csv(folder / "images.csv", dtype={"slide": str, "case": str})
-        skipped = pd.read_csv(folder / "skipped.csv", dtype=str)
-        pixels = np.load(local_copy(folder / "pixels.npy"), mmap_mode="r", allow_pickle=False)
+        return PixelCache(
+            folder,
+            images=pd.read_csv(folder / "images.csv", dtype={"slide": str, "case": str}),
+            pixels=np.load(local_copy(folder / "pixels.npy"), mmap_mode="r", allow_pickle=False),
+            skipped=pd.read_csv(folder / "skipped.csv", dtype=str),
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no readable pixel cache ({error}); run 02_preprocess first") from None
-    return PixelCache(folder, images, pixels, skipped)
 
 
 def resized_cache(cache: PixelCache, size: tuple[int, int], progress: bool = False) -> PixelCache:
@@ -109,8 +111,9 @@ def resized_cache(cache: PixelCache, size: tuple[int, int], progress: bool = Fal
     if tuple(size) == cache.size:
         return cache
     place = json.loads((cache.folder / "cache.json").read_text())["made_from"]
-    source = sources.open_source(place)
-    other = build_cache(source, cache.images, size, root=cache.folder.parent, progress=progress)
+    other = build_cache(
+        sources.open_source(place), cache.images, size, root=cache.folder.parent, progress=progress
+    )
     if len(other.images) != len(cache.images):
         raise InputError(
             f"{place}: {len(other.skipped)} images of {cache.folder} are no longer there; preprocess again"
@@ -145,7 +148,6 @@ def build_cache(
     InputError
         If not one image can be decoded, the source vanishes while it is read, or the disk is full.
     """
-    images = images.reset_index(drop=True)
     fingerprint = source.fingerprint()
     folder = Path(root) / cache_key(fingerprint, images, size)
     # unfinished; each machine has one of its own, and the lock makes the machine's processes take turns

@@ -6,17 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import breakhis, near_duplicates, splits
+from bcdlib.data import breakhis, decode, near_duplicates, splits
 from bcdlib.data.cache import PixelCache
-from bcdlib.data.decode import decode_all
 from bcdlib.errors import InputError, printable
 from bcdlib.runs.folder import Run
 
-COLUMNS = ["path", "outcome", "reason"]
 LEFT_OUT, USED = "left out", "used"
 TWO_CLASSES = "the same image is also filed as the other class, "  # how this reason begins
-TWO_SUBTYPES = "the same image is also filed as another subtype, "
-STATUSES = ["present", "missing", "extra", "unreadable"]
 _PRINTED = 10
 
 
@@ -44,8 +40,9 @@ def examine_images(run: Run, source, cache: PixelCache) -> pd.DataFrame:
     paths = dict(run.images()[["filename", "path"]].to_numpy())
     rows += [(paths.get(name, name), LEFT_OUT, reason) for name, reason in cache.skipped.to_numpy()]
     rows += [(paths.get(name, name), USED, reason) for name, reason in same_images(cache)]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.sort_values(["outcome", "path"], kind="stable", ignore_index=True)
+    return pd.DataFrame(rows, columns=["path", "outcome", "reason"]).sort_values(
+        ["outcome", "path"], kind="stable", ignore_index=True
+    )
 
 
 def _compare_copies(left_out: pd.DataFrame, source, cache: PixelCache) -> dict[str, str]:
@@ -54,8 +51,8 @@ def _compare_copies(left_out: pd.DataFrame, source, cache: PixelCache) -> dict[s
     names = dict(zip(paths, paths.str.rsplit("/", n=1).str[-1]))
     known = set(cache.images["filename"])
     verdicts = {}
-    images = pd.DataFrame({"filename": paths, "path": paths})
-    for path, array, reason in decode_all(source, images, cache.size, progress=False):
+    copies = pd.DataFrame({"filename": paths, "path": paths})
+    for path, array, reason in decode.decode_all(source, copies, cache.size, progress=False):
         if array is None:
             verdicts[path] = f"; {reason}"
         elif names[path] not in known:
@@ -81,7 +78,10 @@ def same_images(cache: PixelCache) -> list[tuple[str, str]]:
     found = []
     for _, same in cache.images[several].groupby(digests[several].to_numpy(), sort=False):
         for row in same.to_dict("records"):
-            for fact, words in (("class", TWO_CLASSES), ("subtype", TWO_SUBTYPES)):
+            for fact, words in (
+                ("class", TWO_CLASSES),
+                ("subtype", "the same image is also filed as another subtype, "),
+            ):
                 others = same.loc[same[fact] != row[fact], "filename"]
                 if len(others):
                     found.append((row["filename"], words + others.iloc[0]))
@@ -138,18 +138,18 @@ class Verification:
     @property
     def partial(self) -> bool:
         """Whether an image of BreakHis is missing or unreadable."""
-        present = self.images.loc[self.images["status"] == "present", "filename"]
-        return not breakhis.known_images()["filename"].isin(present).all()
+        present = self.images.query("status == 'present'")
+        return len(present) < len(breakhis.known_images())
 
     def counts(self) -> pd.DataFrame:
         """Count images by class and magnification (rows) and status (columns)."""
-        table = pd.crosstab([self.images["class"], self.images["magnification"]], self.images["status"])
-        return table.reindex(columns=STATUSES, fill_value=0)
+        return pd.crosstab(
+            [self.images["class"], self.images["magnification"]], self.images["status"]
+        ).reindex(columns=["present", "missing", "extra", "unreadable"], fill_value=0)
 
     def summary(self) -> dict[str, int]:
         """Count present, missing, extra, unreadable, wrong_size, not_breakhis and duplicates."""
-        totals = self.images["status"].value_counts().reindex(STATUSES, fill_value=0).to_dict()
-        return totals | {
+        return self.counts().sum().to_dict() | {
             "wrong_size": len(self.wrong_size),
             "not_breakhis": len(self.scan.not_breakhis),
             "duplicates": len(self.scan.duplicates),
@@ -171,10 +171,11 @@ def verify_copy(source, progress: bool = True) -> Verification:
     found = breakhis.scan_breakhis(source)
     columns = breakhis.IMAGE_COLUMNS
     rows = breakhis.known_images()[columns].merge(found.images[columns], how="outer", indicator="status")
-    names = {"left_only": "missing", "both": "present", "right_only": "extra"}
-    rows["status"] = rows["status"].astype(str).map(names)
-    rows = rows.set_index("filename").assign(width=np.nan, height=np.nan, reason="")
-    for name, array, reason in decode_all(source, found.images, progress=progress, label="Verify"):
+    found_in = {"left_only": "missing", "both": "present", "right_only": "extra"}
+    rows = rows.set_index("filename").assign(
+        status=lambda table: table["status"].astype(str).map(found_in), width=np.nan, height=np.nan, reason=""
+    )
+    for name, array, reason in decode.decode_all(source, found.images, progress=progress, label="Verify"):
         if array is None:
             rows.loc[name, ["status", "reason"]] = ["unreadable", reason]
         else:
@@ -252,9 +253,10 @@ def audit_lines(rows: list[dict]) -> list[str]:
         fold = row["fold"] + 1 if row["split"] in splits.PROTOCOLS else row["fold"]
         lines.append(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
         pairs = row.get("near_duplicates", [])
-        for pair in pairs[:5]:
-            sides = f"test {pair['test']}, training {pair['training']}"
-            lines.append(f"  near-duplicate ({pair['correlation']:.3f}): {sides}")
+        lines += [
+            f"  near-duplicate ({pair['correlation']:.3f}): test {pair['test']}, training {pair['training']}"
+            for pair in pairs[:5]
+        ]
         if len(pairs) > 5:
             lines.append(f"  near-duplicates: and {len(pairs) - 5} more test images")
     return lines

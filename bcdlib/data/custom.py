@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN, count_table_i
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, one_line
 
 REQUIRED = ("path", "label", "group")
 OPTIONAL = ("slide", "magnification", "subtype")
@@ -94,18 +94,26 @@ def read_manifest(csv) -> pd.DataFrame:
     _refuse(csv, table, kinds.isna(), "label", "use 0 or benign, 1 or malignant")
     _refuse(csv, table, table["group"] == "", "group", "it is empty; name each image's patient or case")
     power = table["magnification"].str.lower().str.removesuffix("x").str.strip().replace("", "0")
-    whole = power.str.fullmatch(r"[0-9]{1,6}(\.0*)?")
-    _refuse(csv, table, ~whole, "magnification", "use a whole number such as 40, or leave it empty")
-    images = table.assign(
-        filename=paths,
-        year=0,
-        subtype=table["subtype"].replace("", UNKNOWN),
-        slide=table["slide"].where(table["slide"] != "", table["group"]),
-        case=table["group"],
-        magnification=power.astype(float).astype("int64"),
-        **{"class": kinds},
-    ).sort_values("filename", ignore_index=True)
-    images["sequence"] = images.groupby("case").cumcount() + 1
+    _refuse(
+        csv,
+        table,
+        ~power.str.fullmatch(r"[0-9]{1,6}(\.0*)?"),
+        "magnification",
+        "use a whole number such as 40, or leave it empty",
+    )
+    images = (
+        table.assign(
+            filename=paths,
+            year=0,
+            subtype=table["subtype"].replace("", UNKNOWN),
+            slide=table["slide"].where(table["slide"] != "", table["group"]),
+            case=table["group"],
+            magnification=power.astype(float).astype("int64"),
+            **{"class": kinds},
+        )
+        .sort_values("filename", ignore_index=True)
+        .assign(sequence=lambda images: images.groupby("case").cumcount() + 1)
+    )
     _check_classes(csv, images)
     return images[IMAGE_COLUMNS]
 
@@ -154,6 +162,31 @@ def magnification_label(magnification: int) -> str:
     return f"{magnification}X" if magnification else UNKNOWN
 
 
+def image_caption(image, columns=("class", "subtype", "magnification", "slide")) -> str:
+    """Describe an image in one line, by what is known of it.
+
+    Parameters
+    ----------
+    image : mapping
+        A row of an image table.
+    columns : sequence of str
+        What to say; what is unknown is left out.
+
+    Examples
+    --------
+    >>> image_caption({"class": "benign", "subtype": "A", "magnification": 40, "slide": "14-22549AB"})
+    'benign, A, 40X, slide 14-22549AB'
+    >>> image_caption({"class": "benign", "subtype": "unknown", "magnification": 0, "slide": "7"})
+    'benign, slide 7'
+    """
+    parts = []
+    for name in columns:
+        value = magnification_label(image[name]) if name == "magnification" else str(image[name])
+        if value != UNKNOWN:
+            parts.append(f"{name} {value}" if name in ("slide", "case") else value)
+    return ", ".join(parts)
+
+
 def custom_overview(scan: CustomScan) -> dict:
     """Sum up what was found, as the rows of a table."""
     images = scan.images
@@ -180,12 +213,12 @@ def _read_text(csv) -> pd.DataFrame:
             f"{csv}: no such file; --manifest names a CSV with the columns {', '.join(REQUIRED)}"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # commas that end every line: no harm
+        # commas that end every line: no harm
+        with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):
             # index_col: or such commas would make the first column an index; utf-8-sig: as Excel writes
             table = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     except (ValueError, OSError) as error:
-        raise InputError(f"{csv}: not a readable CSV ({' '.join(str(error).split())})") from None
+        raise InputError(f"{csv}: not a readable CSV ({one_line(error)})") from None
     table.columns = table.columns.str.strip().str.lower()
     table = table.loc[:, ~table.columns.duplicated()]
     for column in REQUIRED:

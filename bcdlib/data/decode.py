@@ -31,8 +31,11 @@ RESAMPLING = "lanczos, gap 2"
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more; to open some of them it starts other programs
 PNG = b"\x89PNG\r\n\x1a\n"
 _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: for Pillow
-_TAKEN_FOR = dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), " but a web page; download it again")
-_TAKEN_FOR |= {b"gif8": " but a GIF", b"%pdf": " but a PDF"}
+_TAKEN_FOR = {
+    **dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), " but a web page; download it again"),
+    b"gif8": " but a GIF",
+    b"%pdf": " but a PDF",
+}
 _BAND = 8  # rows or columns that one matrix product makes: the fewer, the fewer zeros, and the more products
 
 
@@ -111,7 +114,9 @@ def _decode_any(content: bytes) -> np.ndarray:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > LARGEST_PIXELS:
             raise ValueError(f"declares {image.width}x{image.height} pixels")
-        if image.mode.startswith(("I", "F")) or _is_deep(content, image):
+        # Pillow opens 16-bit colour as 8-bit without a word; the depth is byte 24 of a PNG, tag 258 of a TIFF
+        tags = {258: content[24:25]} if content[:8] == PNG else getattr(image, "tag_v2", {})
+        if image.mode.startswith(("I", "F")) or any(depth > 8 for depth in tags.get(258, ())):
             raise ValueError(f"not an 8-bit image (mode {image.mode})")
         _check_sums(content, _chunks(content))
         frames = getattr(image, "n_frames", 1)
@@ -123,8 +128,8 @@ def _decode_any(content: bytes) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except UnidentifiedImageError:
         start = content[:512].lstrip().lower()
-        what = next((words for mark, words in _TAKEN_FOR.items() if start.startswith(mark)), "")
-        what = what if start else "; it is empty"
+        marks = (words for mark, words in _TAKEN_FOR.items() if start.startswith(mark))
+        what = next(marks, "") if start else "; it is empty"
         raise ValueError(f"cannot be decoded: not a PNG, JPEG, TIFF or BMP image{what}") from None
     except ValueError:
         raise
@@ -156,10 +161,12 @@ def resize_image(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width, channels = array.shape
     while min(height / size[1], width / size[0]) >= 4:
         width, height = width // 2, height // 2
-        half = _scratch(f"half {width}", (height, width, channels), "uint8")
         array = cv2.resize(
-            array, (width, height), dst=half, interpolation=cv2.INTER_LINEAR_EXACT
-        )  # means of 2x2
+            array,
+            (width, height),
+            dst=_scratch(f"half {width}", (height, width, channels), "uint8"),
+            interpolation=cv2.INTER_LINEAR_EXACT,  # means of 2x2
+        )
     if (width, height) == tuple(size):
         return array.copy()
     rows = _scratch("rows", (height, width * channels), "float32")
@@ -203,20 +210,16 @@ def _chunks(content: bytes):
         place = end + 4
 
 
-def _is_deep(content: bytes, image: Image.Image) -> bool:
-    # Pillow opens 16-bit colour as 8-bit without a word; the depth is byte 24 of a PNG, and tag 258 of a TIFF
-    depths = getattr(image, "tag_v2", {}).get(258, ())
-    return (content[:8] == PNG and content[24:25] == b"\x10") or any(depth > 8 for depth in depths)
-
-
 def _check_sums(content: bytes, chunks) -> None:
     """Refuse a PNG whose pixel data are not what was written: decoders skip the checksum of the last part.
 
     The other formats have no checksums: what is wrong in them can pass for an image.
     """
     for kind, start, end in chunks:
-        total = zlib.crc32(memoryview(content)[start:end])
-        if kind == b"IDAT" and total.to_bytes(4) != content[end : end + 4]:
+        if (
+            kind == b"IDAT"
+            and zlib.crc32(memoryview(content)[start:end]).to_bytes(4) != content[end : end + 4]
+        ):
             raise ValueError("damaged: a checksum does not fit, or it is cut off")
 
 
@@ -229,9 +232,8 @@ def _check_length(content: bytes, size: tuple[int, int]) -> None:
     This unpacks it once more, hence only where the last row is black.
     """
     bits = content[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[content[25]]
-    passes = _ADAM7 if content[28] else ((0, 0, 1, 1),)
     wanted = 0
-    for left, top, across, down in passes:
+    for left, top, across, down in _ADAM7 if content[28] else ((0, 0, 1, 1),):
         columns, rows = -(-(size[0] - left) // across), -(-(size[1] - top) // down)
         wanted += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
     data = b"".join(content[start + 4 : end] for kind, start, end in _chunks(content) if kind == b"IDAT")
@@ -268,16 +270,7 @@ def decode_all(
     def work(group):
         if source.any_order:
             group = source.read([path for path, _, _ in group])
-        found = []
-        for path, content, reason in group:
-            array = None
-            if content is not None:
-                try:
-                    array = decode_image(content, size)
-                except ValueError as error:
-                    reason = str(error)
-            found.append((filenames[path], array, reason))
-        return found
+        return [(filenames[path], *_decoded(content, reason, size)) for path, content, reason in group]
 
     workers = workers or count_cores()
     pending: list[Future] = []  # bounded: memory does not grow with the data set
@@ -292,16 +285,23 @@ def decode_all(
                     yield found
 
 
+def _decoded(content: bytes | None, reason: str, size) -> tuple[np.ndarray | None, str]:
+    """Decode what was read: (array, "") or (None, why there is none)."""
+    if content is None:
+        return None, reason
+    try:
+        return decode_image(content, size), reason
+    except ValueError as error:
+        return None, str(error)
+
+
 @contextlib.contextmanager
 def _one_core_each() -> Iterator[None]:
     """Take their threads from OpenCV and BLAS: where all cores are at work, they only take time."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with threadpool_limits(1, "blas"):
-            yield
-    finally:
-        cv2.setNumThreads(before)
+    with threadpool_limits(1, "blas"), contextlib.ExitStack() as afterwards:
+        afterwards.callback(cv2.setNumThreads, cv2.getNumThreads())
+        cv2.setNumThreads(1)
+        yield
 
 
 def _groups(members) -> Iterator[list]:

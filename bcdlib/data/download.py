@@ -8,7 +8,6 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 import urllib3
-from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema
 from tqdm import tqdm
 
 from bcdlib.errors import InputError, one_line
@@ -80,7 +79,11 @@ def download_archive(
             part.replace(target)
             _note_file(part).unlink(missing_ok=True)
             return target
-        except (InvalidURL, InvalidSchema, MissingSchema) as error:
+        except (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+        ) as error:
             raise InputError(f"{url}: not an address to download from ({one_line(error)})") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             reason = one_line(error)
@@ -122,14 +125,18 @@ def _receive(part: Path, url: str, expected: int | None, timeout: float, progres
             _note_file(part).unlink()  # a range of another version, or beyond the end: start over
             return _receive(part, url, expected, timeout, progress)
         if response.status_code != 200 and not (have and response.status_code == 206):
-            answer = f"{response.status_code} {response.reason}"
-            raise InputError(f"{url}: the server answered {answer}; check the address")
+            raise InputError(
+                f"{url}: the server answered {response.status_code} {response.reason}; check the address"
+            )
         if response.headers.get("Content-Type", "").startswith("text/html"):  # must not replace a good .part
             raise InputError(f"{url}: the server sent a web page, not an archive; open it in a browser")
         if response.status_code == 200:
             have, length = 0, response.headers.get("Content-Length", "")
-            total = int(length) if length.isdecimal() else expected
-            note = {"url": url, "validator": _validator(response), "total": total}
+            note = {
+                "url": url,
+                "validator": _validator(response),
+                "total": int(length) if length.isdecimal() else expected,
+            }
         if expected not in (None, note["total"]):
             raise InputError(f"{url}: has {note['total']} bytes, expected {expected}; check the address")
         if not have:

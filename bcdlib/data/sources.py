@@ -104,8 +104,9 @@ class FolderSource(Source):
             for path in (Path(folder, name) for name in subfolders):
                 yield self._inside(path), "a folder, not an image"
                 if path.is_symlink():  # as os.walk does: a link may lead round in circles
-                    reason = "a link to a folder; such links are not followed"
-                    self.left_out.append((printable(self._inside(path)), reason))
+                    self.left_out.append(
+                        (printable(self._inside(path)), "a link to a folder; such links are not followed")
+                    )
             yield from ((self._inside(Path(folder, file)), "") for file in files)
 
     def _inside(self, path: Path) -> str:
@@ -198,11 +199,15 @@ class ZipSource(_ArchiveSource):
             _check_directory(self.path)
             with zipfile.ZipFile(self.path) as archive:
                 for info in archive.infolist():
-                    folder = info.filename.endswith("/")  # is_dir() of older Pythons fails on an empty name
                     mode = info.external_attr >> 16 if info.create_system == 3 else 0  # 3: packed on Unix
-                    file = not folder and stat.S_IFMT(mode) in (0, stat.S_IFREG)
-                    unpack = functools.partial(self._unpack, archive, info)
-                    yield info.filename.rstrip("/"), "" if file else _NOT_A_FILE, info.file_size, unpack
+                    # not is_dir(), which in older Pythons fails on an empty name
+                    file = not info.filename.endswith("/") and stat.S_IFMT(mode) in (0, stat.S_IFREG)
+                    yield (
+                        info.filename.rstrip("/"),
+                        "" if file else _NOT_A_FILE,
+                        info.file_size,
+                        functools.partial(self._unpack, archive, info),
+                    )
 
     def _unpack(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[bytes | None, str]:
         if info.flag_bits & 1:
@@ -223,8 +228,7 @@ class ZipSource(_ArchiveSource):
 def _check_directory(path: Path) -> None:
     """Refuse a zip of too many members before zipfile loads all of their names (APPNOTE 4.3.14 to 4.3.16)."""
     with open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 2**16 - 98))
+        file.seek(max(0, path.stat().st_size - 2**16 - 98))
         tail = file.read()
     place = tail.rfind(b"PK\5\6")
     if place < 0 or len(tail) < place + 22:
@@ -235,7 +239,7 @@ def _check_directory(path: Path) -> None:
         members, size = (
             max(pair) for pair in zip((members, size), struct.unpack("<QQ", tail[large + 32 : large + 48]))
         )
-    if members > MOST_MEMBERS or (size > 1000 * MOST_MEMBERS):
+    if members > MOST_MEMBERS or size > 1000 * MOST_MEMBERS:
         raise InputError(f"{path}: has {members} members, more than {MOST_MEMBERS}; {_IMAGES_ALONE}")
 
 
@@ -295,9 +299,12 @@ class TarSource(_ArchiveSource):
                     if len(archive.pax_headers) > 100:  # global ones, gathered from all of the archive
                         raise tarfile.ReadError("too many global headers")
                     # a sparse file's pieces may lie anywhere: to seek back unpacks all from the start
-                    plain = member.isfile() and not member.issparse()
-                    unpack = functools.partial(self._unpack, archive, member)
-                    yield member.name, "" if plain else _NOT_A_FILE, member.size, unpack
+                    yield (
+                        member.name,
+                        "" if member.isfile() and not member.issparse() else _NOT_A_FILE,
+                        member.size,
+                        functools.partial(self._unpack, archive, member),
+                    )
                     archive.members = []  # or a million members would pile up in memory
                 # tarfile takes a cut before or inside a header for the end; a whole archive ends with zeros
                 if stream.tell() < archive.offset + tarfile.BLOCKSIZE:
@@ -366,5 +373,6 @@ def _bad_name(name: str) -> str:
 
 def _is_image(name: str) -> bool:
     # macOS puts a shadow "._name.png" beside each file of an archive
-    hidden = name.rsplit("/", 1)[-1].startswith("._") or name.startswith("__MACOSX/")
-    return name.lower().endswith(IMAGE_SUFFIXES) and not hidden
+    return name.lower().endswith(IMAGE_SUFFIXES) and not (
+        name.rsplit("/", 1)[-1].startswith("._") or name.startswith("__MACOSX/")
+    )

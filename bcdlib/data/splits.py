@@ -121,8 +121,8 @@ def _test_parts(images: pd.DataFrame, protocol: str, folds: int, seed: int) -> l
 
 def _count_units(images: pd.DataFrame, group: str | None) -> pd.Series:
     """How many images, slides or cases each class has."""
-    units = images.drop_duplicates([group or "filename", "class"])["class"]
-    return units.value_counts().reindex(breakhis.CLASSES, fill_value=0)
+    units = images.drop_duplicates([group or "filename", "class"])
+    return units["class"].value_counts().reindex(breakhis.CLASSES, fill_value=0)
 
 
 def _folds(images: pd.DataFrame, group: str | None, folds: int, seed: int, what: str):
@@ -132,8 +132,9 @@ def _folds(images: pd.DataFrame, group: str | None, folds: int, seed: int, what:
             f"{what}: {folds} folds; give 2 to {fewest}, the {group or 'image'}s of the smaller class"
         )
     kind = StratifiedGroupKFold if group else StratifiedKFold
-    splitter = kind(folds, shuffle=True, random_state=seed)
-    return splitter.split(images, images["class"], images[group] if group else None)
+    return kind(folds, shuffle=True, random_state=seed).split(
+        images, images["class"], images[group] if group else None
+    )
 
 
 def _held_out(images: pd.DataFrame, group: str | None, share: float, seed: int) -> np.ndarray:
@@ -181,12 +182,11 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
             )
     if table.empty:
         raise InputError(f"{path}: has no rows; a split table has one for each image and role")
-    checks = (
+    for bad, what in (
         (~table["role"].isin(ROLES), f"has a role that is not {', '.join(ROLES)}"),
         (~table["filename"].isin(images["filename"]), "is not among the images that are audited"),
         (table["fold"].isna() if "fold" in table else table["role"].isna(), "has no fold"),
-    )
-    for bad, what in checks:
+    ):
         if bad.any():
             raise InputError(f"{path}: {table.loc[bad, 'filename'].iloc[0]} {what} ({bad.sum()} such rows)")
     for fold, part in folds_of(table):
@@ -219,22 +219,20 @@ def split_overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
         ``shared_<unit>_names``, a sorted list. Slides are counted as slide folders (subtype and slide: 82 in
         BreakHis), but shared as soon as their name is.
     """
-    split = pd.concat([part for _, part in folds_of(split)])
-    facts = split.merge(
-        images[["filename", "subtype", "slide", "case"]].drop_duplicates("filename"), on="filename"
-    )
-    facts["folder"] = breakhis.slide_folders(facts)
+    known = images.assign(folder=breakhis.slide_folders(images)).drop_duplicates("filename")
     rows = []
-    for fold, part in facts.groupby("fold"):
+    for fold, part in folds_of(split.merge(known[["filename", "slide", "case", "folder"]], on="filename")):
         test, training = part[part["role"] == "test"], part[part["role"] != "test"]
         shared = test["filename"].isin(training["filename"])
         row = {"fold": fold, "test_images": len(test), "images_shared": int(shared.sum())}
         for unit, count_by in (("slide", "folder"), ("case", "case")):
             shared = test[unit].isin(training[unit])
-            row[f"test_{unit}s"] = test[count_by].nunique()
-            row[f"{unit}s_shared"] = test.loc[shared, count_by].nunique()
-            row[f"test_images_of_shared_{unit}s"] = int(shared.sum())
-            row[f"shared_{unit}_names"] = sorted(test.loc[shared, unit].unique())
+            row |= {
+                f"test_{unit}s": test[count_by].nunique(),
+                f"{unit}s_shared": test.loc[shared, count_by].nunique(),
+                f"test_images_of_shared_{unit}s": int(shared.sum()),
+                f"shared_{unit}_names": sorted(test.loc[shared, unit].unique()),
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -280,8 +278,8 @@ def make_feasible_split(
         )
     for fewer in range(min(folds, fewest), 1, -1):
         try:
-            split = make_split(images, protocol, fewer, seed=seed)
-            return split, f"{fewer} folds instead of {folds}: {fewest} {protocol}s have {name} images"
+            note = f"{fewer} folds instead of {folds}: {fewest} {protocol}s have {name} images"
+            return make_split(images, protocol, fewer, seed=seed), note
         except InputError as error:  # uneven groups: the smaller class can still end up in one fold
             reason = error
     raise reason
@@ -300,8 +298,8 @@ def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
         raise InputError(
             f"{run.folder / 'splits'}: no split there yet; run 02_preprocess with this run folder first"
         )
-    strictest = next(name for name in STRICTEST if name in there)
-    return tuple(name for name in wanted if name in there) or (strictest,)
+    chosen = tuple(name for name in wanted if name in there)
+    return chosen or (next(name for name in STRICTEST if name in there),)
 
 
 def read_split(run: Run, name: str) -> pd.DataFrame:

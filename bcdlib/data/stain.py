@@ -8,8 +8,7 @@ import contextlib
 from dataclasses import dataclass
 
 import numpy as np
-from torchstain.numpy.normalizers.macenko import NumpyMacenkoNormalizer
-from torchstain.numpy.normalizers.reinhard import NumpyReinhardNormalizer
+from torchstain.numpy.normalizers import NumpyMacenkoNormalizer, NumpyReinhardNormalizer
 
 from bcdlib.errors import InputError, check_known
 
@@ -95,7 +94,11 @@ def normalise_stain(X, target: StainTarget) -> np.ndarray:
     for row, image in enumerate(result):
         with _failures_ignored():
             if _is_stained(image):
-                result[row] = _normalised(normalizer, image)
+                result[row] = (
+                    normalizer.normalize(image, stains=False)[0]
+                    if target.kind == "macenko"
+                    else normalizer.normalize(image)
+                )
     return result
 
 
@@ -133,16 +136,12 @@ def jitter_stain(X, seed, strength: float = 0.3, *, shift: float = 0.03) -> np.n
     return result
 
 
-def _normalised(normalizer, image) -> np.ndarray:
-    if isinstance(normalizer, NumpyMacenkoNormalizer):
-        return normalizer.normalize(image, stains=False)[0]
-    return normalizer.normalize(image)
-
-
 @contextlib.contextmanager
 def _failures_ignored():
-    errors = (np.linalg.LinAlgError, FloatingPointError, ValueError, IndexError)
-    with contextlib.suppress(*errors), np.errstate(divide="raise", invalid="raise", over="raise"):
+    with (
+        contextlib.suppress(np.linalg.LinAlgError, FloatingPointError, ValueError, IndexError),
+        np.errstate(divide="raise", invalid="raise", over="raise"),
+    ):
         yield
 
 

@@ -125,8 +125,7 @@ def draw_dataset(
         return folder
     if not _has_marker(begun, state):
         _write(begun, json.dumps(state).encode())
-    rows = table.head(len(table) if limit is None else limit).to_dict("records")
-    todo = [row for row in rows if not (folder / row["relpath"]).exists()]
+    todo = [row for row in table[:limit].to_dict("records") if not (folder / row["relpath"]).exists()]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         jobs = pool.map(lambda row: _draw_into(folder, row, seed), todo)
         list(tqdm(jobs, total=len(todo), desc="drawing tissue", unit="image", disable=not progress))
@@ -176,8 +175,7 @@ def draw_image(
     check_known("subtype", subtype, LAYOUTS)
     check_known("magnification", magnification, MAGNIFICATIONS)
     rng = np.random.default_rng([seed, 3, zlib.crc32(slide.encode()), magnification, sequence])
-    style = _style(slide, seed)
-    scene = _Scene(rng, magnification, float(np.clip(grade, 0, 1)), style)
+    scene = _Scene(rng, magnification, float(np.clip(grade, 0, 1)), _style(slide, seed))
     layout, apart = LAYOUTS[rng.choice(["A", "F"]) if rng.random() < ORDINARY else subtype]
     for _ in range(4):  # a photographer looks for a field that shows something
         scene.tissue[:] = STROMA
@@ -186,7 +184,7 @@ def draw_image(
             break
     if rng.random() < 0.18:
         _fat(scene)
-    return _stain(rng, style, *_densities(scene, apart))
+    return _stain(scene, *_densities(scene, apart))
 
 
 # ---------------------------------------------------------------- files
@@ -229,9 +227,9 @@ def _style(slide, seed):
     v = np.clip(base + 0.25 * own, -1, 1)
     tint = 1 + np.array([0.04, 0.01, -0.05]) * v[7] + np.array([-0.03, 0.03, 0.0]) * v[8]
     return {
-        "hema": np.array([0.72 + 0.16 * v[0], 0.80, 0.36 + 0.18 * v[1]]) * 1.45 ** v[2],
-        "eosin": np.array([0.17 + 0.14 * v[3], 0.75, 0.34 + 0.24 * v[4]]) * 1.65 ** v[5],
-        "white": (232 + 14 * v[6]) * tint,
+        "hema": (np.array([0.72 + 0.16 * v[0], 0.80, 0.36 + 0.18 * v[1]]) * 1.45 ** v[2]).astype("float32"),
+        "eosin": (np.array([0.17 + 0.14 * v[3], 0.75, 0.34 + 0.24 * v[4]]) * 1.65 ** v[5]).astype("float32"),
+        "white": ((232 + 14 * v[6]) * tint).astype("float32"),
         "grain": float(2.6 + 1.6 * v[9]),
         "blur": float(0.75 + 0.45 * v[10]),
         "fibre": float(1.7 ** v[11]),
@@ -240,23 +238,23 @@ def _style(slide, seed):
     }
 
 
-def _stain(rng, style, hematoxylin, eosin):
+def _stain(scene, hematoxylin, eosin):
     """Densities -> uint8 RGB by Beer-Lambert, then the camera: vignette, blur, grain."""
-    density = hematoxylin[..., None] * style["hema"].astype(np.float32)
-    density += eosin[..., None] * style["eosin"].astype(np.float32)
-    light = cv2.exp(-density) * style["white"].astype(np.float32)
-    light *= (1 + 0.025 * _noise(rng, 600))[..., None]
-    light = cv2.GaussianBlur(light, (0, 0), style["blur"])
+    rng, style = scene.rng, scene.style
+    density = hematoxylin[..., None] * style["hema"] + eosin[..., None] * style["eosin"]
+    vignette = (1 + 0.025 * _noise(rng, 600))[..., None]
+    light = cv2.GaussianBlur(cv2.exp(-density) * style["white"] * vignette, (0, 0), style["blur"])
     grain = cv2.GaussianBlur(rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32), (0, 0), 0.7)
     light += (1.6 * style["grain"] * grain)[..., None]
-    return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+    return np.rint(light).clip(0, 255).astype(np.uint8)
 
 
 def _noise(rng, wavelength):
     """Smooth noise of about unit variance over the image; wavelength in pixels."""
     shape = (max(3, round(HEIGHT / wavelength) + 2), max(3, round(WIDTH / wavelength) + 2))
-    coarse = rng.standard_normal(shape, dtype=np.float32)
-    return 1.4 * cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return 1.4 * cv2.resize(
+        rng.standard_normal(shape, dtype=np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+    )
 
 
 # ---------------------------------------------------------------- where the tissues lie
@@ -276,12 +274,12 @@ class _Scene:
         cv2.fillPoly(self.tissue, [np.rint(outline * self.ppm).astype(np.int32)], label)
 
     def strip(self, line, width, label):
-        points = np.rint(line * self.ppm).astype(np.int32)
-        cv2.polylines(self.tissue, [points], False, label, max(1, round(width * self.ppm)))
+        thick = max(1, round(width * self.ppm))
+        cv2.polylines(self.tissue, [np.rint(line * self.ppm).astype(np.int32)], False, label, thick)
 
     def at(self, points):
-        x, y = np.clip(points * self.ppm, 0, [WIDTH - 1, HEIGHT - 1]).astype(int).T
-        return y, x
+        """Index a map of the field, its rows and columns, at these points (n, 2)."""
+        return tuple(np.clip(points * self.ppm, 0, [WIDTH - 1, HEIGHT - 1]).astype(int).T[::-1])
 
     def scatter(self, spacing, jitter=0.3, margin=1.0):
         """Points (n, 2) on a jittered, randomly shifted triangular grid that covers the field."""
@@ -297,9 +295,9 @@ class _Scene:
         k = np.arange(2, 7)[:, None]
         waves = np.cos(k * t + self.rng.uniform(0, 2 * np.pi, k.shape)) * self.rng.normal(0, 1, k.shape) / k
         r = radius * np.clip(1 + wobble * 2 * waves.sum(0), 0.3, 2)
-        p = np.stack([r * stretch * np.cos(t), r / stretch * np.sin(t)], 1)
         c, s = np.cos(self.angle), np.sin(self.angle)
-        return centre + p @ np.array([[c, s], [-s, c]])
+        ellipse = np.stack([r * stretch * np.cos(t), r / stretch * np.sin(t)], 1)
+        return centre + ellipse @ np.array([[c, s], [-s, c]])
 
     def walk(self, start, length, bend, step=10.0):
         """Draw a wandering line (n, 2) that leaves `start` roughly along the fibres."""
@@ -330,19 +328,18 @@ def _ductal(scene):
 
 def _strands(scene, spacing, length, width, *, bend, wall, inside, unit=1.0):
     """Draw wandering strips of epithelium about something; `length` in units, all else in micrometres."""
-    rng = scene.rng
-    lines = [scene.walk(p, rng.uniform(*length) * unit, bend) for p in scene.scatter(spacing)]
-    widths = rng.uniform(*width, len(lines))
-    for line, thick in zip(lines, widths):
-        scene.strip(line, thick + wall, EPITHELIUM)
-    for line, thick in zip(lines, widths):
-        scene.strip(line, thick, inside)
+    lines = [scene.walk(p, scene.rng.uniform(*length) * unit, bend) for p in scene.scatter(spacing)]
+    widths = scene.rng.uniform(*width, len(lines))
+    for label, more in ((EPITHELIUM, wall), (inside, 0)):
+        for line, thick in zip(lines, widths):
+            scene.strip(line, thick + more, label)
 
 
 def _slits(scene, spacing, width, bend):
     spacing *= 1.15 - 0.3 * scene.grade
-    wall = 24 + 10 * scene.grade
-    _strands(scene, spacing, (0.8, 2.0), width, bend=bend, wall=wall, inside=LUMEN, unit=spacing)
+    _strands(
+        scene, spacing, (0.8, 2.0), width, bend=bend, wall=24 + 10 * scene.grade, inside=LUMEN, unit=spacing
+    )
 
 
 def _lobular(scene):
@@ -425,8 +422,16 @@ def _lining(scene):
     x, y = (v[keep] + rng.normal(0, (0.10 + 0.16 * g) * pitch * ppm, n) for v in (x, y))
     size = radius * rng.lognormal(0, 0.07 + 0.20 * g, n)
     longer = rng.uniform(1.0, 1.35, n)
-    angle = angle[keep] + rng.normal(0, 0.2 + g, n)
-    return np.column_stack([x, y, size * longer, size / longer, angle, rng.uniform(0.55, 0.8, n) + 0.2 * g])
+    return np.column_stack(
+        [
+            x,
+            y,
+            size * longer,
+            size / longer,
+            angle[keep] + rng.normal(0, 0.2 + g, n),
+            rng.uniform(0.55, 0.8, n) + 0.2 * g,
+        ]
+    )
 
 
 def _strangers(scene, apart, slope):
@@ -449,8 +454,8 @@ def _strangers(scene, apart, slope):
     at = scene.at(points)
     points = points[(scene.tissue[at] == STROMA) & (level[at] > rng.uniform(1.3, 4))]
     n = len(points)
-    round_ = np.column_stack([points * scene.ppm, np.full((n, 2), 2.7), np.zeros(n), rng.uniform(0.85, 1, n)])
-    return np.concatenate([spindle, round_])
+    round_ = [points * scene.ppm, np.full((n, 2), 2.7), np.zeros(n), rng.uniform(0.85, 1, n)]
+    return np.concatenate([spindle, np.column_stack(round_)])
 
 
 def _draw_nuclei(scene, nuclei, irregular):
@@ -464,8 +469,8 @@ def _draw_nuclei(scene, nuclei, irregular):
     px, py = a * bumps * np.cos(t), b * bumps * np.sin(t)
     c, s = np.cos(angle), np.sin(angle)
     outline = np.stack([x + scene.ppm * (c * px - s * py), y + scene.ppm * (s * px + c * py)], 2)
-    outline = np.rint(outline * 16).astype(np.int32)
-    for polygon, value in zip(outline, np.rint(255 * dark[:, 0]).astype(int).tolist()):
+    outlines = np.rint(outline * 16).astype(np.int32)
+    for polygon, value in zip(outlines, np.rint(255 * dark[:, 0]).astype(int).tolist()):
         cv2.fillConvexPoly(canvas, polygon, value, cv2.LINE_AA, 4)
     return canvas.astype(np.float32) / 255
 
@@ -478,13 +483,12 @@ def _fibres(scene):
     rng, ppm = scene.rng, scene.ppm
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32) / np.float32(ppm)
     c, s = np.float32(np.cos(scene.angle)), np.float32(np.sin(scene.angle))
-    around = cv2.distanceTransform((scene.tissue == STROMA).astype(np.uint8), cv2.DIST_L2, 3) / ppm
-    around = cv2.GaussianBlur(np.minimum(around, 50), (0, 0), 3)
+    inside = cv2.distanceTransform((scene.tissue == STROMA).astype(np.uint8), cv2.DIST_L2, 3) / ppm
+    around = cv2.GaussianBlur(np.minimum(inside, 50), (0, 0), 3)
     u = c * x + s * y
     v = c * y - s * x + 28 * _noise(rng, 260 * ppm) + 5 * _noise(rng, 55 * ppm) + 0.8 * around
     gy, gx = np.gradient(cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5))
     slope = np.arctan2(gy, gx).astype(np.float32) + np.float32(np.pi / 2)
-    slope = cv2.resize(slope, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)
     tile = cv2.GaussianBlur(rng.standard_normal((256, 256), dtype=np.float32), (0, 0), 1)
     tile /= tile.std()
     texture = np.zeros((HEIGHT, WIDTH), np.float32)
@@ -494,15 +498,15 @@ def _fibres(scene):
             texture += weight * cv2.remap(
                 tile, u / (9 * thick) + 31 * thick, v / thick, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
             )
-    return texture, slope
+    return texture, cv2.resize(slope, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)
 
 
 def _densities(scene, apart):
     """Compute the hematoxylin and eosin densities, float32 (460, 700), 0 = clear glass."""
     rng, g, ppm, style, tissue = scene.rng, scene.grade, scene.ppm, scene.style, scene.tissue
     texture, slope = _fibres(scene)
-    nuclei = np.concatenate([_strangers(scene, apart, slope), _lining(scene)])
-    nuclei = _draw_nuclei(scene, nuclei, irregular=0.05 + 0.2 * g)
+    found = np.concatenate([_strangers(scene, apart, slope), _lining(scene)])
+    nuclei = _draw_nuclei(scene, found, irregular=0.05 + 0.2 * g)
     soft = {
         label: cv2.GaussianBlur((tissue == label).astype(np.float32), (0, 0), max(0.8, 0.8 * ppm))
         for label in (EPITHELIUM, LUMEN, MUCIN, FAT)
@@ -510,8 +514,8 @@ def _densities(scene, apart):
     cloud, fine = _noise(rng, 90 * ppm), _noise(rng, max(2.0, 0.9 * ppm))
 
     # Stroma: pink fibres with clear clefts between them.
-    stroma = 0.42 + style["contrast"] * 0.5 * texture + 0.08 * cloud + 0.06 * fine
-    stroma *= 1 - 0.85 * np.clip((-texture - 1.0 + 0.2 * cloud) * 2.5, 0, 1)
+    clefts = np.clip((-texture - 1.0 + 0.2 * cloud) * 2.5, 0, 1)
+    stroma = (0.42 + style["contrast"] * 0.5 * texture + 0.08 * cloud + 0.06 * fine) * (1 - 0.85 * clefts)
     # Cytoplasm: densest near the nuclei, so that gaps show between cells.
     gap = cv2.distanceTransform((nuclei < 0.3).astype(np.uint8), cv2.DIST_L2, 3) / ppm
     body = cv2.exp(-gap / np.float32(5)) * (1 + 0.18 * fine)
@@ -519,8 +523,11 @@ def _densities(scene, apart):
 
     clear = np.clip(1 - sum(soft.values()), 0, 1)
     eosin = clear * stroma + soft[EPITHELIUM] * (0.10 + 0.32 * body) + soft[MUCIN] * (0.08 + 0.12 * wisps)
-    hema = clear * (0.05 + 0.02 * cloud) + soft[MUCIN] * (0.10 + 0.20 * wisps)
-    hema += soft[EPITHELIUM] * (0.05 + (0.16 + 0.26 * g) * body)
+    hema = (
+        clear * (0.05 + 0.02 * cloud)
+        + soft[MUCIN] * (0.10 + 0.20 * wisps)
+        + soft[EPITHELIUM] * (0.05 + (0.16 + 0.26 * g) * body)
+    )
     if rng.random() < 0.3:
         eosin += soft[LUMEN] * rng.uniform(0.05, 0.3) * np.clip(1 + 0.4 * cloud, 0, 2)  # secretion
     eosin += 1.2 * soft[FAT] * (1 - soft[FAT])  # membranes
@@ -528,5 +535,4 @@ def _densities(scene, apart):
     inner = (0.35 + 0.3 * g) * cv2.GaussianBlur(nuclei, (0, 0), max(0.6, 1.1 * ppm))
     chromatin = 1.25 - inner + style["chromatin"] * fine * min(0.7, ppm / 6)
     hema = hema * (1 - nuclei) + (0.95 + 0.35 * g) * nuclei * np.clip(chromatin, 0.2, 2)
-    eosin = eosin * (1 - 0.6 * nuclei)
-    return np.clip(hema, 0, 3), np.clip(eosin, 0, 3)
+    return np.clip(hema, 0, 3), np.clip(eosin * (1 - 0.6 * nuclei), 0, 3)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bcdlib.data.cache import run_cache
-from bcdlib.data.captions import image_caption
+from bcdlib.data.custom import image_caption
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
 from bcdlib.explain import gradcam, models

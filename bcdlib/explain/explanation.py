@@ -15,7 +15,7 @@ import pandas as pd
 
 from bcdlib.data import splits
 from bcdlib.data.cache import run_cache
-from bcdlib.data.captions import image_caption
+from bcdlib.data.custom import image_caption
 from bcdlib.data.decode import decode_image
 from bcdlib.errors import InputError
 from bcdlib.evaluation import thresholds

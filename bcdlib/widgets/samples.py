@@ -12,7 +12,6 @@ import pandas as pd
 
 from bcdlib import visualize
 from bcdlib.data import custom, decode, sources, stain
-from bcdlib.data.captions import image_caption
 from bcdlib.errors import InputError, check_known
 from bcdlib.methods.parts import backbones
 from bcdlib.methods.parts.augmentation import augmented
@@ -203,7 +202,7 @@ class SampleBrowser:
     def _enlarge(self, place: int):
         pixels, image = self.shown[place], self.images.iloc[self.rows[self.start + place]]
         size = f"{pixels.shape[1]} × {pixels.shape[0]} pixels"
-        text = f"{image_caption(image)}: {self.view.value}, {size} ({image['filename']})"
+        text = f"{custom.image_caption(image)}: {self.view.value}, {size} ({image['filename']})"
         self.about.value = html.escape(text)
         self.large.value = panel.png_bytes(pixels, 500, 1400)
         panel.show_widget(self.enlarged, True)
@@ -228,5 +227,5 @@ class _Cell:
         self.over.tooltip = f"Enlarge {image['filename']}"
         self.text.value = (
             f'<div style="border-top:3px solid {style.COLOURS[image["class"]]};'
-            f'line-height:1.3;font-size:12px">{html.escape(image_caption(image))}</div>'
+            f'line-height:1.3;font-size:12px">{html.escape(custom.image_caption(image))}</div>'
         )
