@@ -3,21 +3,23 @@
 All of them return a matplotlib Figure.
 """
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import custom
-from bcdlib.data.breakhis import BENIGN, CLASSES, MAGNIFICATIONS, SUBTYPES, count_table_i, is_breakhis
-from bcdlib.data.decode import decode_all
-from bcdlib.data.stain import RUIFROK_HE
+from bcdlib.data import breakhis, custom, decode, stain
 from bcdlib.errors import InputError
-from bcdlib.methods.parts import backbones
-from bcdlib.methods.parts.augmentation import augmented
+from bcdlib.methods.parts import augmentation, backbones
 from bcdlib.plots import style
 
 IMAGES_PER_SLIDE = 24  # enough for a steady mean, few enough for the whole of BreakHis in seconds
-# channel -> name, colour (told apart by colour-blind readers) and line
-CHANNELS = {"R": ("red", "#D55E00", "-"), "G": ("green", "#009E73", "--"), "B": ("blue", "#0072B2", ":")}
+# colours that colour-blind readers tell apart
+CHANNELS = {
+    "R": {"label": "red", "color": "#D55E00", "linestyle": "-"},
+    "G": {"label": "green", "color": "#009E73", "linestyle": "--"},
+    "B": {"label": "blue", "color": "#0072B2", "linestyle": ":"},
+}
 
 
 def class_samples_figure(images: pd.DataFrame, source, per_class: int = 4, *, seed: int = 0):
@@ -44,21 +46,22 @@ def class_samples_figure(images: pd.DataFrame, source, per_class: int = 4, *, se
         If not one image can be read.
     """
     images = images.iloc[take_turns(images["subtype"], seed=seed)]
-    found = {name: _read_samples(images[images["class"] == name], source, per_class) for name in CLASSES}
+    found = {
+        name: list(itertools.islice(_read_samples(part, source, per_class), per_class))
+        for name, part in images.groupby("class")
+    }
     found = {name: samples for name, samples in found.items() if samples}
     if not found:
         raise InputError(f"{source.path}: none of these {len(images)} images can be read")
     columns = max(map(len, found.values()))
-    cells = []
-    for samples in found.values():
-        cells += samples + [(None, "")] * (columns - len(samples))
-    shown, captions = zip(*cells, strict=True)
+    rows = [samples + [(None, "")] * (columns - len(samples)) for samples in found.values()]
+    shown, texts = zip(*itertools.chain(*rows), strict=True)
     sizes = {image.shape[1::-1] for image in shown if image is not None}
     size = "{} × {} pixels".format(*sizes.pop()) if len(sizes) == 1 else "of several sizes"
     colours = np.repeat([style.COLOURS[name] for name in found], columns)
-    figure = style.image_grid(shown, captions, columns, title=f"Originals, {size}", colours=colours)
+    figure = style.image_grid(shown, texts, columns, title=f"Originals, {size}", colours=colours)
     for axis, name in zip(figure.axes[::columns], found, strict=True):
-        letter = "ab"[CLASSES.index(name)]
+        letter = "ab"[breakhis.CLASSES.index(name)]
         axis.set_ylabel(f"({letter}) {name}", color=style.COLOURS[name], weight="bold")
     return figure
 
@@ -66,18 +69,26 @@ def class_samples_figure(images: pd.DataFrame, source, per_class: int = 4, *, se
 def random_samples_figure(cache, n: int = 12, *, seed: int = 0):
     """Draw random images of a `cache.PixelCache`, with encoded labels: "0 benign, F, 100X"."""
     rows = np.random.default_rng(seed).permutation(len(cache.images))[:n]
-    title = "Random images at the new size, {} × {} pixels, with encoded labels".format(*cache.size)
-    colours = cache.images["class"].iloc[rows].map(style.COLOURS)
-    return style.image_grid(cache.pixels[rows], _captions(cache, rows), 4, title=title, colours=colours)
+    return style.image_grid(
+        cache.pixels[rows],
+        _captions(cache, rows),
+        4,
+        title="Random images at the new size, {} × {} pixels, with encoded labels".format(*cache.size),
+        colours=cache.images["class"].iloc[rows].map(style.COLOURS),
+    )
 
 
 def augmented_samples_figure(cache, n: int = 4, copies: int = 5, *, seed: int = 0):
     """Draw in each row a cached image, then `copies` versions of it as training sees them."""
     rows = take_turns(cache.images["class"], seed=seed)[:n]
-    versions = augmented(np.repeat(cache.pixels[rows], copies, axis=0), seed)
+    versions = augmentation.augmented(np.repeat(cache.pixels[rows], copies, axis=0), seed)
     stages = {f"augmented {copy + 1}": versions[copy::copies] for copy in range(copies)}
-    title = "Left the cached image, then random flips and zooms of up to 10 %"
-    return stages_figure(cache, rows, {"cached": cache.pixels[rows]} | stages, title=title)
+    return stages_figure(
+        cache,
+        rows,
+        {"cached": cache.pixels[rows]} | stages,
+        title="Left the cached image, then random flips and zooms of up to 10 %",
+    )
 
 
 def normalised_samples_figure(cache, architecture: str = "resnet50", n: int = 4, *, seed: int = 0):
@@ -91,20 +102,22 @@ def normalised_samples_figure(cache, architecture: str = "resnet50", n: int = 4,
     rows = take_turns(cache.images["class"], seed=seed)[:n]
     values = backbones.normalise_images(cache.pixels[rows], architecture)
     order = "BGR" if backbones.ARCHITECTURES[architecture].mode == "caffe" else "RGB"
-    stages = {
-        "cached": cache.pixels[rows],
-        "normalised": backbones.normalised_for_display(cache.pixels[rows], architecture),
-        "histogram of the channels": [None] * len(rows),
-    }
-    title = f"Normalised for {architecture}: channels {order} in this order, each rescaled for display"
-    figure = stages_figure(cache, rows, stages, title=title)
+    figure = stages_figure(
+        cache,
+        rows,
+        {
+            "cached": cache.pixels[rows],
+            "normalised": backbones.normalised_for_display(cache.pixels[rows], architecture),
+            "histogram of the channels": [None] * len(rows),
+        },
+        title=f"Normalised for {architecture}: channels {order} in this order, each rescaled for display",
+    )
     for image_axis, axis, value in zip(figure.axes[1::3], figure.axes[2::3], values, strict=True):
         image_axis.set_xlabel(f"values {value.min():.4g} to {value.max():.4g}".replace("-", "−"), fontsize=9)
         axis.axis("on")
         for channel, letter in enumerate(order):
             share, edges = np.histogram(value[..., channel], bins=32, range=(values.min(), values.max()))
-            name, colour, dashes = CHANNELS[letter]
-            axis.stairs(100 * share / share.sum(), edges, color=colour, linestyle=dashes, lw=1.4, label=name)
+            axis.stairs(100 * share / share.sum(), edges, lw=1.4, **CHANNELS[letter])
         axis.set_ylabel("pixels [%]", fontsize=9)
     axis.set_xlabel("normalised value [no unit]", fontsize=9)
     figure.axes[2].legend(frameon=False, fontsize=8, handlelength=1.6)
@@ -124,11 +137,19 @@ def stages_figure(cache, rows, stages: dict, *, title: str):
     title : str
     """
     images = [image for row in zip(*stages.values(), strict=True) for image in row]
-    captions = []
-    for caption, slide in zip(_captions(cache, rows), cache.images["slide"].iloc[rows], strict=True):
-        captions += [f"{caption}\nslide {slide}"] + [""] * (len(stages) - 1)
-    colours = np.repeat(cache.images["class"].iloc[rows].map(style.COLOURS), len(stages))
-    return style.image_grid(images, captions, len(stages), title=title, headings=stages, colours=colours)
+    texts = [""] * len(images)
+    texts[:: len(stages)] = [
+        f"{caption}\nslide {slide}"
+        for caption, slide in zip(_captions(cache, rows), cache.images["slide"].iloc[rows], strict=True)
+    ]
+    return style.image_grid(
+        images,
+        texts,
+        len(stages),
+        title=title,
+        headings=stages,
+        colours=np.repeat(cache.images["class"].iloc[rows].map(style.COLOURS), len(stages)),
+    )
 
 
 def counts_figure(images: pd.DataFrame):
@@ -142,19 +163,22 @@ def counts_figure(images: pd.DataFrame):
         Columns filename, class, subtype, magnification.
     """
     figure, (left, right) = style.make_figure(1, 2, height=3.6, width_ratios=[1.25, 1])
-    breakhis = is_breakhis(images)
-    magnifications = MAGNIFICATIONS if breakhis else sorted(images["magnification"].unique())
-    counts = count_table_i(images, magnifications).loc[list(CLASSES)]
+    standard = breakhis.is_breakhis(images)
+    magnifications = breakhis.MAGNIFICATIONS if standard else sorted(images["magnification"].unique())
+    counts = breakhis.count_table_i(images, magnifications).loc[list(breakhis.CLASSES)]
     counts.index = [f"{name} ({total})" for name, total in counts.pop("total").items()]
-    bars = counts.rename(columns=custom.magnification_label).T
-    bars.plot.bar(ax=left, width=0.8, rot=0, color=list(style.COLOURS.values()))
-    left.set(xlabel="magnification", ylabel="number of images", title="By magnification and class")
-    left.margins(y=0.22)  # room for the legend above the bars
+    counts = counts.rename(columns=custom.magnification_label)
+    counts.T.plot.bar(ax=left, width=0.8, rot=0, color=list(style.COLOURS.values()))
+    # a margin with room for the legend above the bars
+    left.set(
+        xlabel="magnification", ylabel="number of images", title="By magnification and class", ymargin=0.22
+    )
     left.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", handlelength=1.2, columnspacing=1)
     kinds = images.groupby(["class", "subtype"]).size()
-    if breakhis:
-        kinds = kinds.reindex([(CLASSES[code not in BENIGN], code) for code in SUBTYPES], fill_value=0)
-    labels = [f"{_subtype_name(code)} ({code if breakhis else name})" for name, code in kinds.index]
+    if standard:
+        all_kinds = [(breakhis.CLASSES[code not in breakhis.BENIGN], code) for code in breakhis.SUBTYPES]
+        kinds = kinds.reindex(all_kinds, fill_value=0)
+    labels = [f"{_subtype_name(code)} ({code if standard else name})" for name, code in kinds.index]
     right.barh(labels, kinds, color=[style.COLOURS[name] for name, _ in kinds.index])
     right.yaxis.set_inverted(True)
     right.set(xlabel="number of images", title="By subtype", xmargin=0.2)
@@ -186,8 +210,9 @@ def stain_figure(cache, *, seed: int = 0):
     strips[0].set_ylabel("mean colour of each slide, dark at the top", fontsize=9)
     plane.plot([], [], color="#555555", lw=0.9, label="slides of one case")
     plane.legend(frameon=False, fontsize=8)
-    plane.set_xlabel("hematoxylin, mean optical density (no unit)")
-    plane.set_ylabel("eosin, mean optical density (no unit)")
+    plane.set(
+        xlabel="hematoxylin, mean optical density (no unit)", ylabel="eosin, mean optical density (no unit)"
+    )
     figure.suptitle("Each slide has its own stain (marker and stripe: its mean colour)", fontsize=11)
     return figure
 
@@ -196,7 +221,8 @@ def _slide_means(cache, seed: int) -> pd.DataFrame:
     """Return one row a slide: class, mean colour (0..255), brightness, and the densities of both stains."""
     random = np.random.default_rng(seed)
     density = -np.log10(np.maximum(np.arange(256), 1) / 255)  # Beer-Lambert, against white glass
-    vectors = np.vstack([RUIFROK_HE, np.cross(*RUIFROK_HE)])  # the third takes up what neither stain explains
+    # the third vector takes up what neither stain explains
+    vectors = np.vstack([stain.RUIFROK_HE, np.cross(*stain.RUIFROK_HE)])
     separate = np.linalg.inv(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     found = []
     # by class too: a slide that is not BreakHis's may hold both
@@ -210,20 +236,15 @@ def _slide_means(cache, seed: int) -> pd.DataFrame:
     return pd.DataFrame(found, columns="slide case class red green blue brightness hematoxylin eosin".split())
 
 
-def _read_samples(images: pd.DataFrame, source, wanted: int) -> list[tuple]:
-    """Return (image, caption) of the first readable images, in passes of `wanted` through the source."""
-    images, found = images.assign(subtype=images["subtype"].map(_subtype_name)), []
-    for start in range(0, len(images), wanted):
-        part = images.iloc[start : start + wanted].set_index("filename", drop=False)
-        decoded = {name: array for name, array, _ in decode_all(source, part, progress=False)}
-        readable = [name for name in part.index if decoded.get(name) is not None]
-        found += [
-            (decoded[name], custom.image_caption(part.loc[name], ("subtype", "magnification")))
-            for name in readable
-        ]
-        if len(found) >= wanted:
-            break
-    return found[:wanted]
+def _read_samples(images: pd.DataFrame, source, at_once: int):
+    """Yield (image, caption) of the readable images, from passes of so many through the source."""
+    images = images.assign(subtype=images["subtype"].map(_subtype_name))
+    for start in range(0, len(images), at_once):
+        part = images.iloc[start : start + at_once]
+        decoded = {name: array for name, array, _ in decode.decode_all(source, part, progress=False)}
+        for _, image in part.iterrows():
+            if decoded.get(image["filename"]) is not None:
+                yield decoded[image["filename"]], custom.image_caption(image, ("subtype", "magnification"))
 
 
 def take_turns(groups: pd.Series, *, seed: int) -> np.ndarray:
@@ -253,10 +274,12 @@ def take_turns(groups: pd.Series, *, seed: int) -> np.ndarray:
 
 def _captions(cache, rows) -> list[str]:
     """Return encoded label, class, and what else is known of each row."""
-    columns = ("class", "subtype", "magnification")
-    images = cache.images.iloc[rows].iterrows()
-    return [f"{CLASSES.index(image['class'])} {custom.image_caption(image, columns)}" for _, image in images]
+    known = ("class", "subtype", "magnification")
+    return [
+        f"{breakhis.CLASSES.index(image['class'])} {custom.image_caption(image, known)}"
+        for _, image in cache.images.iloc[rows].iterrows()
+    ]
 
 
 def _subtype_name(subtype: str) -> str:
-    return SUBTYPES.get(subtype, subtype).replace("_", " ")
+    return breakhis.SUBTYPES.get(subtype, subtype).replace("_", " ")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bcdlib import visualize
-from bcdlib.data import breakhis, sources
+from bcdlib.data import breakhis, sources, stain
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import backbones
@@ -182,7 +182,7 @@ def test_stain_colours(cache):
 
 
 def test_stain_densities_undo_beer_lambert():
-    vectors = visualize.RUIFROK_HE / np.linalg.norm(visualize.RUIFROK_HE, axis=1, keepdims=True)
+    vectors = stain.RUIFROK_HE / np.linalg.norm(stain.RUIFROK_HE, axis=1, keepdims=True)
     densities = np.array([[0.4, 0.1], [0.1, 0.5]])
     light = np.rint(255 * 10 ** -(densities @ vectors)).astype("uint8")
     images = breakhis.images_table([names()[0], names()[-1]])

@@ -12,7 +12,7 @@ from functools import cached_property
 import ipywidgets as widgets
 import numpy as np
 from IPython import get_ipython
-from IPython.core.pylabtools import retina_figure
+from IPython.core import pylabtools
 from PIL import Image, ImageOps
 
 from bcdlib.runs.places import in_colab
@@ -58,7 +58,7 @@ class Panel:
         live = is_live() and self.widget is not None
         if not (live and in_colab()):
             # beside a widget too: a site that only shows notebooks has no kernel, and takes the figure
-            data["image/png"], metadata["image/png"] = retina_figure(self.figure, base64=True)
+            data["image/png"], metadata["image/png"] = pylabtools.retina_figure(self.figure, base64=True)
         if live:  # written out, because ipywidgets 7 and 8 do it by different methods
             data[VIEW] = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
         return data, metadata
@@ -89,18 +89,17 @@ def png_bytes(image: np.ndarray, narrowest: int, widest: int) -> bytes:
     return file.getvalue()
 
 
-def figure_image(figure, dpi: int = 150) -> bytes:
+def figure_image(figure) -> bytes:
     """Encode a matplotlib Figure as a PNG file, sharp where it is shown at 100 pixels an inch."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
-    return file.getvalue()
+    return pylabtools.print_figure(figure, dpi=150, bbox_inches=None)
 
 
-def dropdown(name: str, options, width: str = "205px"):
-    """Make a ``widgets.Dropdown`` whose whole name is shown."""
+def dropdown(name: str, options, width: str = "205px", **more):
+    """Make a ``widgets.Dropdown`` (``more`` goes to it) whose whole name is shown."""
     return widgets.Dropdown(
         description=name,
         options=options,
+        **more,
         style={"description_width": "initial"},
         layout=widgets.Layout(width=width, max_width="100%"),
     )

@@ -66,9 +66,7 @@ def axes_or_new(ax, *, width: float, height: float):
     figure : matplotlib Figure
     ax : matplotlib Axes
     """
-    if ax is not None:
-        return ax.figure, ax
-    return make_figure(width=width, height=height)
+    return make_figure(width=width, height=height) if ax is None else (ax.figure, ax)
 
 
 def _sharpen() -> None:
@@ -125,8 +123,8 @@ def image_grid(images, captions, columns: int, *, title: str = "", headings=(), 
     row_height = 8 / columns * height / width + 0.1 + 0.15 * lines
     figure, axes = make_figure(rows, columns, height=rows * row_height + 0.35, squeeze=False)
     figure.suptitle(title, fontsize=11)
-    cells = zip(images, captions, itertools.repeat(None) if colours is None else colours)
-    for axis, (image, caption, colour) in zip(axes.flat, cells):
+    colours = itertools.repeat(None) if colours is None else colours
+    for axis, image, caption, colour in zip(axes.flat, images, captions, colours):
         if image is None:
             axis.axis("off")
             # not in the layout: it may run on over the empty place beside

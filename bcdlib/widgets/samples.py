@@ -13,8 +13,7 @@ import pandas as pd
 from bcdlib import visualize
 from bcdlib.data import custom, decode, sources, stain
 from bcdlib.errors import InputError, check_known
-from bcdlib.methods.parts import backbones
-from bcdlib.methods.parts.augmentation import augmented
+from bcdlib.methods.parts import augmentation, backbones
 from bcdlib.plots import panel, style
 from bcdlib.runs.folder import Run
 
@@ -88,12 +87,12 @@ class Views:
 
     def __init__(self, cache, source=None, *, seed: int = 0):
         self.cache, self.source, self.seed, pixels = cache, source, seed, cache.pixels
-        raw = source is not None and not isinstance(source, sources.TarSource)
-        self.views = {"raw": self._originals} if raw else {}
+        at_once = source is None or isinstance(source, sources.TarSource)
+        self.views = {} if at_once else {"raw": self._originals}
         self.views |= {
             "resized": lambda rows: pixels[rows],
             "normalised": lambda rows: backbones.normalised_for_display(pixels[rows]),
-            "augmented": lambda rows: augmented(pixels[rows], seed),
+            "augmented": lambda rows: augmentation.augmented(pixels[rows], seed),
         }
         some = np.random.default_rng(seed).permutation(len(pixels))[:STAIN_REFERENCE]
         with contextlib.suppress(InputError):  # no image shows stained tissue
@@ -148,21 +147,30 @@ class SampleBrowser:
         # a page shows several slides
         self.order = np.random.default_rng(views.seed).permutation(len(self.images))
         self.filters = {name: panel.dropdown(name, ()) for name in FILTERS}
-        self.view = panel.dropdown("show", views.names)
-        self.view.value = "resized"
+        self.view = panel.dropdown("show", views.names, value="resized")
         self.where, self.about = widgets.HTML(), widgets.HTML()
         self.large = panel.image_widget("700px")
-        close = panel.button("Close", lambda: panel.show_widget(self.enlarged, False))
-        self.enlarged = widgets.VBox([self.about, self.large, close])
+        self.enlarged = widgets.VBox(
+            [
+                self.about,
+                self.large,
+                panel.button("Close", lambda: panel.show_widget(self.enlarged, False)),
+            ]
+        )
         self.cells = [_Cell(lambda _, place=place: self._enlarge(place)) for place in range(PAGE)]
-        previous = panel.button("◀ Previous", lambda: self._turn(-1))
-        following = panel.button("Next ▶", lambda: self._turn(1))
-        columns = "repeat(auto-fill, minmax(max(150px, 22%), 1fr))"
-        layout = widgets.Layout(grid_template_columns=columns, grid_gap="8px", width="100%")
+        layout = widgets.Layout(
+            grid_template_columns="repeat(auto-fill, minmax(max(150px, 22%), 1fr))",
+            grid_gap="8px",
+            width="100%",
+        )
         self.box = widgets.VBox(
             [
                 panel.wrapping_row(*self.filters.values(), self.view),
-                panel.wrapping_row(previous, following, self.where),
+                panel.wrapping_row(
+                    panel.button("◀ Previous", lambda: self._turn(-1)),
+                    panel.button("Next ▶", lambda: self._turn(1)),
+                    self.where,
+                ),
                 self.enlarged,
                 widgets.GridBox([cell.box for cell in self.cells], layout=layout),
             ]
@@ -202,8 +210,9 @@ class SampleBrowser:
     def _enlarge(self, place: int):
         pixels, image = self.shown[place], self.images.iloc[self.rows[self.start + place]]
         size = f"{pixels.shape[1]} × {pixels.shape[0]} pixels"
-        text = f"{custom.image_caption(image)}: {self.view.value}, {size} ({image['filename']})"
-        self.about.value = html.escape(text)
+        self.about.value = html.escape(
+            f"{custom.image_caption(image)}: {self.view.value}, {size} ({image['filename']})"
+        )
         self.large.value = panel.png_bytes(pixels, 500, 1400)
         panel.show_widget(self.enlarged, True)
 
@@ -214,8 +223,9 @@ class _Cell:
     def __init__(self, clicked):
         place = {"grid_area": "1 / 1 / 2 / 2", "height": "auto", "margin": "0"}
         self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", **place))
-        self.over = widgets.Button(layout=widgets.Layout(width="auto", **place))
-        self.over.style.button_color = "transparent"
+        self.over = widgets.Button(
+            style={"button_color": "transparent"}, layout=widgets.Layout(width="auto", **place)
+        )
         self.over.on_click(clicked)
         self.text = widgets.HTML()
         both = widgets.GridBox([self.image, self.over], layout=widgets.Layout(grid_template_columns="100%"))

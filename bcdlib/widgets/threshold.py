@@ -28,15 +28,18 @@ def at_threshold(table: pd.DataFrame, threshold: float) -> dict:
         true_negative, false_positive, false_negative, true_positive (int; of the predictions), sensitivity,
         specificity, accuracy (float, 0..1; NaN where a class is missing)
     """
-    predicted = table["probability"] >= threshold
-    counts = confusion_matrix(table["label"], predicted, labels=[0, 1]).ravel().tolist()
+    counts = confusion_matrix(table["label"], table["probability"] >= threshold, labels=[0, 1])
     found = metrics.compute_metrics(table["label"], table["probability"], threshold)
     return {
         "predictions": len(table),
         "images": table["filename"].nunique(),
         "cases": table["case"].nunique(),
         **dict(
-            zip(("true_negative", "false_positive", "false_negative", "true_positive"), counts, strict=True)
+            zip(
+                ("true_negative", "false_positive", "false_negative", "true_positive"),
+                counts.ravel().tolist(),
+                strict=True,
+            )
         ),
         **{name: found[name] for name in RATES},
     }
@@ -111,8 +114,8 @@ def rates_figure(table: pd.DataFrame, title: str, ax=None):
     figure, ax = style.axes_or_new(ax, width=5.2, height=3.6)
     curve = threshold_rates(table, np.linspace(0, 1, 501))
     for rate, kind, dashes in (("sensitivity", "malignant", "-"), ("specificity", "benign", "--")):
-        label = f"{rate} ({kind} found)"
-        ax.plot(curve["threshold"], curve[rate], dashes, color=style.COLOURS[kind], label=label)
+        look = {"color": style.COLOURS[kind], "label": f"{rate} ({kind} found)"}
+        ax.plot(curve["threshold"], curve[rate], dashes, **look)
     ax.axvline(metrics.THRESHOLD, color="black", lw=1, ls=":", label="threshold 0.5")
     for place, value in enumerate(_locked(table)):
         label = None if place else f"locked on validation, {value:.3f}"
@@ -128,8 +131,10 @@ def rates_figure(table: pd.DataFrame, title: str, ax=None):
 
 
 def _groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    grouped = table.groupby(["method", "split"], sort=False)
-    return {f"{method}, split {split}": part for (method, split), part in grouped}
+    return {
+        f"{method}, split {split}": part
+        for (method, split), part in table.groupby(["method", "split"], sort=False)
+    }
 
 
 def _locked(part: pd.DataFrame) -> list[float]:
@@ -154,12 +159,15 @@ class ThresholdSlider:
             layout=widgets.Layout(width="420px", max_width="100%"),
         )
         self.numbers, self.image = widgets.HTML(), panel.image_widget("520px")
-        half = panel.button("0.5", lambda: setattr(self.slider, "value", metrics.THRESHOLD))
         self.locked = panel.button("Locked", lambda: setattr(self.slider, "value", _locked(self.part)[0]))
         self.box = widgets.VBox(
             [
                 self.group,
-                panel.wrapping_row(self.slider, half, self.locked),
+                panel.wrapping_row(
+                    self.slider,
+                    panel.button("0.5", lambda: setattr(self.slider, "value", metrics.THRESHOLD)),
+                    self.locked,
+                ),
                 panel.wrapping_row(self.numbers, self.image),
             ]
         )
@@ -185,16 +193,11 @@ class ThresholdSlider:
 
 def confusion_html(found: dict, threshold: float) -> str:
     """Format `at_threshold` as an HTML table: rows true, columns predicted class."""
-    rows, cell = (
-        "",
-        '<td style="text-align:right;padding:4px 14px;border:1px solid #888;font-size:16px">{}</td>',
-    )
-    for name, *counts in (
-        ("benign", found["true_negative"], found["false_positive"]),
-        ("malignant", found["false_negative"], found["true_positive"]),
-    ):
-        rows += f'<tr><th style="text-align:left;padding:4px 10px;color:{style.COLOURS[name]}">{name}</th>'
-        rows += "".join(map(cell.format, counts)) + "</tr>"
+    cell = '<td style="text-align:right;padding:4px 14px;border:1px solid #888;font-size:16px">{}</td>'
+    row = f'<tr><th style="text-align:left;padding:4px 10px;color:{{}}">{{}}</th>{cell}{cell}</tr>'
+    benign = ("benign", found["true_negative"], found["false_positive"])
+    malignant = ("malignant", found["false_negative"], found["true_positive"])
+    rows = "".join(row.format(style.COLOURS[name], name, *counts) for name, *counts in (benign, malignant))
     rates = "".join(
         f"<br>{name} <b>{'not defined' if np.isnan(found[name]) else format(found[name], '.3f')}</b>"
         for name in RATES

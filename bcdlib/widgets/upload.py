@@ -48,8 +48,9 @@ class YourImage:
     def __init__(self, saved: dict[str, Path], answer: explanation.Explanation):
         self.saved = saved
         self.model = panel.dropdown("model", list(saved), "460px")
-        self.upload = widgets.FileUpload(accept="image/*", description="Choose an image")
-        self.upload.layout.width = "180px"
+        self.upload = widgets.FileUpload(
+            accept="image/*", description="Choose an image", layout=widgets.Layout(width="180px")
+        )
         self.answer, self.image = widgets.HTML(), panel.image_widget("520px")
         note = widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device.")
         self.box = widgets.VBox([self.model, self.upload, note, self.answer, self.image])
