@@ -160,9 +160,24 @@ def class_labels(images: pd.DataFrame):
     return (images["class"] == CLASSES[1]).to_numpy().astype("int64")
 
 
+def is_breakhis_name(filename: str) -> bool:
+    """Tell whether a file is named as BreakHis names them, as the drawn ones are too.
+
+    Examples
+    --------
+    >>> is_breakhis_name("SOB_B_A-14-22549AB-40-001.png"), is_breakhis_name("1.png")
+    (True, False)
+    """
+    try:
+        parse_name(filename)
+    except InputError:
+        return False
+    return True
+
+
 def is_breakhis(images: pd.DataFrame) -> bool:
     """Tell whether all these images (column ``filename``) have BreakHis names, as the drawn ones have too."""
-    return all(_NAME.fullmatch(name) for name in images["filename"].unique())
+    return all(map(is_breakhis_name, images["filename"].unique()))
 
 
 def is_synthetic(images: pd.DataFrame) -> bool:
@@ -194,6 +209,18 @@ def slide_folders(images: pd.DataFrame) -> pd.Series:
     """Name what counts as one slide: in BreakHis its folder (subtype and slide), elsewhere its name alone."""
     folder = images["subtype"].astype(str) + "_" + images["slide"]
     return folder.where(images["subtype"].isin(list(SUBTYPES)), images["slide"])
+
+
+def distinct_slides(images: pd.DataFrame) -> pd.Series:
+    """Name slides so that no name stands in two cases: those numbered within each case get the case in front.
+
+    Examples
+    --------
+    >>> distinct_slides(pd.DataFrame({"case": ["a", "a", "b"], "slide": ["1", "2", "1"]})).tolist()
+    ['a/1', '2', 'b/1']
+    """
+    several = images.groupby("slide")["case"].transform("nunique") > 1
+    return images["slide"].mask(several, images["case"] + "/" + images["slide"])
 
 
 def count_slide_folders(images: pd.DataFrame) -> int:

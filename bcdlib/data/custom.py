@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN, count_table_i
+from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN, count_table_i, distinct_slides
 from bcdlib.errors import InputError, one_line
 
 REQUIRED = ("path", "label", "group")
@@ -58,8 +58,9 @@ def read_manifest(csv) -> pd.DataFrame:
         - ``path``: relative to the data folder, or inside the archive
         - ``label``: 0 or benign, 1 or malignant, in any case
         - ``group``: what must not be split, for example the patient or case
-        - if wanted, ``slide`` (default: the group), ``magnification`` (whole number, perhaps with X; default:
-          unknown) and ``subtype`` (default: unknown); other columns are not used
+        - if wanted, ``slide`` (default: the group; one name in two groups means two slides),
+          ``magnification`` (whole number, perhaps with X; default: unknown) and ``subtype`` (default:
+          unknown); other columns are not used
 
     Returns
     -------
@@ -115,7 +116,7 @@ def read_manifest(csv) -> pd.DataFrame:
         .assign(sequence=lambda images: images.groupby("case").cumcount() + 1)
     )
     _check_classes(csv, images)
-    return images[IMAGE_COLUMNS]
+    return images.assign(slide=distinct_slides(images))[IMAGE_COLUMNS]
 
 
 def scan_custom(csv, source) -> CustomScan:
@@ -190,7 +191,6 @@ def image_caption(image, columns=("class", "subtype", "magnification", "slide"))
 def custom_overview(scan: CustomScan) -> dict:
     """Sum up what was found, as the rows of a table."""
     images = scan.images
-    shared = images.groupby("slide")["case"].nunique() > 1
     rows: dict[str, int | str] = {
         "images": len(images),
         "slides": int(images["slide"].nunique()),
@@ -201,8 +201,6 @@ def custom_overview(scan: CustomScan) -> dict:
     }
     if scan.missing:
         rows["first missing"] = scan.missing[0]
-    if shared.any():
-        rows["slides of more than one case"] = int(shared.sum())
     return rows
 
 

@@ -6,11 +6,12 @@ they are called; `official` are the data set author's five folds, over all magni
 what leaks in each.
 """
 
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedKFold
 
 from bcdlib.data import breakhis
 from bcdlib.errors import InputError, check_known
@@ -44,9 +45,12 @@ def describe_protocol(protocol: str) -> str:
 
 
 def make_split(
-    images: pd.DataFrame, protocol: str, folds: int = 5, *, validation: float = 0.15, seed: int = 0
+    images: pd.DataFrame, protocol: str, folds: int = 5, *, validation: float = 0.25, seed: int = 0
 ) -> pd.DataFrame:
     """Make a split table.
+
+    Folds are drawn from a table of groups (images, slides or cases), one row each, stratified by class and,
+    where a subtype has enough of them, by subtype: a group with many images counts as much as one with few.
 
     Parameters
     ----------
@@ -115,8 +119,33 @@ def _test_parts(images: pd.DataFrame, protocol: str, folds: int, seed: int) -> l
                 "split 'official': these images are not in data_manifest.csv; choose another split"
             )
         return [(images[column] == "test").to_numpy() for column in breakhis.FOLD_COLUMNS]
-    parts = _folds(images, _GROUP[protocol], folds, seed, f"split {protocol!r}")
-    return [np.isin(np.arange(len(images)), test) for _, test in parts]
+    number = _fold_numbers(images, _GROUP[protocol], folds, seed, what=f"split {protocol!r}")
+    return [number == fold for fold in range(folds)]
+
+
+def inner_folds(images: pd.DataFrame, protocol: str, folds: int, *, seed: int = 0) -> np.ndarray:
+    """Cut a training part into folds of its own, grouped as its protocol groups.
+
+    Parameters
+    ----------
+    images : DataFrame
+        Rows of the training part: filename, class, subtype, slide, case.
+    protocol : str
+        One of `PROTOCOLS` or `OFFICIAL_AT`; ``magnification`` and all others are cut by case.
+    folds : int
+        At most; fewer where the smaller class has fewer groups.
+    seed : int
+
+    Returns
+    -------
+    int64 array (N,)
+        The fold, from 0, that each image is held out in; all 0 where a class has one group only.
+    """
+    group = _GROUP.get(protocol, "case")
+    possible = min(folds, _count_units(images, group).min())
+    if possible < 2:
+        return np.zeros(len(images), dtype=int)
+    return _fold_numbers(images, group, possible, seed, what="inner folds")
 
 
 def _count_units(images: pd.DataFrame, group: str | None) -> pd.Series:
@@ -125,16 +154,24 @@ def _count_units(images: pd.DataFrame, group: str | None) -> pd.Series:
     return units["class"].value_counts().reindex(breakhis.CLASSES, fill_value=0)
 
 
-def _folds(images: pd.DataFrame, group: str | None, folds: int, seed: int, what: str):
+def _fold_numbers(images: pd.DataFrame, group: str | None, folds: int, seed: int, *, what: str) -> np.ndarray:
+    """Assign to each image the number of the fold, from 0, that holds it out; int64 (N,)."""
     fewest = _count_units(images, group).min()
     if folds < 2 or fewest < folds:
         raise InputError(
             f"{what}: {folds} folds; give 2 to {fewest}, the {group or 'image'}s of the smaller class"
         )
-    kind = StratifiedGroupKFold if group else StratifiedKFold
-    return kind(folds, shuffle=True, random_state=seed).split(
-        images, images["class"], images[group] if group else None
-    )
+    unit = images[group or "filename"]
+    # a group with images of both classes stands between them, so that both classes stay balanced
+    strata = images["class"].groupby(unit).agg(lambda found: "+".join(sorted(set(found)))).to_frame("class")
+    strata["subtype"] = strata["class"] + images["subtype"].astype(str).groupby(unit).min()
+    strata = strata.rename_axis("unit").reset_index().sort_values(["class", "subtype", "unit"])
+    by = "subtype" if strata["subtype"].value_counts().max() >= folds else "class"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a rare subtype may have fewer groups than folds
+        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata[by])
+        held_out = {unit: fold for fold, (_, test) in enumerate(parts) for unit in strata["unit"].iloc[test]}
+    return unit.map(held_out).to_numpy("int64")
 
 
 def _held_out(images: pd.DataFrame, group: str | None, share: float, seed: int) -> np.ndarray:
@@ -142,7 +179,8 @@ def _held_out(images: pd.DataFrame, group: str | None, share: float, seed: int) 
     fewest = _count_units(images, group).min()
     if fewest < 2:  # a very small data set: better no validation than none of a class in training
         return np.array([], dtype=int)
-    return next(_folds(images, group, min(round(1 / share), fewest), seed, "validation"))[1]
+    folds = min(round(1 / share), fewest)
+    return np.flatnonzero(_fold_numbers(images, group, folds, seed, what="validation") == 0)
 
 
 def fold_of(split: pd.DataFrame, fold: int) -> pd.DataFrame:
@@ -276,13 +314,8 @@ def make_feasible_split(
             f"split {protocol!r}: only one {protocol} has {name} images; in the fold that tests it there "
             "would be none to train on"
         )
-    for fewer in range(min(folds, fewest), 1, -1):
-        try:
-            note = f"{fewer} folds instead of {folds}: {fewest} {protocol}s have {name} images"
-            return make_split(images, protocol, fewer, seed=seed), note
-        except InputError as error:  # uneven groups: the smaller class can still end up in one fold
-            reason = error
-    raise reason
+    note = f"{fewest} folds instead of {folds}: {fewest} {protocol}s have {name} images"
+    return make_split(images, protocol, int(fewest), seed=seed), note
 
 
 def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:

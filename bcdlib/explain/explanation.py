@@ -156,7 +156,9 @@ def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODRefe
     if cache is None or not split.is_file():
         return None
     part = splits.fold_of(pd.read_csv(split), record["fold"])
-    if {role: (part["role"] == role).sum() for role in splits.ROLES} != record["images"]:
+    tested = set(pd.read_csv(folder / "predictions.csv")["filename"])
+    counts = {role: (part["role"] == role).sum() for role in splits.ROLES}
+    if counts != record["images"] or tested != set(part.loc[part["role"] == "test", "filename"]):
         return None  # preprocessed anew since: these are no longer the images that it was trained on
     points, images = {}, {}
     for role in ("train", "validation"):
