@@ -189,7 +189,8 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
     """Draw Figure 8 (loss, MSE) or Figure 9 (accuracy) of the paper, one panel a trial.
 
     The second curve is drawn on the validation part or, where a protocol has none (the paper's), on the test
-    part: the legend says which. Nothing is chosen by it.
+    part: the legend says which. Nothing is chosen by it. A head that is trained on a frozen base has none: it
+    is fitted on the whole training part (see `trial.run_trial`).
 
     Parameters
     ----------
@@ -210,14 +211,15 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
     )
     for axis, result in zip(axes[0], results, strict=True):
         epochs = result.history["epoch"] + 1
-        shown = result.predictions if result.held_out == "test" else result.validation
         axis.plot(epochs, result.history[quantity], color=style.TRAINING, label="training")
-        axis.plot(
-            epochs,
-            result.history[f"val_{quantity}"],
-            color=style.HELD_OUT,
-            label=f"{result.held_out} ({len(shown)} images, {shown['case'].nunique()} cases)",
-        )
+        if result.held_out:
+            shown = result.predictions if result.held_out == "test" else result.validation
+            axis.plot(
+                epochs,
+                result.history[f"val_{quantity}"],
+                color=style.HELD_OUT,
+                label=f"{result.held_out} ({len(shown)} images, {shown['case'].nunique()} cases)",
+            )
         axis.set(
             xlabel="epoch",
             ylabel="loss (MSE)" if quantity == "loss" else "accuracy",

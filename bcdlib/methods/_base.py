@@ -27,7 +27,8 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     always : "all", "head" or None
         Whether it trains its whole network, or a head only, whatever ``trainable`` says.
     chooses : bool
-        Whether `fit` chooses something on ``validation_data``; it is then never given the test part there.
+        Whether `fit` chooses something on ``validation_data`` (early stopping, for example); it is then
+        never given the test part there. A method that only draws curves on it says False.
     changes : dict
         Settings in place of the profile's, by what is trained: {"all": {...}, "head": {...}}.
     own_size : bool
@@ -38,7 +39,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     title: str
     tasks: tuple[str, ...] = ("binary",)
     always: str | None = "all"
-    chooses: bool = False
+    chooses: bool = True
     changes: dict[str, dict] = {}
     own_size: bool = False
 

@@ -28,9 +28,9 @@ class HybridCNN(KerasMethod):
     (Table II, as printed; split not stated there). The publication was not at hand. Known of it: these four
     bases, pre-trained, and these two classifiers on their features. Chosen here: global average pooling,
     features standardised by the training images, C = 0.01 and 0.001; the pair with the best AUC (subtypes:
-    balanced accuracy) on the validation part, or, where the protocol has none, in three-fold cross-validation
-    inside the training part, grouped by case where the cases are known. The test part is never looked at. The
-    SVM gets probabilities by Platt scaling on the validation part's scores, or on cross-validated ones.
+    balanced accuracy) in three-fold cross-validation inside the images it is fitted on, grouped by case where
+    the cases are known; the SVM gets probabilities by Platt scaling on scores from the same folds. Neither
+    the validation nor the test part is looked at.
 
     The bases always stay frozen. What was fitted becomes Keras layers: the saved network is the chosen pair.
 
@@ -46,7 +46,6 @@ class HybridCNN(KerasMethod):
     title = "Deep features + SVM or logistic regression"
     architectures = ("vgg16", "vgg19", "xception", "resnet50")
     always = "head"
-    chooses = True
 
     chosen_: tuple[str, str] | None = None
 
@@ -76,22 +75,20 @@ class HybridCNN(KerasMethod):
         folds, self.scores_ = self._folds(y), {}
         for name, columns in self._columns().items():
             scale = _training.standardise(keras.layers.Normalization(), X[:, columns])
-            Z, others = _scaled(scale, X, held_out, columns)
+            Z = np.asarray(scale(X[:, columns]))
             for kind in CLASSIFIERS:
-                self.scores_[name, kind] = self._score(*self._unseen(kind, Z, y, folds, others))
+                self.scores_[name, kind] = self._score(self._unseen(kind, Z, y, folds), y)
         self.chosen_ = max(self.scores_, key=self.scores_.get)
         self._prepare()
-        columns = self._columns()[self.chosen_[0]]
-        held_out = held_out and (held_out[0][:, columns], held_out[1])
-        self.head_ = self._fitted_head(X[:, columns], y, folds, held_out)
+        self.head_ = self._fitted_head(X[:, self._columns()[self.chosen_[0]]], y, folds)
 
-    def _fitted_head(self, X, y, folds, held_out=None) -> keras.Model:
+    def _fitted_head(self, X, y, folds) -> keras.Model:
         """Fit the chosen classifier, as Keras layers."""
         head = self._new_head(X)
-        Z, others = _scaled(head.get_layer("standardise"), X, held_out)
+        Z = np.asarray(head.get_layer("standardise")(X))
         kernel, bias = self._linear(self.chosen_[1], Z, y)
         if self.chosen_[1] == "svm":
-            slope, offset = platt(*self._unseen("svm", Z, y, folds, others))
+            slope, offset = platt(self._unseen("svm", Z, y, folds), y)
             kernel, bias = kernel * slope, bias * slope + offset
         head.get_layer("linear").set_weights([kernel, bias])
         return head
@@ -111,16 +108,13 @@ class HybridCNN(KerasMethod):
     def _linear(self, kind: str, Z, y) -> tuple[np.ndarray, np.ndarray]:
         return _linear.linear_layer(CLASSIFIERS[kind](self.seed), Z, y, outputs=self.units)
 
-    def _unseen(self, kind: str, Z, y, folds, held_out) -> tuple[np.ndarray, np.ndarray]:
-        """Score images that the classifier is not fitted on, held out or fold by fold; give labels too."""
-        if held_out is not None:
-            kernel, bias = self._linear(kind, Z, y)
-            return held_out[0] @ kernel + bias, held_out[1]
+    def _unseen(self, kind: str, Z, y, folds) -> np.ndarray:
+        """Score images that the classifier is not fitted on, fold by fold."""
         scores = np.zeros((len(y), self.units))
         for train, test in folds:
             kernel, bias = self._linear(kind, Z[train], y[train])
             scores[test] = Z[test] @ kernel + bias
-        return scores, y
+        return scores
 
     def _score(self, scores, y) -> float:
         if self.task == "subtype":
@@ -131,12 +125,6 @@ class HybridCNN(KerasMethod):
         """Predict as `KerasMethod.predict_proba`; features are those of all bases."""
         X = _training.first_copies(np.asanyarray(X))
         return super().predict_proba(X if X.ndim == 4 else X[:, self._columns()[self.chosen_[0]]], images)
-
-
-def _scaled(scale, X, held_out, columns=slice(None)):
-    """Standardise columns of the training features, and of the held-out part if there is one."""
-    others = held_out and (np.asarray(scale(held_out[0][:, columns])), held_out[1])
-    return np.asarray(scale(X[:, columns])), others
 
 
 def platt(scores, y) -> tuple[np.ndarray, np.ndarray]:

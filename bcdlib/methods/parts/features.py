@@ -44,7 +44,7 @@ def cached_features(
     facts = [
         FEATURES_FORMAT,
         architecture,
-        _identity(weights, seed),
+        weights_identity(weights, seed),
         pooling,
         patches,
         target and [target.kind, target.values],
@@ -115,7 +115,8 @@ def extract_features(
     return fitting.predict_batches(keras.Model(images, x), X, verbose)
 
 
-def _identity(weights: backbones.Weights, seed: int) -> str:
+def weights_identity(weights: backbones.Weights, seed: int) -> str:
+    """Identify what a base starts from: weights in a file by their content, random ones by their seed."""
     if weights.path is None:
         return f"random {seed} {keras.backend.backend()}"  # backends draw different numbers from a seed
     if weights.path == "imagenet":
