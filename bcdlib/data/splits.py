@@ -161,17 +161,47 @@ def _fold_numbers(images: pd.DataFrame, group: str | None, folds: int, seed: int
         raise InputError(
             f"{what}: {folds} folds; give 2 to {fewest}, the {group or 'image'}s of the smaller class"
         )
-    unit = images[group or "filename"]
+    return group_folds(
+        images[group or "filename"], images["class"], images["subtype"], folds=folds, seed=seed
+    )
+
+
+def group_folds(groups, classes, subtypes, *, folds: int, seed: int = 0) -> np.ndarray:
+    """Assign whole groups to folds, stratified over a table of groups, one row each.
+
+    Parameters
+    ----------
+    groups, classes, subtypes : array-like (N,)
+        Of each image. Stratified is by subtype if one has a group for each fold, else by class.
+    folds : int
+    seed : int
+        Shuffles.
+
+    Returns
+    -------
+    int64 array (N,)
+        The fold, from 0, that holds each image out.
+
+    Examples
+    --------
+    >>> group_folds(["a", "a", "b", "c", "d"], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1], folds=2).tolist()
+    [0, 0, 1, 0, 1]
+    """
+    table = pd.DataFrame({"group": groups, "class": classes, "subtype": subtypes}).astype(str)
     # a group with images of both classes stands between them, so that both classes stay balanced
-    strata = images["class"].groupby(unit).agg(lambda found: "+".join(sorted(set(found)))).to_frame("class")
-    strata["subtype"] = strata["class"] + images["subtype"].astype(str).groupby(unit).min()
-    strata = strata.rename_axis("unit").reset_index().sort_values(["class", "subtype", "unit"])
-    by = "subtype" if strata["subtype"].value_counts().max() >= folds else "class"
+    strata = table.groupby("group").agg(
+        {"class": lambda found: "+".join(sorted(set(found))), "subtype": "min"}
+    )
+    strata = strata.rename_axis("group").reset_index().sort_values(["class", "subtype", "group"])
+    subtype = strata["class"] + " " + strata["subtype"]
+    by = subtype if subtype.value_counts().max() >= folds else strata["class"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a rare subtype may have fewer groups than folds
-        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata[by])
-        held_out = {unit: fold for fold, (_, test) in enumerate(parts) for unit in strata["unit"].iloc[test]}
-    return unit.map(held_out).to_numpy("int64")
+        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, by)
+        fold_of = {
+            group: fold for fold, (_, held) in enumerate(parts) for group in strata["group"].iloc[held]
+        }
+    return table["group"].map(fold_of).to_numpy("int64")
 
 
 def _held_out(images: pd.DataFrame, group: str | None, share: float, seed: int) -> np.ndarray:

@@ -33,6 +33,8 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
         Settings in place of the profile's, by what is trained: {"all": {...}, "head": {...}}.
     own_size : bool
         Whether it may look at images at a size of its own, whatever the profile's.
+    decides_for : str
+        What one probability is of: "image", or "slide" if all images of a slide get the same; tables say so.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     chooses: bool = True
     changes: dict[str, dict] = {}
     own_size: bool = False
+    decides_for: str = "image"
 
     @abstractmethod
     def fit(self, X, y, validation_data=None, *, folder=None, images=None):

@@ -1,14 +1,12 @@
 """Deep features with traditional classifiers, the best pair chosen (Gupta & Chawla 2020)."""
 
-import warnings
-
 import keras
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score, roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.svm import LinearSVC
 
+from bcdlib.data import splits
 from bcdlib.evaluation.thresholds import fit_platt
 from bcdlib.methods import KerasMethod, _linear, _training
 from bcdlib.methods.parts import backbones
@@ -100,10 +98,13 @@ class HybridCNN(KerasMethod):
 
     def _folds(self, y) -> list:
         number = np.unique(y, return_counts=True)[1].min().clip(2, 3)
-        kind = StratifiedKFold if self.cases_ is None else StratifiedGroupKFold
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a rare subtype may have fewer images than folds
-            return list(kind(number, shuffle=True, random_state=self.seed).split(y, y, self.cases_))
+        cases = self.cases_
+        if cases is None or max(len(np.unique(cases[y == kind])) for kind in np.unique(y)) < number:
+            cases = np.arange(len(y))
+        held_out = splits.group_folds(cases, y, y, folds=number, seed=self.seed)
+        return [
+            (np.flatnonzero(held_out != fold), np.flatnonzero(held_out == fold)) for fold in range(number)
+        ]
 
     def _linear(self, kind: str, Z, y) -> tuple[np.ndarray, np.ndarray]:
         return _linear.linear_layer(CLASSIFIERS[kind](self.seed), Z, y, outputs=self.units)

@@ -30,6 +30,7 @@ class ResNet152(KerasMethod):
     """
 
     key = "resnet152"
+    decides_for = "slide"
     title = "MuDeRN (ResNet-152)"
     architectures = ("resnet152",)
     changes = {"head": {"learning_rate": 0.0005}}

@@ -222,7 +222,7 @@ def _rows(folder: Path, names: list[str], parameters: dict, error: str | None) -
     found = metrics.metrics_table(metrics.read_predictions(folder / "predictions.csv"))
     locked = pd.read_csv(folder / "tables" / "thresholds.csv").query("at == 'locked'")
     found = found.merge(
-        locked.drop(columns=["at", "images", "cases"]),
+        locked.pivot(index=["method", "split"], columns="metric", values="value").reset_index(),
         how="left",
         on=["method", "split"],
         suffixes=("", "_locked"),
@@ -234,11 +234,17 @@ def _rows(folder: Path, names: list[str], parameters: dict, error: str | None) -
     return pd.DataFrame([settings] * len(found)).join(found).assign(error=None, folder=folder.name)
 
 
+ON_TEST = (
+    "These are metrics of test parts: to choose a combination by them is to choose on the test part. "
+    "`compare --choose` chooses inside the training part."
+)
+
+
 def sweep_text(table: pd.DataFrame, given: dict[str, list]) -> str:
     """Return a sweep's table as text: the parameters that vary, and the metrics that everybody asks for."""
     names = [name for name in given if table[name].nunique() > 1] or list(given)
     shown = [name for name in ("split", "images", "cases", "accuracy", "auc", "case_auc") if name in table]
-    return table[table["error"].isna()][[*names, *shown]].round(3).to_string(index=False)
+    return f"{table[table['error'].isna()][[*names, *shown]].round(3).to_string(index=False)}\n{ON_TEST}"
 
 
 def failed_combinations(table: pd.DataFrame) -> list[str]:

@@ -278,6 +278,8 @@ def _train(
     data = (inputs[held_out], labels[held_out], *images_of(held_out).values()) if shown else None
     fitted(estimator, known, validation_data=data, folder=folder)
     weights_label = getattr(getattr(estimator, "weights_", None), "label", "no pre-trained weights")
+    if estimator.decides_for != "image":
+        weights_label += f"; each image has its {estimator.decides_for}'s mean probability"
     if keep_model:
         estimator.save(folder / "model.keras")
     if validation is None:

@@ -277,3 +277,49 @@ def test_a_metric_that_is_registered_once_is_shown_everywhere_with_its_interval(
     part = images[["filename"]].assign(role=np.where(np.arange(120) < 60, "train", "test"))
     card = model_card.write_card(tmp_path, images, part).read_text()
     assert f"| weighted kappa | {value:.3f} | {row['95 % by case']} |" in card
+
+
+def breakhis_rows():
+    """Four images of two cases of BreakHis, as a stranger's table has them."""
+    names = [
+        "SOB_B_A-14-22549AB-40-001.png",
+        "SOB_B_A-14-22549CD-40-001.png",
+        "SOB_M_DC-14-2523-40-001.png",
+        "SOB_M_DC-14-2523-40-002.png",
+    ]
+    return table([0, 0, 1, 1], [0.1, 0.6, 0.7, 0.9], filename=names)
+
+
+def test_names_prove_what_they_prove():
+    rows = breakhis_rows().assign(case=["p1", "p2", "p3", "p3"], slide="1")
+    found = metrics.check_predictions(rows)
+    assert found["case"].tolist() == ["14-22549", "14-22549", "14-2523", "14-2523"]
+    assert found["slide"].tolist() == ["14-22549AB", "14-22549CD", "14-2523", "14-2523"]
+    notes = metrics.prediction_notes(found)
+    assert any("differs from the accession numbers" in note and "4 of 4 rows" in note for note in notes)
+    with pytest.raises(
+        InputError, match="2 of 4 labels contradict the file name, the first of SOB_B_A-14-22549CD"
+    ):
+        metrics.check_predictions(rows.assign(label=[0, 1, 0, 1]))
+
+
+def test_slides_are_numbered_within_cases():
+    rows = table(
+        [0, 0, 1, 1], [0.1, 0.6, 0.7, 0.9], case=["a", "a", "b", "b"], slide=["1", "2", "1", "2"], subtype=""
+    )
+    assert metrics.metrics_table(metrics.check_predictions(rows))["slides"][0] == 4
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"case": list("abcd"), "slide": list("abcd")}, "Every case has one image"),
+        ({"probability": [0.9, 0.6, 0.7, 0.9]}, "confidence in the predicted class"),
+        ({"probability": [0.9, 0.6, 0.3, 0.1]}, "AUC 0.000, far under 0.5"),
+    ],
+)
+def test_odd_tables_are_noted(change, words):
+    rows = table([0, 0, 1, 1], [0.1, 0.6, 0.7, 0.9], case=["a", "a", "b", "b"], slide=["a", "a", "b", "b"])
+    assert metrics.prediction_notes(metrics.check_predictions(rows)) == []
+    notes = metrics.prediction_notes(metrics.check_predictions(rows.assign(**change)))
+    assert any(words in note for note in notes), notes
