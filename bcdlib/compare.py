@@ -86,7 +86,8 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
                 part["value"], part.index, xerr=_reach(part), fmt="o", color=colour, capsize=4, markersize=7
             )
         for place, value in rows["value"].items():
-            axis.annotate(f"{value:.2f}", (value, place), (0, 7), textcoords="offset points", ha="center")
+            text = f"{value:.2f}" if rows["low"].notna()[place] else f"{value:.2f}, interval cannot be said"
+            axis.annotate(text, (value, place), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
         axis.set_yticks(range(len(rows)), names)
         axis.set(
@@ -138,7 +139,7 @@ def gap_text(predictions: pd.DataFrame) -> str:
                 f"**{html.escape(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
                 f"{accuracy['case']:.3f} with a split by case (always guessing the larger class: "
                 f"{max(share, 1 - share):.3f}).** The difference, {paired['value']:+.3f} "
-                f"(95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}, "
+                f"(95 % interval {bootstrap.range_text(paired['low'], paired['high'])}, "
                 f"{paired['cases']} cases), is what recognising slides rather than disease is worth."
             )
     return "\n\n".join(lines)

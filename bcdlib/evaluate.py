@@ -113,9 +113,10 @@ def results_table(table: pd.DataFrame) -> pd.DataFrame:
     found = bootstrap.interval_table(table, metrics.shown_in("results"))
     texts = {
         "95 % by case": list(map(bootstrap.range_text, found["low"], found["high"])),
-        "by image (too narrow)": list(
-            map(bootstrap.range_text, found["low_by_image"], found["high_by_image"])
-        ),
+        "by image (too narrow)": [
+            "-" if np.isnan(low) else bootstrap.range_text(low, high)
+            for low, high in found[["low_by_image", "high_by_image"]].to_numpy()
+        ],
     }
     return found[[*GROUP, "images", "slides", "cases", "metric", "value"]].assign(**texts)
 
