@@ -1,4 +1,4 @@
-"""BreakHis names and the 7909 rows of data_manifest.csv: parse, format, scan and verify.
+"""BreakHis names and the 7909 rows of data_manifest.csv: parse, scan and verify.
 
 Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopathological Image
 Classification", IEEE TBME 63(7), 2016, and the data set's own readme.
@@ -96,30 +96,6 @@ def parse_name(filename: str) -> dict:
         "magnification": int(magnification),
         "sequence": int(sequence),
     }
-
-
-def format_name(row) -> str:
-    """Format a mapping with subtype, slide, magnification and sequence as a file name; undoes `parse_name`.
-
-    Raises
-    ------
-    InputError
-        If the values do not make a BreakHis name.
-
-    Examples
-    --------
-    >>> format_name({"subtype": "A", "slide": "14-22549AB", "magnification": 40, "sequence": 1})
-    'SOB_B_A-14-22549AB-40-001.png'
-    """
-    letter = "B" if row["subtype"] in BENIGN else "M"
-    try:
-        name = (
-            f"SOB_{letter}_{row['subtype']}-{row['slide']}-{row['magnification']:d}-{row['sequence']:03d}.png"
-        )
-    except ValueError:
-        raise InputError(f"magnification and sequence must be whole numbers in {dict(row)}") from None
-    parse_name(name)
-    return name
 
 
 def official_path(filename: str) -> str:

@@ -20,7 +20,6 @@ import os
 import string
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +28,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from bcdlib.data.breakhis import BENIGN, MAGNIFICATIONS, official_path, parse_name
 from bcdlib.errors import InputError, check_known
+from bcdlib.runs import files
 
 VERSION = 1
 IMAGES_EACH = 5  # per slide and magnification
@@ -124,13 +125,19 @@ def draw_dataset(
     if _has_marker(done, state):
         return folder
     if not _has_marker(begun, state):
-        _write(begun, json.dumps(state).encode())
+        files.write_json(begun, state)
     todo = [row for row in table[:limit].to_dict("records") if not (folder / row["relpath"]).exists()]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        jobs = pool.map(lambda row: _draw_into(folder, row, seed), todo)
-        list(tqdm(jobs, total=len(todo), desc="drawing tissue", unit="image", disable=not progress))
+    thread_map(
+        partial(_draw_into, folder, seed),
+        todo,
+        max_workers=workers or os.cpu_count(),
+        tqdm_class=tqdm,
+        desc="drawing tissue",
+        unit="image",
+        disable=not progress,
+    )
     if limit is None:
-        _write(done, json.dumps(state).encode())
+        files.write_json(done, state)
         begun.unlink(missing_ok=True)
     return folder
 
@@ -202,18 +209,12 @@ def _has_marker(path: Path, state: dict) -> bool:
     return True
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is there in full or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def _draw_into(folder: Path, row: dict, seed: int) -> None:
+def _draw_into(folder: Path, seed: int, row: dict) -> None:
     wanted = {key: row[key] for key in ("subtype", "magnification", "grade", "slide", "sequence")}
     path = folder / row["relpath"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, cv2.imencode(".png", draw_image(**wanted, seed=seed)[..., ::-1], PNG)[1].tobytes())
+    with files.atomic_write(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", draw_image(**wanted, seed=seed)[..., ::-1], PNG)[1])
 
 
 # ---------------------------------------------------------------- stain and grain of a slide
@@ -306,9 +307,13 @@ class _Scene:
         return start + np.cumsum(step * np.stack([np.cos(angle), np.sin(angle)], 1), 0)
 
 
-def _glands(scene, spacing, radius, *, coverage, patch, hollow, wobble):
-    """Draw round structures; `hollow` is the chance of a lumen, which high grades lower further."""
+def _glands(scene, spacing, radius, *, growth=(0, 0), coverage, patch, hollow, wobble):
+    """Draw round structures; `hollow` is the chance of a lumen, which high grades lower further.
+
+    Of spacing and radius, `growth` is what the highest grade adds.
+    """
     rng, g = scene.rng, scene.grade
+    spacing, radius = np.add((spacing, radius), np.multiply(growth, g))
     centres = scene.scatter(spacing)
     level = _noise(rng, patch * scene.ppm)
     near = centres[level[scene.at(centres)] > np.quantile(level, np.clip(1.15 - coverage - 0.3 * g, 0, 1))]
@@ -319,11 +324,6 @@ def _glands(scene, spacing, radius, *, coverage, patch, hollow, wobble):
         if rng.random() < hollow * (1.3 - g):
             inner = max(r - rng.uniform(11, 14) - 4 * g, 0.18 * r)
             scene.fill(scene.blob(centre, inner, wobble + 0.3 * g), LUMEN)
-
-
-def _ductal(scene):
-    g = scene.grade
-    _glands(scene, 70 + 40 * g, 34 + 22 * g, coverage=0.7, patch=400, hollow=0.7, wobble=0.2)
 
 
 def _strands(scene, spacing, length, width, *, bend, wall, inside, unit=1.0):
@@ -375,7 +375,12 @@ LAYOUTS: dict[str, tuple[Callable, int]] = {
     "F": (partial(_slits, spacing=170, width=(2, 14), bend=0.22), 26),
     "PT": (partial(_slits, spacing=300, width=(10, 90), bend=0.3), 15),
     "TA": (partial(_glands, spacing=60, radius=25, coverage=0.75, patch=600, hollow=1.0, wobble=0.06), 34),
-    "DC": (_ductal, 30),
+    "DC": (
+        partial(
+            _glands, spacing=70, radius=34, growth=(40, 22), coverage=0.7, patch=400, hollow=0.7, wobble=0.2
+        ),
+        30,
+    ),
     "LC": (_lobular, 30),
     "MC": (_mucinous, 30),
     "PC": (_papillary, 24),
@@ -405,7 +410,7 @@ def _lining(scene):
     inside[0, 0] = 0  # a field that is all epithelium has no border: give it one
     depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
     deepest = depth[scene.tissue == EPITHELIUM].max(initial=0)
-    found = []
+    found = [np.zeros((0, 3))]  # no epithelium, no nuclei
     for level in np.arange(1.25 * radius * ppm, deepest, 1.1 * pitch * ppm):
         deeper = (depth > level).astype(np.uint8)
         for contour in cv2.findContours(deeper, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]:
@@ -413,8 +418,6 @@ def _lining(scene):
             at = np.arange(rng.uniform(0, pitch * ppm), len(line), pitch * ppm / 1.12).astype(int)
             across = line[(at + 3) % len(line)] - line[(at - 3) % len(line)]
             found.append(np.column_stack([line[at], np.arctan2(across[:, 1], across[:, 0]) + np.pi / 2]))
-    if not found:
-        return np.zeros((0, 6))
     x, y, angle = np.concatenate(found).T
     keep = (x > 1) & (y > 1) & (x < WIDTH - 2) & (y < HEIGHT - 2)  # contours also follow the image's edge
     keep &= (scene.tissue[y.astype(int), x.astype(int)] == EPITHELIUM) & (rng.random(len(x)) > 0.08)
@@ -454,23 +457,25 @@ def _strangers(scene, apart, slope):
     at = scene.at(points)
     points = points[(scene.tissue[at] == STROMA) & (level[at] > rng.uniform(1.3, 4))]
     n = len(points)
-    round_ = [points * scene.ppm, np.full((n, 2), 2.7), np.zeros(n), rng.uniform(0.85, 1, n)]
-    return np.concatenate([spindle, np.column_stack(round_)])
+    lymphocytes = np.column_stack(
+        [points * scene.ppm, np.full((n, 2), 2.7), np.zeros(n), rng.uniform(0.85, 1, n)]
+    )
+    return np.concatenate([spindle, lymphocytes])
 
 
-def _draw_nuclei(scene, nuclei, irregular):
-    """Nuclei as darkness 0 to 1, float32 (460, 700)."""
+def _draw_nuclei(scene, nuclei):
+    """Nuclei, less regular in high grades, as darkness 0 to 1, float32 (460, 700)."""
     canvas = np.zeros((HEIGHT, WIDTH), np.uint8)
     rng, n = scene.rng, len(nuclei)
     t = np.linspace(0, 2 * np.pi, 14, endpoint=False)
     x, y, a, b, angle, dark = nuclei.T[:, :, None]
-    waves = [rng.normal(0, 1 / k, (n, 1)) * np.cos(k * t + rng.uniform(0, 6, (n, 1))) for k in (2, 3)]
-    bumps = 1 + irregular * sum(waves)
+    bumps = 1 + (0.05 + 0.2 * scene.grade) * sum(
+        rng.normal(0, 1 / k, (n, 1)) * np.cos(k * t + rng.uniform(0, 6, (n, 1))) for k in (2, 3)
+    )
     px, py = a * bumps * np.cos(t), b * bumps * np.sin(t)
     c, s = np.cos(angle), np.sin(angle)
-    outline = np.stack([x + scene.ppm * (c * px - s * py), y + scene.ppm * (s * px + c * py)], 2)
-    outlines = np.rint(outline * 16).astype(np.int32)
-    for polygon, value in zip(outlines, np.rint(255 * dark[:, 0]).astype(int).tolist()):
+    outlines = np.stack([x + scene.ppm * (c * px - s * py), y + scene.ppm * (s * px + c * py)], 2)
+    for polygon, value in zip(np.rint(outlines * 16).astype(np.int32), np.rint(255 * dark[:, 0]).astype(int).tolist()):
         cv2.fillConvexPoly(canvas, polygon, value, cv2.LINE_AA, 4)
     return canvas.astype(np.float32) / 255
 
@@ -487,8 +492,7 @@ def _fibres(scene):
     around = cv2.GaussianBlur(np.minimum(inside, 50), (0, 0), 3)
     u = c * x + s * y
     v = c * y - s * x + 28 * _noise(rng, 260 * ppm) + 5 * _noise(rng, 55 * ppm) + 0.8 * around
-    gy, gx = np.gradient(cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5))
-    slope = np.arctan2(gy, gx).astype(np.float32) + np.float32(np.pi / 2)
+    slope = np.arctan2(*np.gradient(cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5))).astype(np.float32) + np.float32(np.pi / 2)
     tile = cv2.GaussianBlur(rng.standard_normal((256, 256), dtype=np.float32), (0, 0), 1)
     tile /= tile.std()
     texture = np.zeros((HEIGHT, WIDTH), np.float32)
@@ -505,8 +509,7 @@ def _densities(scene, apart):
     """Compute the hematoxylin and eosin densities, float32 (460, 700), 0 = clear glass."""
     rng, g, ppm, style, tissue = scene.rng, scene.grade, scene.ppm, scene.style, scene.tissue
     texture, slope = _fibres(scene)
-    found = np.concatenate([_strangers(scene, apart, slope), _lining(scene)])
-    nuclei = _draw_nuclei(scene, found, irregular=0.05 + 0.2 * g)
+    nuclei = _draw_nuclei(scene, np.concatenate([_strangers(scene, apart, slope), _lining(scene)]))
     soft = {
         label: cv2.GaussianBlur((tissue == label).astype(np.float32), (0, 0), max(0.8, 0.8 * ppm))
         for label in (EPITHELIUM, LUMEN, MUCIN, FAT)
