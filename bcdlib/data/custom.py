@@ -6,12 +6,12 @@ case.
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN, count_table_i
-from bcdlib.errors import InputError, one_line
+from bcdlib.errors import InputError
+from bcdlib.runs.files import read_user_csv
 
 REQUIRED = ("path", "label", "group")
 OPTIONAL = ("slide", "magnification", "subtype")
@@ -179,12 +179,15 @@ def image_caption(image, columns=("class", "subtype", "magnification", "slide"))
     >>> image_caption({"class": "benign", "subtype": "unknown", "magnification": 0, "slide": "7"})
     'benign, slide 7'
     """
-    parts = []
-    for name in columns:
-        value = magnification_label(image[name]) if name == "magnification" else str(image[name])
-        if value != UNKNOWN:
-            parts.append(f"{name} {value}" if name in ("slide", "case") else value)
-    return ", ".join(parts)
+    values = {
+        name: magnification_label(image[name]) if name == "magnification" else str(image[name])
+        for name in columns
+    }
+    return ", ".join(
+        f"{name} {value}" if name in ("slide", "case") else value
+        for name, value in values.items()
+        if value != UNKNOWN
+    )
 
 
 def custom_overview(scan: CustomScan) -> dict:
@@ -208,17 +211,11 @@ def custom_overview(scan: CustomScan) -> dict:
 
 def _read_text(csv) -> pd.DataFrame:
     """All wanted columns as stripped text, "" where empty or absent."""
-    if not Path(csv).is_file():
-        raise InputError(
-            f"{csv}: no such file; --manifest names a CSV with the columns {', '.join(REQUIRED)}"
-        )
-    try:
-        # commas that end every line: no harm
-        with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):
-            # index_col: or such commas would make the first column an index; utf-8-sig: as Excel writes
-            table = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:
-        raise InputError(f"{csv}: not a readable CSV ({one_line(error)})") from None
+    what = f"file; --manifest names a CSV with the columns {', '.join(REQUIRED)}"
+    # commas that end every line: no harm
+    with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):
+        # index_col: or such commas would make the first column an index; utf-8-sig: as Excel writes
+        table = read_user_csv(csv, what, str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     table.columns = table.columns.str.strip().str.lower()
     table = table.loc[:, ~table.columns.duplicated()]
     for column in REQUIRED:

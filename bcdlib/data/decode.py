@@ -274,8 +274,15 @@ def decode_all(
 
     workers = workers or count_cores()
     pending: list[Future] = []  # bounded: memory does not grow with the data set
-    bar = tqdm(total=len(images), desc=label, unit="image", disable=not progress)
-    with _one_core_each(), ThreadPoolExecutor(workers) as pool, bar:
+    with (
+        threadpool_limits(1, "blas"),
+        contextlib.ExitStack() as afterwards,
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(images), desc=label, unit="image", disable=not progress) as bar,
+    ):
+        # OpenCV and BLAS do without threads of their own: where all cores are at work, they only take time
+        afterwards.callback(cv2.setNumThreads, cv2.getNumThreads())
+        cv2.setNumThreads(1)
         # the empty groups push the last ones out
         for group in itertools.chain(_groups(members), [[]] * 2 * workers):
             pending.append(pool.submit(work, group))
@@ -293,15 +300,6 @@ def _decoded(content: bytes | None, reason: str, size) -> tuple[np.ndarray | Non
         return decode_image(content, size), reason
     except ValueError as error:
         return None, str(error)
-
-
-@contextlib.contextmanager
-def _one_core_each() -> Iterator[None]:
-    """Take their threads from OpenCV and BLAS: where all cores are at work, they only take time."""
-    with threadpool_limits(1, "blas"), contextlib.ExitStack() as afterwards:
-        afterwards.callback(cv2.setNumThreads, cv2.getNumThreads())
-        cv2.setNumThreads(1)
-        yield
 
 
 def _groups(members) -> Iterator[list]:

@@ -27,10 +27,8 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 LARGEST_IMAGE = 64 * 2**20  # bytes of one file; a BreakHis PNG has under 1 MiB
 MOST_MEMBERS = 500_000  # of an archive; BreakHis has 7909 images, and each name costs memory
 UNREADABLE = "cannot be read"  # how the reason begins where the file system, not the file, is at fault
-_BOMB = (2**30, 50)  # bytes that any archive may unpack to, and times its size beyond; images hardly shrink
 _IMAGES_ALONE = "point --data at an archive or folder of the images alone"
 _NOT_A_FILE = "a folder, link, device or sparse file, not an image"
-_LARGEST_HEADER = 2**18  # bytes of a tar archive's long name or extended header
 # what the disk or its driver says when a Drive is unmounted or a stick pulled out: the file itself is sound
 _LOST = {getattr(errno, name) for name in "ENOENT EIO ENOTCONN ESTALE ETIMEDOUT ENODEV ENXIO EACCES".split()}
 
@@ -249,14 +247,14 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf, encoding, errors):
         header = super().frombuf(buf, encoding, errors)
-        described = header.type in (
+        long_name_or_extension = header.type in (
             tarfile.GNUTYPE_LONGNAME,
             tarfile.GNUTYPE_LONGLINK,
             tarfile.XHDTYPE,
             tarfile.XGLTYPE,
             tarfile.SOLARIS_XHDTYPE,
         )
-        if header.size < 0 or (described and header.size > _LARGEST_HEADER):
+        if header.size < 0 or (long_name_or_extension and header.size > 2**18):
             raise tarfile.ReadError(f"a header of {header.size} bytes")
         return header
 
@@ -283,7 +281,8 @@ class TarSource(_ArchiveSource):
 
     def _members(self):
         with self._explain_errors(), open(self.path, "rb") as file:
-            limit = _BOMB[0] + _BOMB[1] * os.fstat(file.fileno()).st_size
+            # a GiB, which any archive may unpack to, and 50 times its size: images hardly shrink
+            limit = 2**30 + 50 * os.fstat(file.fileno()).st_size
             # not tarfile's "r:*": of other packers than gzip a few bytes may unpack to gigabytes
             stream = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
             with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:

@@ -60,12 +60,11 @@ def fit_stain(kind: str, X) -> StainTarget:
     """
     check_known("stain normalisation", kind, KINDS)
     found = []
-    for image in X:
+    for image in filter(_is_stained, X):
         with _failures_ignored():
-            if _is_stained(image):
-                normalizer = _NORMALIZERS[kind]()
-                normalizer.fit(np.asarray(image))
-                found.append([getattr(normalizer, name) for name in _FITTED[kind]])
+            normalizer = _NORMALIZERS[kind]()
+            normalizer.fit(np.asarray(image))
+            found.append([getattr(normalizer, name) for name in _FITTED[kind]])
     if not found:
         raise InputError(
             f"stain normalisation {kind!r}: none of the {len(X)} training images shows stained tissue"
@@ -91,14 +90,13 @@ def normalise_stain(X, target: StainTarget) -> np.ndarray:
     for name, values in zip(_FITTED[target.kind], target.values, strict=True):
         setattr(normalizer, name, np.array(values))
     result = np.array(X)
-    for row, image in enumerate(result):
+    for image in filter(_is_stained, result):
         with _failures_ignored():
-            if _is_stained(image):
-                result[row] = (
-                    normalizer.normalize(image, stains=False)[0]
-                    if target.kind == "macenko"
-                    else normalizer.normalize(image)
-                )
+            image[:] = (
+                normalizer.normalize(image, stains=False)[0]
+                if target.kind == "macenko"
+                else normalizer.normalize(image)
+            )
     return result
 
 

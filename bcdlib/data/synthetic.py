@@ -252,7 +252,7 @@ def _stain(scene, hematoxylin, eosin):
 
 def _noise(rng, wavelength):
     """Smooth noise of about unit variance over the image; wavelength in pixels."""
-    shape = (max(3, round(HEIGHT / wavelength) + 2), max(3, round(WIDTH / wavelength) + 2))
+    shape = [max(3, round(side / wavelength) + 2) for side in (HEIGHT, WIDTH)]
     return 1.4 * cv2.resize(
         rng.standard_normal(shape, dtype=np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
     )
@@ -275,8 +275,8 @@ class _Scene:
         cv2.fillPoly(self.tissue, [np.rint(outline * self.ppm).astype(np.int32)], label)
 
     def strip(self, line, width, label):
-        thick = max(1, round(width * self.ppm))
-        cv2.polylines(self.tissue, [np.rint(line * self.ppm).astype(np.int32)], False, label, thick)
+        points = np.rint(line * self.ppm).astype(np.int32)
+        cv2.polylines(self.tissue, [points], False, label, max(1, round(width * self.ppm)))
 
     def at(self, points):
         """Index a map of the field, its rows and columns, at these points (n, 2)."""
@@ -343,23 +343,22 @@ def _slits(scene, spacing, width, bend):
 
 
 def _lobular(scene):
-    rng = scene.rng
     for start in scene.scatter(46 - 14 * scene.grade):
-        if rng.random() < 0.75:
-            scene.strip(scene.walk(start, rng.uniform(20, 150), 0.14), rng.uniform(9, 13), EPITHELIUM)
-    if rng.random() < 0.6 * (1 - scene.grade):
+        if scene.rng.random() < 0.75:
+            line = scene.walk(start, scene.rng.uniform(20, 150), 0.14)
+            scene.strip(line, scene.rng.uniform(9, 13), EPITHELIUM)
+    if scene.rng.random() < 0.6 * (1 - scene.grade):
         _glands(scene, 150, 30, coverage=0.4, patch=300, hollow=0.9, wobble=0.1)
 
 
 def _mucinous(scene):
-    rng = scene.rng
     for centre in scene.scatter(400):
-        scene.fill(scene.blob(centre, rng.uniform(170, 290), 0.2), MUCIN)
+        scene.fill(scene.blob(centre, scene.rng.uniform(170, 290), 0.2), MUCIN)
     for centre in scene.scatter(95):
-        if scene.tissue[scene.at(centre[None])][0] == MUCIN and rng.random() < 0.7:
-            r = rng.uniform(18, 44)
+        if scene.tissue[scene.at(centre[None])][0] == MUCIN and scene.rng.random() < 0.7:
+            r = scene.rng.uniform(18, 44)
             scene.fill(scene.blob(centre, r, 0.25, 1.3), EPITHELIUM)
-            if rng.random() < 0.6 * (1 - scene.grade):
+            if scene.rng.random() < 0.6 * (1 - scene.grade):
                 scene.fill(scene.blob(centre, max(r - 15, 4), 0.2, 1.3), LUMEN)
 
 
@@ -475,7 +474,9 @@ def _draw_nuclei(scene, nuclei):
     px, py = a * bumps * np.cos(t), b * bumps * np.sin(t)
     c, s = np.cos(angle), np.sin(angle)
     outlines = np.stack([x + scene.ppm * (c * px - s * py), y + scene.ppm * (s * px + c * py)], 2)
-    for polygon, value in zip(np.rint(outlines * 16).astype(np.int32), np.rint(255 * dark[:, 0]).astype(int).tolist()):
+    for polygon, value in zip(
+        np.rint(outlines * 16).astype(np.int32), np.rint(255 * dark[:, 0]).astype(int).tolist()
+    ):
         cv2.fillConvexPoly(canvas, polygon, value, cv2.LINE_AA, 4)
     return canvas.astype(np.float32) / 255
 
@@ -492,7 +493,9 @@ def _fibres(scene):
     around = cv2.GaussianBlur(np.minimum(inside, 50), (0, 0), 3)
     u = c * x + s * y
     v = c * y - s * x + 28 * _noise(rng, 260 * ppm) + 5 * _noise(rng, 55 * ppm) + 0.8 * around
-    slope = np.arctan2(*np.gradient(cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5))).astype(np.float32) + np.float32(np.pi / 2)
+    slope = np.arctan2(*np.gradient(cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5))).astype(
+        np.float32
+    ) + np.float32(np.pi / 2)
     tile = cv2.GaussianBlur(rng.standard_normal((256, 256), dtype=np.float32), (0, 0), 1)
     tile /= tile.std()
     texture = np.zeros((HEIGHT, WIDTH), np.float32)

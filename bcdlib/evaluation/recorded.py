@@ -92,8 +92,8 @@ def write_recording(
     with files.atomic_write(place / f"{name}.predictions.csv.gz") as temporary:
         stored.to_csv(temporary, index=False, compression={"method": "gzip", "mtime": 0})
     counts = metrics.metrics_table(full)[["method", "split", "folds", "seeds", "weights"]]
-    found = bootstrap.interval_table(full, shown)
-    files.write_csv(place / f"{name}.metrics.csv", found.merge(counts, on=["method", "split"]))
+    found = bootstrap.interval_table(full, shown).merge(counts, on=["method", "split"])
+    files.write_csv(place / f"{name}.metrics.csv", found)
     differences = [bootstrap.paired_differences(full, "method", key, against=against) for key in shown]
     files.write_csv(place / f"{name}.differences.csv", pd.concat(differences, ignore_index=True))
     files.write_json(
@@ -129,6 +129,6 @@ def read_recording(name: str) -> Recording:
 
 def _complete(stored: pd.DataFrame) -> pd.DataFrame:
     """Add what BreakHis' file names say."""
-    full = stored.merge(breakhis.images_table(stored["filename"].unique()), on="filename", how="left")
-    full = metrics.check_predictions(full.assign(label=breakhis.class_labels(full)))
-    return full[[*metrics.COLUMNS, "weights"]]
+    images = breakhis.images_table(stored["filename"].unique())
+    full = stored.merge(images, on="filename", how="left").assign(label=breakhis.class_labels)
+    return metrics.check_predictions(full)[[*metrics.COLUMNS, "weights"]]
