@@ -80,8 +80,10 @@ def cache_summary(cache: PixelCache) -> pd.DataFrame:
 def label_counts(cache: PixelCache) -> pd.DataFrame:
     """Show the label encoding: one row a class with its code (benign 0, malignant 1) and number of images."""
     counts = cache.images["class"].value_counts()
-    rows = [(name, code, counts[name]) for code, name in enumerate(breakhis.CLASSES) if name in counts]
-    return pd.DataFrame(rows, columns=["class", "label", "images"])
+    return pd.DataFrame(
+        [(name, code, counts[name]) for code, name in enumerate(breakhis.CLASSES) if name in counts],
+        columns=["class", "label", "images"],
+    )
 
 
 def write_splits(
@@ -178,6 +180,7 @@ def first_batch(run: folder.Run, profile: profiles.Profile, cache: PixelCache, *
     """
     split = splits.read_split(run, splits.available_splits(run, profile.splits)[0])
     train = cache.rows(splits.fold_of(split, 0).query("role == 'train'")["filename"])
-    labels = breakhis.class_labels(cache.images.iloc[train])
-    X, y = fitting.Batches(cache.pixels[train], labels, profile.batch_size, 1, seed)[0]
+    X, y = fitting.Batches(
+        cache.pixels[train], breakhis.class_labels(cache.images.iloc[train]), profile.batch_size, 1, seed
+    )[0]
     return np.asarray(augmentation.default_augmentation(seed)(X.astype("float32"), training=True)), y

@@ -188,8 +188,11 @@ def counts_figure(images: pd.DataFrame):
             [(breakhis.CLASSES[code not in breakhis.BENIGN], code) for code in breakhis.SUBTYPES],
             fill_value=0,
         )
-    labels = [f"{_subtype_name(code)} ({code if standard else name})" for name, code in kinds.index]
-    right.barh(labels, kinds, color=[style.COLOURS[name] for name, _ in kinds.index])
+    right.barh(
+        [f"{_subtype_name(code)} ({code if standard else name})" for name, code in kinds.index],
+        kinds,
+        color=[style.COLOURS[name] for name, _ in kinds.index],
+    )
     right.yaxis.set_inverted(True)
     right.set(xlabel="number of images", title="By subtype", xmargin=0.2)
     for axis in (left, right):

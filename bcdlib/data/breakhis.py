@@ -168,8 +168,9 @@ def count_table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFIC
 
 def slide_folders(images: pd.DataFrame) -> pd.Series:
     """Name what counts as one slide: in BreakHis its folder (subtype and slide), elsewhere its name alone."""
-    folder = images["subtype"].astype(str) + "_" + images["slide"]
-    return folder.where(images["subtype"].isin(list(SUBTYPES)), images["slide"])
+    return (images["subtype"].astype(str) + "_" + images["slide"]).where(
+        images["subtype"].isin(list(SUBTYPES)), images["slide"]
+    )
 
 
 def count_slide_folders(images: pd.DataFrame) -> int:
@@ -239,8 +240,8 @@ def scan_breakhis(source) -> Scan:
             f"{source.path}: no BreakHis image found ({len(reasons)} other images{first}); "
             "expected names like SOB_B_A-14-22549AB-40-001.png, or --manifest MY.csv for images of your own"
         )
-    images = images_table(sorted(paths)).assign(path=lambda table: table["filename"].map(paths))
-    return Scan(images, not_breakhis, duplicates, reasons)
+    images = images_table(sorted(paths))
+    return Scan(images.assign(path=images["filename"].map(paths)), not_breakhis, duplicates, reasons)
 
 
 SECOND_COPY = "second copy of "  # how the reason begins where a name occurs twice; its path follows

@@ -211,11 +211,17 @@ def custom_overview(scan: CustomScan) -> dict:
 
 def _read_text(csv) -> pd.DataFrame:
     """All wanted columns as stripped text, "" where empty or absent."""
-    what = f"file; --manifest names a CSV with the columns {', '.join(REQUIRED)}"
     # commas that end every line: no harm
     with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):
         # index_col: or such commas would make the first column an index; utf-8-sig: as Excel writes
-        table = read_user_csv(csv, what, str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        table = read_user_csv(
+            csv,
+            f"file; --manifest names a CSV with the columns {', '.join(REQUIRED)}",
+            str,
+            keep_default_na=False,
+            index_col=False,
+            encoding="utf-8-sig",
+        )
     table.columns = table.columns.str.strip().str.lower()
     table = table.loc[:, ~table.columns.duplicated()]
     for column in REQUIRED:
@@ -227,8 +233,11 @@ def _read_text(csv) -> pd.DataFrame:
             )
     if table.empty:
         raise InputError(f"{csv}: the table has no rows")
-    table = table.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="").fillna("")
-    table = table.apply(lambda text: text.str.strip())
+    table = (
+        table.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
+        .fillna("")
+        .apply(lambda text: text.str.strip())
+    )
     return table.mask(table.apply(lambda text: text.str.lower().isin(_EMPTY)), "")
 
 

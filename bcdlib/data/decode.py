@@ -128,8 +128,11 @@ def _decode_any(content: bytes) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except UnidentifiedImageError:
         start = content[:512].lstrip().lower()
-        marks = (words for mark, words in _TAKEN_FOR.items() if start.startswith(mark))
-        what = next(marks, "") if start else "; it is empty"
+        what = (
+            next((words for mark, words in _TAKEN_FOR.items() if start.startswith(mark)), "")
+            if start
+            else "; it is empty"
+        )
         raise ValueError(f"cannot be decoded: not a PNG, JPEG, TIFF or BMP image{what}") from None
     except ValueError:
         raise

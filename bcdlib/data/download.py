@@ -87,8 +87,11 @@ def download_archive(
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             reason = one_line(error)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "the disk is full; free some space" if full else f"cannot write there ({error.strerror})"
+            what = (
+                "the disk is full; free some space"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                else f"cannot write there ({error.strerror})"
+            )
             raise InputError(f"{part}: {what}; calling again resumes") from None
     have, total = (part.stat().st_size if part.exists() else 0), _note(part, url).get("total")
     got = f"{have} bytes" if total is None else f"{have} of {total} bytes"

@@ -17,7 +17,6 @@ Nothing here is medical data; year 99 in the names says so.
 import itertools
 import json
 import os
-import string
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -84,8 +83,14 @@ def plan_images(seed: int = 0) -> pd.DataFrame:
             letters, MAGNIFICATIONS, range(1, IMAGES_EACH + 1)
         ):
             name = f"SOB_{group}_{subtype}-99-{10001 + number}{letter}-{magnification}-{sequence:03d}.png"
-            grade = float(np.clip(case_grade + GRADE_IMAGE * rng.standard_normal(), 0, 1))
-            rows.append(parse_name(name) | {"class": group, "grade": grade, "relpath": official_path(name)})
+            rows.append(
+                {
+                    **parse_name(name),
+                    "class": group,
+                    "grade": float(np.clip(case_grade + GRADE_IMAGE * rng.standard_normal(), 0, 1)),
+                    "relpath": official_path(name),
+                }
+            )
     return pd.DataFrame(rows).drop(columns="year")
 
 
@@ -126,10 +131,9 @@ def draw_dataset(
         return folder
     if not _has_marker(begun, state):
         files.write_json(begun, state)
-    todo = [row for row in table[:limit].to_dict("records") if not (folder / row["relpath"]).exists()]
     thread_map(
         partial(_draw_into, folder, seed),
-        todo,
+        [row for row in table[:limit].to_dict("records") if not (folder / row["relpath"]).exists()],
         max_workers=workers or os.cpu_count(),
         tqdm_class=tqdm,
         desc="drawing tissue",
@@ -222,7 +226,7 @@ def _draw_into(folder: Path, seed: int, row: dict) -> None:
 
 def _style(slide, seed):
     """Stain and grain of a slide: its case's draw, moved a little. No argument knows the class."""
-    case = slide.rstrip(string.ascii_uppercase)
+    case = slide.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     base = np.random.default_rng([seed, 2, zlib.crc32(case.encode())]).uniform(-1, 1, 14)
     own = np.random.default_rng([seed, 2, zlib.crc32(slide.encode()), 1]).uniform(-1, 1, 14)
     v = np.clip(base + 0.25 * own, -1, 1)
@@ -252,10 +256,10 @@ def _stain(scene, hematoxylin, eosin):
 
 def _noise(rng, wavelength):
     """Smooth noise of about unit variance over the image; wavelength in pixels."""
-    shape = [max(3, round(side / wavelength) + 2) for side in (HEIGHT, WIDTH)]
-    return 1.4 * cv2.resize(
-        rng.standard_normal(shape, dtype=np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+    coarse = rng.standard_normal(
+        [max(3, round(side / wavelength) + 2) for side in (HEIGHT, WIDTH)], dtype=np.float32
     )
+    return 1.4 * cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
 
 
 # ---------------------------------------------------------------- where the tissues lie

@@ -91,11 +91,20 @@ def write_recording(
     full, shown = _complete(stored), metrics.shown_in("comparison")
     with files.atomic_write(place / f"{name}.predictions.csv.gz") as temporary:
         stored.to_csv(temporary, index=False, compression={"method": "gzip", "mtime": 0})
-    counts = metrics.metrics_table(full)[["method", "split", "folds", "seeds", "weights"]]
-    found = bootstrap.interval_table(full, shown).merge(counts, on=["method", "split"])
-    files.write_csv(place / f"{name}.metrics.csv", found)
-    differences = [bootstrap.paired_differences(full, "method", key, against=against) for key in shown]
-    files.write_csv(place / f"{name}.differences.csv", pd.concat(differences, ignore_index=True))
+    files.write_csv(
+        place / f"{name}.metrics.csv",
+        bootstrap.interval_table(full, shown).merge(
+            metrics.metrics_table(full)[["method", "split", "folds", "seeds", "weights"]],
+            on=["method", "split"],
+        ),
+    )
+    files.write_csv(
+        place / f"{name}.differences.csv",
+        pd.concat(
+            [bootstrap.paired_differences(full, "method", key, against=against) for key in shown],
+            ignore_index=True,
+        ),
+    )
     files.write_json(
         place / f"{name}.json",
         {"commands": commands, "weights": weights, "against": against, "bcdlib": __version__},

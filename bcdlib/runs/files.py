@@ -19,7 +19,8 @@ from bcdlib.errors import InputError, one_line
 
 # what libraries without error numbers say of a full disk; the last is NumPy's
 _FULL = ("no space left", "quota exceeded", "errno = 28", "requested and")
-_GONE = {
+# what the disk or its driver says when a Drive is unmounted or a stick pulled out
+GONE = {
     *(errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO),
     *(errno.EROFS, errno.ETIMEDOUT, errno.ENOENT, errno.EACCES),
 }
@@ -169,7 +170,7 @@ def explain_disk_errors(path) -> Iterator[None]:
                 "stored"
             ) from None
         here = str(getattr(error, "filename", None) or path).startswith(str(Path(path or ".").parent))
-        if isinstance(error, OSError) and number in _GONE and here:
+        if isinstance(error, OSError) and number in GONE and here:
             raise InputError(
                 f"{path}: cannot be written ({text}); if it lies on a Drive, see that it is mounted, "
                 "then run the same again"

@@ -80,25 +80,25 @@ class Views:
 
     Attributes
     ----------
-    names : list of str
-        Of raw, resized, normalised, augmented, stain-normalised those that there are.
+    views : dict of str to callable
+        What makes them from rows of the cache: of raw, resized, normalised, augmented and stain-normalised
+        those that there are.
     """
 
     def __init__(self, cache, source=None, *, seed: int = 0):
         self.cache, self.source, self.seed, pixels = cache, source, seed, cache.pixels
-        self.views = {
-            "raw": self._originals,
+        self.views = (
+            {} if source is None or isinstance(source, sources.TarSource) else {"raw": self._originals}
+        )
+        self.views |= {
             "resized": lambda rows: pixels[rows],
             "normalised": lambda rows: backbones.normalised_for_display(pixels[rows]),
             "augmented": lambda rows: augmentation.augmented(pixels[rows], seed),
         }
-        if source is None or isinstance(source, sources.TarSource):
-            del self.views["raw"]
         some = np.random.default_rng(seed).permutation(len(pixels))[:12]  # for a stain in common
         with contextlib.suppress(InputError):  # no image shows stained tissue
             self.target = stain.fit_stain("macenko", pixels[np.sort(some)])
             self.views["stain-normalised"] = lambda rows: stain.normalise_stain(pixels[rows], self.target)
-        self.names = list(self.views)
 
     def of(self, rows, view: str) -> list[np.ndarray]:
         """Return the images of these rows of the cache in one view; uint8 (height, width, 3) each.
@@ -113,8 +113,11 @@ class Views:
 
     def _originals(self, rows):
         images = self.cache.images.iloc[rows]
-        decoded = decode.decode_all(self.source, images, progress=False)
-        originals = {name: array for name, array, _ in decoded if array is not None}
+        originals = {
+            name: array
+            for name, array, _ in decode.decode_all(self.source, images, progress=False)
+            if array is not None
+        }
         # a file that went away since it was cached is shown as it was cached
         return list(map(originals.get, images["filename"], self.cache.pixels[rows]))
 
@@ -134,8 +137,12 @@ def browse_samples(run: Run, cache, source=None, *, seed: int = 0) -> panel.Pane
     """
     views = Views(cache, source, seed=seed)
     rows = visualize.take_turns(cache.images["class"], seed=seed)[:4]
-    stages = {name: views.of(rows, name) for name in views.names}
-    figure = visualize.stages_figure(cache, rows, stages, title="The same images at each stage")
+    figure = visualize.stages_figure(
+        cache,
+        rows,
+        {name: views.of(rows, name) for name in views.views},
+        title="The same images at each stage",
+    )
     return panel.Panel(run.figure("browser", figure), lambda: SampleBrowser(views).box)
 
 
@@ -147,7 +154,7 @@ class SampleBrowser:
         # a page shows several slides
         self.order = np.random.default_rng(views.seed).permutation(len(self.images))
         self.filters = {name: panel.dropdown(name, ()) for name in FILTERS}
-        self.view = panel.dropdown("show", views.names, value="resized")
+        self.view = panel.dropdown("show", list(views.views), value="resized")
         self.where, self.about = widgets.HTML(), widgets.HTML()
         self.large = panel.image_widget("700px")
         self.enlarged = widgets.VBox(
@@ -230,8 +237,12 @@ class _Cell:
         )
         self.over.on_click(clicked)
         self.text = widgets.HTML()
-        one_place = widgets.Layout(grid_template_columns="100%")
-        self.box = widgets.VBox([widgets.GridBox([self.image, self.over], layout=one_place), self.text])
+        self.box = widgets.VBox(
+            [
+                widgets.GridBox([self.image, self.over], layout={"grid_template_columns": "100%"}),
+                self.text,
+            ]
+        )
 
     def fill(self, pixels, image):
         """Show the pixels of an image and describe the image, a row of an image table."""

@@ -202,8 +202,11 @@ class ThresholdSlider:
 
 def confusion_html(found: dict, threshold: float) -> str:
     """Format `at_threshold` as an HTML table: rows true, columns predicted class."""
-    cell = '<td style="text-align:right;padding:4px 14px;border:1px solid #888;font-size:16px">{}</td>'
-    row = f'<tr><th style="text-align:left;padding:4px 10px;color:{{}}">{{}}</th>{cell}{cell}</tr>'
+    row = (
+        '<tr><th style="text-align:left;padding:4px 10px;color:{}">{}</th>'
+        + 2 * '<td style="text-align:right;padding:4px 14px;border:1px solid #888;font-size:16px">{}</td>'
+        + "</tr>"
+    )
     rows = "".join(
         row.format(style.COLOURS[name], name, found[left], found[right])
         for name, left, right in (
