@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from bcdlib.data import breakhis, checks, splits
-from bcdlib.data.cache import PixelCache, build_cache, run_cache  # noqa: F401, run_cache is for notebooks
+from bcdlib.data.cache import PixelCache, build_cache, run_cache  # noqa: F401 (run_cache: for notebooks)
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import augmentation, fitting
 from bcdlib.methods.parts.backbones import normalise_images as normalise_images  # for notebooks

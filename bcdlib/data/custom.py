@@ -14,7 +14,6 @@ from bcdlib.errors import InputError
 from bcdlib.runs.files import read_user_csv
 
 REQUIRED = ("path", "label", "group")
-OPTIONAL = ("slide", "magnification", "subtype")
 _LABELS = {"0": CLASSES[0], "1": CLASSES[1]} | {name: name for name in CLASSES}
 # what pandas takes for empty: such a word would be lost on the way through the run's own tables
 _EMPTY = set("|#n/a|#n/a n/a|#na|<na>|n/a|na|nan|-nan|none|null|1.#ind|-1.#ind|1.#qnan|-1.#qnan".split("|"))
@@ -234,7 +233,7 @@ def _read_text(csv) -> pd.DataFrame:
     if table.empty:
         raise InputError(f"{csv}: the table has no rows")
     table = (
-        table.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
+        table.reindex(columns=[*REQUIRED, "slide", "magnification", "subtype"], fill_value="")
         .fillna("")
         .apply(lambda text: text.str.strip())
     )

@@ -28,7 +28,6 @@ except ImportError:
 
 LARGEST_PIXELS = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
 RESAMPLING = "lanczos, gap 2"
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more; to open some of them it starts other programs
 PNG = b"\x89PNG\r\n\x1a\n"
 _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: for Pillow
 _TAKEN_FOR = {
@@ -111,7 +110,8 @@ def _decode_plain_png(content: bytes) -> np.ndarray | None:
 
 def _decode_any(content: bytes) -> np.ndarray:
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        # Pillow knows more formats; to open some of them it starts other programs
+        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF", "BMP"))
         if image.width * image.height > LARGEST_PIXELS:
             raise ValueError(f"declares {image.width}x{image.height} pixels")
         # Pillow opens 16-bit colour as 8-bit without a word; the depth is byte 24 of a PNG, tag 258 of a TIFF

@@ -31,7 +31,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from bcdlib.data.breakhis import BENIGN, MAGNIFICATIONS, official_path, parse_name
 from bcdlib.errors import InputError, check_known
-from bcdlib.runs import files
+from bcdlib.runs.files import write_json
 
 VERSION = 1
 IMAGES_EACH = 5  # per slide and magnification
@@ -130,7 +130,7 @@ def draw_dataset(
     if _has_marker(done, state):
         return folder
     if not _has_marker(begun, state):
-        files.write_json(begun, state)
+        write_json(begun, state)
     thread_map(
         partial(_draw_into, folder, seed),
         [row for row in table[:limit].to_dict("records") if not (folder / row["relpath"]).exists()],
@@ -141,7 +141,7 @@ def draw_dataset(
         disable=not progress,
     )
     if limit is None:
-        files.write_json(done, state)
+        write_json(done, state)
         begun.unlink(missing_ok=True)
     return folder
 
@@ -217,8 +217,10 @@ def _draw_into(folder: Path, seed: int, row: dict) -> None:
     wanted = {key: row[key] for key in ("subtype", "magnification", "grade", "slide", "sequence")}
     path = folder / row["relpath"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", draw_image(**wanted, seed=seed)[..., ::-1], PNG)[1])
+    # there in full or not at all; what a killed run leaves must not be taken for an image
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(cv2.imencode(".png", draw_image(**wanted, seed=seed)[..., ::-1], PNG)[1].tobytes())
+    temporary.replace(path)
 
 
 # ---------------------------------------------------------------- stain and grain of a slide
@@ -317,7 +319,7 @@ def _glands(scene, spacing, radius, *, growth=(0, 0), coverage, patch, hollow, w
     Of spacing and radius, `growth` is what the highest grade adds.
     """
     rng, g = scene.rng, scene.grade
-    spacing, radius = np.add((spacing, radius), np.multiply(growth, g))
+    spacing, radius = np.array([spacing, radius]) + g * np.array(growth)
     centres = scene.scatter(spacing)
     level = _noise(rng, patch * scene.ppm)
     near = centres[level[scene.at(centres)] > np.quantile(level, np.clip(1.15 - coverage - 0.3 * g, 0, 1))]
@@ -497,9 +499,8 @@ def _fibres(scene):
     around = cv2.GaussianBlur(np.minimum(inside, 50), (0, 0), 3)
     u = c * x + s * y
     v = c * y - s * x + 28 * _noise(rng, 260 * ppm) + 5 * _noise(rng, 55 * ppm) + 0.8 * around
-    slope = np.arctan2(*np.gradient(cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5))).astype(
-        np.float32
-    ) + np.float32(np.pi / 2)
+    gy, gx = np.gradient(cv2.GaussianBlur(v[::4, ::4], (0, 0), 1.5))
+    slope = np.arctan2(gy, gx).astype(np.float32) + np.float32(np.pi / 2)
     tile = cv2.GaussianBlur(rng.standard_normal((256, 256), dtype=np.float32), (0, 0), 1)
     tile /= tile.std()
     texture = np.zeros((HEIGHT, WIDTH), np.float32)

@@ -138,6 +138,7 @@ def read_recording(name: str) -> Recording:
 
 def _complete(stored: pd.DataFrame) -> pd.DataFrame:
     """Add what BreakHis' file names say."""
-    images = breakhis.images_table(stored["filename"].unique())
-    full = stored.merge(images, on="filename", how="left").assign(label=breakhis.class_labels)
+    full = stored.merge(breakhis.images_table(stored["filename"].unique()), on="filename", how="left").assign(
+        label=breakhis.class_labels
+    )
     return metrics.check_predictions(full)[[*metrics.COLUMNS, "weights"]]

@@ -95,7 +95,7 @@ class Views:
             "normalised": lambda rows: backbones.normalised_for_display(pixels[rows]),
             "augmented": lambda rows: augmentation.augmented(pixels[rows], seed),
         }
-        some = np.random.default_rng(seed).permutation(len(pixels))[:12]  # for a stain in common
+        some = np.random.default_rng(seed).permutation(len(pixels))[:12]  # to fit the stain on
         with contextlib.suppress(InputError):  # no image shows stained tissue
             self.target = stain.fit_stain("macenko", pixels[np.sort(some)])
             self.views["stain-normalised"] = lambda rows: stain.normalise_stain(pixels[rows], self.target)
