@@ -161,9 +161,8 @@ def _fold_numbers(images: pd.DataFrame, group: str | None, folds: int, seed: int
         raise InputError(
             f"{what}: {folds} folds; give 2 to {fewest}, the {group or 'image'}s of the smaller class"
         )
-    return group_folds(
-        images[group or "filename"], images["class"], images["subtype"], folds=folds, seed=seed
-    )
+    subtypes = images.get("subtype", images["class"])
+    return group_folds(images[group or "filename"], images["class"], subtypes, folds=folds, seed=seed)
 
 
 def group_folds(groups, classes, subtypes, *, folds: int, seed: int = 0) -> np.ndarray:

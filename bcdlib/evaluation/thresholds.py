@@ -235,6 +235,22 @@ def _too_few(cases: list[int]) -> str:
     return f"{few} on validation, fewer than {FEWEST_CASES}: threshold 0.5, no calibration"
 
 
+def apply_lock(predictions: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns threshold, calibrated and refer_below of each prediction's trial.
+
+    Trials that `locked` does not know (a protocol without validation) keep 0.5 and their probability.
+    """
+    trials, probability = predictions[TRIAL_COLUMNS], predictions["probability"]
+    known = trials.merge(locked.astype(dict(trials.dtypes)), on=TRIAL_COLUMNS, how="left")
+    return predictions.assign(
+        threshold=known["threshold"].fillna(metrics.THRESHOLD).to_numpy(),
+        calibrated=np.where(
+            known["slope"].isna(), probability, calibrate(probability, known["slope"], known["intercept"])
+        ),
+        refer_below=known["refer_below"].to_numpy(),
+    )
+
+
 def match_validation(validation: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """Give validation predictions the names of the trials whose test predictions they belong to.
 

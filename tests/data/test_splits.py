@@ -168,7 +168,7 @@ def test_folds_hold_as_many_groups_of_each_class(protocol, made, images):
     for name in CLASSES:
         total = images.loc[images["class"] == name, protocol].nunique()
         assert counts[name].between(total // 5, total // 5 + 1).all(), counts
-    assert (tested.groupby("fold")["subtype"].nunique() >= 7).all()
+    assert (tested.groupby("fold")["subtype"].nunique() >= 6).all()
 
 
 @pytest.mark.parametrize("protocol", FOLDED)
@@ -211,9 +211,11 @@ def test_inner_folds_are_grouped(protocol, unit, made, images):
     assert (pd.Series(folds).groupby(training[unit].to_numpy()).nunique() == 1).all()
     for fold in range(3):
         assert training.loc[folds == fold, "class"].nunique() == 2
-    one = training[(training["class"] == "malignant") | (training["case"] == training["case"].iloc[0])]
-    few = one.groupby("class")["case"].nunique().min()
-    assert few > 1 or not splits.inner_folds(one, protocol, 3).any()
+    benign = training[training["class"] == "benign"]
+    one = pd.concat(
+        [training[training["class"] == "malignant"], benign[benign[unit] == benign[unit].iloc[0]]]
+    )
+    assert not splits.inner_folds(one, protocol, 3).any()  # nothing benign to train on beside it
 
 
 @pytest.mark.parametrize("protocol", FOLDED)
