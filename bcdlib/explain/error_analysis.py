@@ -70,12 +70,17 @@ def error_figure(run: Run, table: pd.DataFrame, n: int = 6):
     images, captions = [], []
     for place, row in rows.iterrows():
         images += [cache.pixels[cache.rows([row["filename"]])[0]]] * 2
-        known = image_caption(row, ("subtype", "magnification", "case"))
-        captions.append(f"{models.true_caption(row)}\n{known}")
         without = "" if place in maps else "; no map"
-        captions.append(f"{models.prediction_caption(row['probability'])}\nsplit {row['split']}{without}")
-    title = "In brackets: probability of malignant; yellow: what spoke most for the predicted class"
-    figure = style.image_grid(images, captions, 4, title=title)
+        captions += [
+            f"{models.true_caption(row)}\n{image_caption(row, ('subtype', 'magnification', 'case'))}",
+            f"{models.prediction_caption(row['probability'])}\nsplit {row['split']}{without}",
+        ]
+    figure = style.image_grid(
+        images,
+        captions,
+        4,
+        title="In brackets: probability of malignant; yellow: what spoke most for the predicted class",
+    )
     for place, cam in maps.items():
         models.overlay(figure.axes[2 * place + 1], cam)
     return figure

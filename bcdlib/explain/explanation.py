@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import splits
+from bcdlib.data import custom, decode, splits
 from bcdlib.data.cache import run_cache
-from bcdlib.data.custom import image_caption
-from bcdlib.data.decode import decode_image
 from bcdlib.errors import InputError
 from bcdlib.evaluation import thresholds
 from bcdlib.explain import gradcam, models, ood
@@ -94,7 +92,7 @@ def explain_image(model_file, image) -> Explanation:
     model = models.load_model(model_file)
     try:
         content = image if isinstance(image, bytes) else Path(image).read_bytes()
-        shown = decode_image(content, model.size)
+        shown = decode.decode_image(content, model.size)
     except (OSError, ValueError) as error:
         name = "the image" if isinstance(image, bytes) else image
         raise InputError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
@@ -131,11 +129,16 @@ def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: i
         if cache is None:
             continue
         row = part.iloc[int(np.random.default_rng(seed).integers(len(part)))]
-        shown = cache.pixels[cache.rows([row["filename"]])[0]]
-        return _explain(model, folder / MODEL, shown, title=models.true_caption(row))
+        return _explain(
+            model,
+            folder / MODEL,
+            cache.pixels[cache.rows([row["filename"]])[0]],
+            title=models.true_caption(row),
+        )
     text = "This run has no saved model of these predictions, so there is none to ask about an image."
-    nearest = pd.DataFrame(columns=NEAREST_COLUMNS)
-    return Explanation("", float("nan"), None, text, nearest, style.note_figure(text))
+    return Explanation(
+        "", float("nan"), None, text, pd.DataFrame(columns=NEAREST_COLUMNS), style.note_figure(text)
+    )
 
 
 def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODReference | None:
@@ -166,10 +169,12 @@ def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODRefe
         ]
         X = model.stained(cache.pixels[rows])
         points[role] = ood.reference_points(model.network, X) if len(rows) else None
-    reference = ood.build_reference(
-        points["train"], images["train"], points["validation"], validation_images=images["validation"]
+    ood.save_reference(
+        folder,
+        ood.build_reference(
+            points["train"], images["train"], points["validation"], validation_images=images["validation"]
+        ),
     )
-    ood.save_reference(folder, reference)
     return ood.load_reference(folder)  # rounded as stored: the same answer now and later
 
 
@@ -231,33 +236,35 @@ def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = 
         cam = gradcam.compute_gradcam(model.network, X)[0]
     except InputError:  # a network without a feature map still has a class and its probability
         cam = None
-    label = models.predicted_class(probability)
-    answer = Explanation(label, probability, calibrated, warning, nearest, None)
+    answer = Explanation(
+        models.predicted_class(probability), probability, calibrated, warning, nearest[NEAREST_COLUMNS], None
+    )
     record = models.trial_record(model_file)
     made = f" ({record['method']}, split {record['split']})" if record else ""
     texts = [answer.summary.capitalize() + made, verdict, DISCLAIMER]
     captions = [
         title,
-        models.prediction_caption(probability),
+        models.prediction_caption(probability)
+        + ("; no map" if cam is None else "\nyellow: what spoke for it"),
         "\n\n".join(textwrap.fill(text, 60) for text in texts),
         "",
     ]
     figure = _figure(shown, cam, captions, nearest=nearest.head(SHOWN), run=models.run_of(model_file))
-    return dataclasses.replace(answer, nearest=nearest[NEAREST_COLUMNS], figure=figure)
+    return dataclasses.replace(answer, figure=figure)
 
 
 def _figure(shown: np.ndarray, cam, captions: list[str], *, nearest: pd.DataFrame, run: Run):
     """Draw the image, its map and the text, and below them the nearest training images, if known."""
-    captions[1] += "; no map" if cam is None else "\nyellow: what spoke for it"
-    for _, row in nearest.iterrows():
-        caption = image_caption(row).replace(", slide", "\nslide")
-        captions.append(f"{caption}\ndistance {row['distance']:.2f}")
+    near = [
+        custom.image_caption(row).replace(", slide", "\nslide") + f"\ndistance {row['distance']:.2f}"
+        for _, row in nearest.iterrows()
+    ]
     images = [None] * len(nearest)
     if has_cache(run):
         cache = run_cache(run)
         rows = pd.Index(cache.images["filename"]).get_indexer(nearest["filename"])
         images = [cache.pixels[row] if row >= 0 else None for row in rows]
-    figure = style.image_grid([shown, shown, None, None, *images], captions, SHOWN)
+    figure = style.image_grid([shown, shown, None, None, *images], captions + near, SHOWN)
     if cam is not None:
         models.overlay(figure.axes[1], cam)
     if len(nearest):

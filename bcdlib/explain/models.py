@@ -11,11 +11,10 @@ from bcdlib.data.cache import PixelCache, resized_cache
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
 from bcdlib.methods._base import malignant_probability
-from bcdlib.methods._saved import SavedMethod
 from bcdlib.runs.folder import MODEL, Run
 
 
-def load_model(model_file) -> SavedMethod:
+def load_model(model_file) -> methods.SavedMethod:
     """Load a saved model that takes images of one size; see `methods.load_method`.
 
     Raises
@@ -29,7 +28,7 @@ def load_model(model_file) -> SavedMethod:
     return model
 
 
-def model_cache(model: SavedMethod, cache: PixelCache) -> PixelCache | None:
+def model_cache(model: methods.SavedMethod, cache: PixelCache) -> PixelCache | None:
     """Return a run's images at the size that a model takes, or None if they cannot be had.
 
     A model of another size than the run's was trained before the run was preprocessed anew, unless its method
@@ -43,7 +42,7 @@ def model_cache(model: SavedMethod, cache: PixelCache) -> PixelCache | None:
         return None
 
 
-def predict_images(model: SavedMethod, X) -> np.ndarray:
+def predict_images(model: methods.SavedMethod, X) -> np.ndarray:
     """Predict the probability of malignant; float64 (N,)."""
     return malignant_probability(model.predict_proba(np.asarray(X)))
 
