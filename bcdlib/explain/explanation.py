@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import custom, decode, splits
-from bcdlib.data.cache import run_cache
+from bcdlib.data import cache, custom, decode, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import thresholds
 from bcdlib.explain import gradcam, models, ood
@@ -125,14 +124,14 @@ def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: i
         if image:
             return explain_image(folder / MODEL, image)
         model = models.load_model(folder / MODEL)
-        cache = models.model_cache(model, run_cache(run))
-        if cache is None:
+        cached = models.model_cache(model, cache.run_cache(run))
+        if cached is None:
             continue
         row = part.iloc[int(np.random.default_rng(seed).integers(len(part)))]
         return _explain(
             model,
             folder / MODEL,
-            cache.pixels[cache.rows([row["filename"]])[0]],
+            cached.pixels[cached.rows([row["filename"]])[0]],
             title=models.true_caption(row),
         )
     text = "This run has no saved model of these predictions, so there is none to ask about an image."
@@ -154,21 +153,22 @@ def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODRefe
     if reference is not None or not record or not has_cache(run):
         return reference
     model = model or models.load_model(model_file)
-    cache = models.model_cache(model, run_cache(run))
+    cached = models.model_cache(model, cache.run_cache(run))
     split = run.folder / "splits" / f"{record['split']}.csv"
-    if cache is None or not split.is_file():
+    if cached is None or not split.is_file():
         return None
     part = splits.fold_of(pd.read_csv(split), record["fold"])
     if {role: (part["role"] == role).sum() for role in splits.ROLES} != record["images"]:
         return None  # preprocessed anew since: these are no longer the images that it was trained on
     points, images = {}, {}
     for role in ("train", "validation"):
-        rows = cache.rows(part.loc[part["role"] == role, "filename"])
-        images[role] = cache.images.iloc[rows][
+        rows = cached.rows(part.loc[part["role"] == role, "filename"])
+        images[role] = cached.images.iloc[rows][
             ["filename", "slide", "case", "class", "magnification", "subtype"]
         ]
-        X = model.stained(cache.pixels[rows])
-        points[role] = ood.reference_points(model.network, X) if len(rows) else None
+        points[role] = (
+            ood.reference_points(model.network, model.stained(cached.pixels[rows])) if len(rows) else None
+        )
     ood.save_reference(
         folder,
         ood.build_reference(
@@ -198,7 +198,7 @@ def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> di
     columns = {}
     calibrated = _calibrate(model_file, probability)
     if calibrated is not None:
-        columns["calibrated"] = calibrated.tolist()
+        columns["calibrated"] = calibrated
     reference = ood.load_reference(Path(model_file).parent)
     if reference is not None:
         queries = ood.reference_points(model.network, model.stained(X))
@@ -207,21 +207,24 @@ def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> di
     return columns
 
 
-def _calibrate(model_file, probability) -> np.ndarray | None:
+def _calibrate(model_file, probability) -> list[float] | None:
     """Calibrate probabilities (N,) as the run locked it for the trial of this model, if it did."""
     record, locked = models.trial_record(model_file), models.run_of(model_file).folder / "locked.csv"
     if not record or not locked.is_file():
         return None
     table = pd.read_csv(locked)
     mine = table[(table[TRIAL_COLUMNS] == [record[name] for name in TRIAL_COLUMNS]).all(axis=1)]
-    return None if mine.empty else thresholds.calibrate(probability, *mine[["slope", "intercept"]].iloc[0])
+    return (
+        None
+        if mine.empty
+        else thresholds.calibrate(probability, *mine[["slope", "intercept"]].iloc[0]).tolist()
+    )
 
 
 def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = "the image") -> Explanation:
     X = model.stained(shown[None])
     probability = float(models.predict_images(model, shown[None])[0])
-    calibrated = _calibrate(model_file, [probability])
-    calibrated = None if calibrated is None else float(calibrated[0])
+    [calibrated] = _calibrate(model_file, [probability]) or [None]
     reference = trial_reference(model_file, model)
     if reference is None:
         warning, nearest = "", pd.DataFrame(columns=NEAREST_COLUMNS)
@@ -261,9 +264,9 @@ def _figure(shown: np.ndarray, cam, captions: list[str], *, nearest: pd.DataFram
     ]
     images = [None] * len(nearest)
     if has_cache(run):
-        cache = run_cache(run)
-        rows = pd.Index(cache.images["filename"]).get_indexer(nearest["filename"])
-        images = [cache.pixels[row] if row >= 0 else None for row in rows]
+        cached = cache.run_cache(run)
+        rows = pd.Index(cached.images["filename"]).get_indexer(nearest["filename"])
+        images = [cached.pixels[row] if row >= 0 else None for row in rows]
     figure = style.image_grid([shown, shown, None, None, *images], captions + near, SHOWN)
     if cam is not None:
         models.overlay(figure.axes[1], cam)

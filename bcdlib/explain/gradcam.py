@@ -10,7 +10,6 @@ that asks a backend for its own gradient.
 
 import keras
 import numpy as np
-from keras.tree import flatten
 
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import architectures, fitting
@@ -48,7 +47,7 @@ def compute_gradcam(network: keras.Model, X, classes=None) -> np.ndarray:
     before, scores, limit = _parts(network)
     if len(X) == 0:
         return np.zeros(X.shape[:3], "float32")
-    feature_maps = [keras.ops.convert_to_tensor(one) for one in flatten(before(X, training=False))]
+    feature_maps = [keras.ops.convert_to_tensor(one) for one in keras.tree.flatten(before(X, training=False))]
     outputs = keras.ops.convert_to_numpy(scores(feature_maps))
     columns = outputs.shape[1]
     if classes is None:
@@ -138,10 +137,10 @@ def _cut(network: keras.Model, without=None) -> tuple[keras.Model, keras.Model]:
     operations = getattr(network, "operations", network.layers)
     # without models and inputs: a model's own input is not that of its call
     plain = [one for one in operations if not isinstance(one, keras.layers.InputLayer | keras.Model)]
-    used = {id(tensor): tensor for one in plain for tensor in filter(_is_map, flatten(one.input))}
+    used = {id(tensor): tensor for one in plain for tensor in filter(_is_map, keras.tree.flatten(one.input))}
     # what goes on as a feature map, whatever else looks at it (squeeze and excitation), is not the last
-    going_on = [one for one in plain if any(map(_is_map, flatten(one.output)))]
-    inside = {id(tensor) for one in going_on for tensor in flatten(one.input)}
+    going_on = [one for one in plain if any(map(_is_map, keras.tree.flatten(one.output)))]
+    inside = {id(tensor) for one in going_on for tensor in keras.tree.flatten(one.input)}
     last = [tensor for key, tensor in used.items() if key not in inside]
     if last:
         return (

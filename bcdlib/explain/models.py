@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bcdlib import methods
-from bcdlib.data import breakhis, splits
-from bcdlib.data.cache import PixelCache, resized_cache
+from bcdlib.data import breakhis, cache, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
 from bcdlib.methods._base import malignant_probability
@@ -28,16 +27,16 @@ def load_model(model_file) -> methods.SavedMethod:
     return model
 
 
-def model_cache(model: methods.SavedMethod, cache: PixelCache) -> PixelCache | None:
+def model_cache(model: methods.SavedMethod, cached: cache.PixelCache) -> cache.PixelCache | None:
     """Return a run's images at the size that a model takes, or None if they cannot be had.
 
     A model of another size than the run's was trained before the run was preprocessed anew, unless its method
     has a size of its own.
     """
-    if cache.size != model.size and not model.kind.own_size:
+    if cached.size != model.size and not model.kind.own_size:
         return None
     try:
-        return resized_cache(cache, model.size)
+        return cache.resized_cache(cached, model.size)
     except InputError:  # the data set is no longer where it was
         return None
 

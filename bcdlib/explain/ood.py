@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import normalize
+from sklearn import neighbors, preprocessing
 
 from bcdlib.errors import InputError
 from bcdlib.explain import gradcam
@@ -84,7 +83,7 @@ def reference_points(network, X) -> np.ndarray:
     float32 array (N, channels)
     """
     features = gradcam.last_features(network, X)
-    return normalize(np.sign(features) * np.sqrt(np.abs(features))).astype("float32")
+    return preprocessing.normalize(np.sign(features) * np.sqrt(np.abs(features))).astype("float32")
 
 
 def build_reference(
@@ -129,7 +128,9 @@ def _distances_to_other_cases(training, images, queries, *, query_images) -> np.
 
 
 def _nearest(points, queries) -> tuple[np.ndarray, np.ndarray]:
-    search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(points)), metric="cosine", algorithm="brute")
+    search = neighbors.NearestNeighbors(
+        n_neighbors=min(NEIGHBOURS, len(points)), metric="cosine", algorithm="brute"
+    )
     return search.fit(points).kneighbors(queries)
 
 

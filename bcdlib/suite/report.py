@@ -27,8 +27,7 @@ def write_report(run: Run) -> dict:
             table = metrics.metrics_table(metrics.read_predictions(run.folder / name))
             summary[key] = json.loads(table.to_json(orient="records"))
     files.write_json(run.folder / "summary.json", summary)
-    with files.atomic_write(run.folder / "report.html") as temporary:
-        temporary.write_text(render_report(run, summary), encoding="utf-8")
+    files.write_text(run.folder / "report.html", render_report(run, summary))
     return summary
 
 
@@ -64,10 +63,10 @@ def render_report(run: Run, summary: dict) -> str:
             }
         )
     figure = run.folder / "figures" / "protocols.png"
-    environment = jinja2.Environment(
+    template = jinja2.Environment(
         loader=jinja2.PackageLoader("bcdlib.suite", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(
+    ).get_template("report.html.j2")
+    return template.render(
         summary=summary,
         chapters=chapters,
         protocol_figure=base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else "",

@@ -69,23 +69,22 @@ def _make_notebook(
             cache=str(cache.folder), profile=profile.name, trials=str(result.folder.parent.absolute())
         )
         files.write_csv(scratch.folder / "splits" / f"{trial.split}.csv", trial.split_table)
-        parameters = {
-            "data": json.loads((cache.folder / "cache.json").read_text())["made_from"],
-            "profile": profile.name,
-            "out": folder,
-            "seed": trial.seed,
-            "weights": weights or "",
-            "method": str(trial.method),
-            "trainable": trial.trainable,
-            "task": trial.task,
-            "stain": trial.stain or "",
-            "splits": trial.split,
-            "fold": trial.fold,
-            "keep_model": False,
-        }
         execute_notebook(
             "04_train",
-            parameters,
+            {
+                "data": json.loads((cache.folder / "cache.json").read_text())["made_from"],
+                "profile": profile.name,
+                "out": folder,
+                "seed": trial.seed,
+                "weights": weights or "",
+                "method": str(trial.method),
+                "trainable": trial.trainable,
+                "task": trial.task,
+                "stain": trial.stain or "",
+                "splits": trial.split,
+                "fold": trial.fold,
+                "keep_model": False,
+            },
             half,
             # it works here: the method's file and the folder of weights may have been named relative to it
             cwd=Path.cwd(),
