@@ -232,6 +232,9 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
             title=f"{methods.get_method(result.trial.method).title}, split {result.trial.split}",
         )
         axis.legend(fontsize=8)
-    weights = dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)
-    figure.supxlabel("started from " + "; ".join(weights), fontsize=8)
+    figure.supxlabel(
+        "started from "
+        + "; ".join(dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)),
+        fontsize=8,
+    )
     return figure

@@ -93,8 +93,10 @@ def explain_image(model_file, image) -> Explanation:
         content = image if isinstance(image, bytes) else Path(image).read_bytes()
         shown = decode.decode_image(content, model.size)
     except (OSError, ValueError) as error:
-        name = "the image" if isinstance(image, bytes) else image
-        raise InputError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(
+            f"{'the image' if isinstance(image, bytes) else image}: "
+            f"{getattr(error, 'strerror', None) or error}"
+        ) from None
     return _explain(model, model_file, shown)
 
 
@@ -140,7 +142,7 @@ def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: i
     )
 
 
-def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODReference | None:
+def trial_reference(model_file, model: SavedMethod) -> ood.OODReference | None:
     """Load the reference beside a model, or compute and store it in the run that trained the model.
 
     Returns
@@ -152,7 +154,6 @@ def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODRefe
     reference = ood.load_reference(folder)
     if reference is not None or not record or not has_cache(run):
         return reference
-    model = model or models.load_model(model_file)
     cached = models.model_cache(model, cache.run_cache(run))
     split = run.folder / "splits" / f"{record['split']}.csv"
     if cached is None or not split.is_file():

@@ -112,6 +112,7 @@ def saved_models(run: Run) -> dict[str, Path]:
                 f"{record['method']}, split {record['split']}, "
                 f"fold {record['fold'] + 1}, seed {record['seed']}"
             )
-            made = file.with_name("trial.json").stat().st_mtime
-            found.append((strictness(record["split"]), name, made, file))
+            found.append(
+                (strictness(record["split"]), name, file.with_name("trial.json").stat().st_mtime, file)
+            )
     return {name: file for _, name, _, file in sorted(found)}

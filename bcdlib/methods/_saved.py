@@ -67,8 +67,9 @@ def _check(path) -> None:
     try:
         # older formats, HDF5 and SavedModel, hold code that no safe mode stops
         with zipfile.ZipFile(path) as archive:
-            sizes = [archive.getinfo(name).file_size for name in ("config.json", "metadata.json")]
-            if max(sizes) > _LARGEST_CONFIG:
+            if any(
+                archive.getinfo(f"{name}.json").file_size > _LARGEST_CONFIG for name in ("config", "metadata")
+            ):
                 raise ValueError("its config.json is of a monstrous size")
             json.loads(
                 archive.read("config.json"), object_hook=lambda part: found.add(part.get("class_name"))

@@ -285,10 +285,11 @@ def worker_environment() -> dict[str, str]:
 
     That is BCD_DEVICES of them, or one: the others belong to other workers.
     """
-    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
     found = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, places)),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])
+        ),
         "BCD_DEVICES": os.environ.get("BCD_DEVICES") or "1",
     }
     if found.get("CUDA_VISIBLE_DEVICES") and found["BCD_DEVICES"].isdecimal():

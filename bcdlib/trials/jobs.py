@@ -160,8 +160,12 @@ def _read_job(place: str, name: str):
             root=_own_folder(),
             progress=False,
         )
-    tables = {key: pd.read_csv(StringIO(text), dtype=_TYPES) for key, text in facts["splits"].items()}
-    return facts, cache, Profile(**facts["profile"]), tables
+    return (
+        facts,
+        cache,
+        Profile(**facts["profile"]),
+        {key: pd.read_csv(StringIO(text), dtype=_TYPES) for key, text in facts["splits"].items()},
+    )
 
 
 def _own_folder() -> Path:

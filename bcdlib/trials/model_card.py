@@ -33,8 +33,10 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     """
     card = Path(folder) / CARD_NAME
     facts = json.loads(card.with_name("trial.json").read_text())
-    predictions = pd.read_csv(card.with_name("predictions.csv"), dtype={"slide": str, "case": str})
-    shown = bootstrap.interval_table(predictions, metrics.shown_in("card")).assign(
+    shown = bootstrap.interval_table(
+        pd.read_csv(card.with_name("predictions.csv"), dtype={"slide": str, "case": str}),
+        metrics.shown_in("card"),
+    ).assign(
         name=lambda table: [metrics.METRICS[key].label for key in table["metric"]],
         defined=lambda table: table["value"].notna(),
     )

@@ -112,8 +112,9 @@ def extract_features(
     images = keras.Input(X.shape[1:], dtype="uint8", name="image")
     x = keras.layers.Rescaling(1.0, name="as_float")(images)
     if augment is not None:
-        drawn = int(np.random.SeedSequence(augment).generate_state(1)[0] % 2**31)
-        x = augmentation.default_augmentation(drawn, always=True)(x)
+        x = augmentation.default_augmentation(
+            int(np.random.SeedSequence(augment).generate_state(1)[0] % 2**31), always=True
+        )(x)
     x = backbones.append_features(x, architecture, weights, seed=seed, pooling=pooling, patches=patches)
     return fitting.predict_batches(keras.Model(images, x), X, verbose)
 
