@@ -34,8 +34,7 @@ def write_report(run: Run) -> dict:
 def render_report(run: Run, summary: dict) -> str:
     """Render one self-contained HTML page: results, then what the executed notebooks say and show."""
     chapters = []
-    paths = [run.folder / "notebooks" / f"{stage}.ipynb" for stage in STAGES]
-    for path in filter(Path.is_file, paths):
+    for path in filter(Path.is_file, (run.folder / "notebooks" / f"{stage}.ipynb" for stage in STAGES)):
         try:
             notebook = nbformat.read(path, as_version=4)
         except Exception as error:  # half written by a run that was killed: nbformat has its own kinds
