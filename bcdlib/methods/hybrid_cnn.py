@@ -2,9 +2,7 @@
 
 import keras
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import recall_score, roc_auc_score
-from sklearn.svm import LinearSVC
+from sklearn import linear_model, metrics, svm
 
 from bcdlib.data import splits
 from bcdlib.evaluation.thresholds import fit_platt
@@ -13,8 +11,8 @@ from bcdlib.methods.parts import backbones
 
 # features outnumber images by far: hence so strong a regularisation
 CLASSIFIERS = {
-    "logistic": lambda seed: LogisticRegression(C=0.01, max_iter=1000),
-    "svm": lambda seed: LinearSVC(C=0.001, dual=True, max_iter=2000, random_state=seed),
+    "logistic": lambda seed: linear_model.LogisticRegression(C=0.01, max_iter=1000),
+    "svm": lambda seed: svm.LinearSVC(C=0.001, dual=True, max_iter=2000, random_state=seed),
 }
 
 
@@ -119,8 +117,8 @@ class HybridCNN(KerasMethod):
 
     def _score(self, scores, y) -> float:
         if self.task == "subtype":
-            return recall_score(y, scores.argmax(axis=1), labels=np.unique(y), average="macro")
-        return roc_auc_score(y, scores[:, 0]) if len(np.unique(y)) == 2 else 0.0
+            return metrics.recall_score(y, scores.argmax(axis=1), labels=np.unique(y), average="macro")
+        return metrics.roc_auc_score(y, scores[:, 0]) if len(np.unique(y)) == 2 else 0.0
 
     def predict_proba(self, X, images=None):
         """Predict as `KerasMethod.predict_proba`; features are those of all bases."""
