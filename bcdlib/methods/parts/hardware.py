@@ -172,12 +172,12 @@ def steps_at_once(steps: int, wanted: int = 0, *, devices: int = 1) -> int:
     return max(number for number in range(1, most + 1) if steps % number == 0)
 
 
-def describe_hardware(model: keras.Model, name: str) -> str:
+def describe_hardware(model: keras.Model) -> str:
     """Describe in one line backend, device, dtype policy, XLA and steps per execution of a compiled model."""
     kind, capability = accelerator()
     device = kind.upper() + (f" (compute capability {capability})" if capability else "")
     compiler, steps = "XLA" if model.jit_compile else "no XLA", model.steps_per_execution
     return (
-        f"Training on {keras.backend.backend()}, {device}: {name}, {compiler}, "
+        f"Training on {keras.backend.backend()}, {device}: {model.dtype_policy.name}, {compiler}, "
         f"{steps} step{'s' * (steps > 1)} an execution"
     )
