@@ -186,7 +186,7 @@ def train_trials(
 
 
 def curves_figure(results: list[Result], quantity: str = "loss"):
-    """Draw Figure 8 (loss, MSE) or Figure 9 (accuracy) of the paper, one panel a trial.
+    """Draw Figure 8 (loss) or Figure 9 (accuracy) of the paper, one panel a trial.
 
     The second curve is drawn on the validation part or, where a protocol has none (the paper's), on the test
     part: the legend says which. Nothing is chosen by it.
@@ -220,7 +220,7 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
         )
         axis.set(
             xlabel="epoch",
-            ylabel="loss (MSE)" if quantity == "loss" else "accuracy",
+            ylabel=_loss_label(result.trial) if quantity == "loss" else "accuracy",
             ylim=(0, 1.02 if quantity == "accuracy" else None),
             title=f"{methods.get_method(result.trial.method).title}, split {result.trial.split}",
         )
@@ -228,3 +228,13 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
     weights = dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)
     figure.supxlabel("started from " + "; ".join(weights), fontsize=8)
     return figure
+
+
+def _loss_label(trial: Trial) -> str:
+    """Name the loss that a trial minimises: the paper's "loss (MSE)", or "loss (binary crossentropy)"."""
+    kind = methods.get_method(trial.method)
+    if not issubclass(kind, methods.KerasMethod):
+        return "loss"
+    loss = kind(task=trial.task, **methods.method_settings(trial.method)).build_loss()
+    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or loss.__name__
+    return f"loss ({'MSE' if name in ('mse', 'mean_squared_error') else name.replace('_', ' ')})"

@@ -88,10 +88,12 @@ def _maps(run: Run, rows: pd.DataFrame, cache) -> dict[int, np.ndarray]:
         folder = trial_folder(run, part.iloc[0])
         if folder is None:
             continue
-        model = models.load_model(folder / MODEL)
-        resized = models.model_cache(model, cache)
-        if resized is not None:
-            X = model.stained(resized.pixels[resized.rows(part["filename"])])
-            with contextlib.suppress(InputError):  # a network of which there is no map: the figure says so
+        with contextlib.suppress(
+            InputError
+        ):  # no network, or one of which there is no map: the figure says so
+            model = models.load_model(folder / MODEL)
+            resized = models.model_cache(model, cache)
+            if resized is not None:
+                X = model.stained(resized.pixels[resized.rows(part["filename"])])
                 found |= dict(zip(part.index, gradcam.compute_gradcam(model.network, X), strict=True))
     return found

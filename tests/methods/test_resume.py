@@ -1,14 +1,11 @@
-"""Trainings that were cut off go on: in any precision, with a damaged history, on a slow disk, two at once."""
+"""Cut-off trainings go on: in any precision, with a damaged history, on a slow disk, two at once."""
 
 import importlib.util
-import io
 import itertools
-import json
 import os
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -68,7 +65,7 @@ class Killed(BaseException):
 
 
 def cut_off(estimator, folder, epoch=CUT, step=1):
-    """Train until it is killed in the middle of an epoch; gives the network as it was after the epoch before."""
+    """Train until it is killed in the middle of an epoch; gives the network as it was before that epoch."""
     found = []
 
     class Kill(keras.callbacks.Callback):
@@ -158,10 +155,10 @@ def test_the_loss_goes_on_where_it_was(there, here, every_epoch, tmp_path):
 
 
 def test_steps_that_overflowed_and_the_scale_of_the_loss_are_kept(every_epoch, tmp_path, monkeypatch):
-    """A scale that is too large at first: steps are left out, the optimizer counts fewer, and so it goes on."""
+    """A scale that is too large at first: steps are left out, and the optimizer counts fewer."""
 
     class Large(keras.optimizers.LossScaleOptimizer):
-        def __init__(self, inner, initial_scale=2.0**30, **more):
+        def __init__(self, inner, initial_scale=2.0**24, **more):
             super().__init__(inner, initial_scale, **more)
 
     monkeypatch.setattr("keras.src.trainers.trainer.LossScaleOptimizer", Large)
@@ -169,10 +166,207 @@ def test_steps_that_overflowed_and_the_scale_of_the_loss_are_kept(every_epoch, t
     cut_off(method("mixed_float16"), tmp_path)
     models = networks(monkeypatch)
     resumed = fitted(method("mixed_float16"), tmp_path)
-    assert 0 < int(models[0].optimizer.iterations) < EPOCHS * STEPS and float(models[0].optimizer.dynamic_scale) < 2**30
+    assert (
+        0 < int(models[0].optimizer.iterations) < EPOCHS * STEPS
+        and float(models[0].optimizer.dynamic_scale) < 2**24
+    )
     pd.testing.assert_frame_equal(resumed.history_, whole.history_, check_exact=True)
     X, _ = images()
     np.testing.assert_array_equal(resumed.predict_proba(X), whole.predict_proba(X))
+
+
+def whole_and_cut(tmp_path):
+    """An undisturbed training, and the folder of one that was killed."""
+    cut_off(method(), tmp_path / "cut")
+    return fitted(method(), tmp_path / "whole"), tmp_path / "cut"
+
+
+def same(found, expected):
+    pd.testing.assert_frame_equal(found.history_, expected.history_, check_exact=True)
+    X, _ = images()
+    np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
+
+
+def test_whatever_happens_to_the_history_file_nothing_is_lost(every_epoch, tmp_path, capsys):
+    whole, folder = whole_and_cut(tmp_path)
+    history = folder / "history.csv"
+    checkpoint, text = (folder / "checkpoint.keras").read_bytes(), history.read_text()
+    assert text.count("\n") == CUT + 1
+    for damaged in (None, "", text[: len(text) // 2], "epoch,loss\n9,nonsense\n", "\0\0"):
+        (folder / "checkpoint.keras").write_bytes(checkpoint)
+        history.unlink(missing_ok=True) if damaged is None else history.write_text(damaged)
+        resumed = fitted(method(verbose=2), folder)
+        said = capsys.readouterr().out
+        assert f"Going on after epoch {CUT} of {EPOCHS}" in said and "Epoch 1/" not in said
+        same(resumed, whole)
+        assert history.read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
+    assert sorted(file.name for file in folder.iterdir() if file.is_file()) == [
+        "checkpoint.keras",
+        "history.csv",
+    ]
+
+
+def without_history(checkpoint: Path) -> None:
+    """Make a checkpoint one of those written before the history was part of it."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if name != "history.csv"}
+    with zipfile.ZipFile(checkpoint, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def test_older_checkpoints_are_resumed(every_epoch, tmp_path, capsys):
+    """With the history beside them, and if that is damaged without its curves."""
+    whole, folder = whole_and_cut(tmp_path)
+    without_history(folder / "checkpoint.keras")
+    checkpoint, text = (folder / "checkpoint.keras").read_bytes(), (folder / "history.csv").read_text()
+    # it could be ahead of the checkpoint, and its last line cut off
+    (folder / "history.csv").write_text(text + "2,0.5,0.2,0.5,0.2\n3,0.5")
+    same(fitted(method(), folder), whole)
+    assert "lost" not in capsys.readouterr().out
+    X, _ = images()
+    for damaged in (None, text[: text.index("\n1,") + 1], "nonsense"):
+        (folder / "checkpoint.keras").write_bytes(checkpoint)
+        (folder / "history.csv").unlink() if damaged is None else (folder / "history.csv").write_text(damaged)
+        resumed = fitted(method(), folder)
+        assert f"the curves of some of its {CUT} epochs are lost" in capsys.readouterr().out
+        np.testing.assert_array_equal(resumed.predict_proba(X), whole.predict_proba(X))
+        found = resumed.history_.dropna().set_index("epoch")
+        expected = whole.history_.set_index("epoch").loc[found.index]
+        pd.testing.assert_frame_equal(found, expected[found.columns], check_exact=True)
+        assert set(found.index) >= set(range(CUT, EPOCHS))
+
+
+@pytest.mark.parametrize("way", ["cut", "changed", "no archive", "another network", "another optimizer"])
+def test_a_checkpoint_that_cannot_be_used_is_kept_aside(way, every_epoch, tmp_path, capsys, monkeypatch):
+    whole, folder = whole_and_cut(tmp_path)
+    checkpoint = folder / "checkpoint.keras"
+    content = bytearray(checkpoint.read_bytes())
+    if way == "cut":
+        content = content[: len(content) // 2]
+    elif way == "changed":
+        place = content.index(b"model.weights.h5") + 3000
+        content[place : place + 8] = bytes(8 * [255])
+    elif way == "no archive":
+        content = b"nonsense"
+    checkpoint.write_bytes(content)
+    if way == "another network":
+        keras.Sequential([keras.Input((24, 36, 3)), keras.layers.Flatten(), keras.layers.Dense(1)]).save(
+            checkpoint
+        )
+    elif way == "another optimizer":
+        monkeypatch.setattr(Small, "build_optimizer", lambda self: keras.optimizers.Adam(1e-4))
+        whole = fitted(method())
+    content = checkpoint.read_bytes()
+    same(fitted(method(), folder), whole)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and f"{checkpoint}: not usable (" in said
+    assert "it is now checkpoint-unusable-1.keras, and this training starts anew" in said
+    assert (folder / "checkpoint-unusable-1.keras").read_bytes() == content
+
+
+@pytest.mark.parametrize("writing", [0.1, 70.0, 2000.0])
+@pytest.mark.parametrize("epoch", [7.0, 95.0, 900.0])
+def test_ten_minutes_lie_between_checkpoints_at_most(epoch, writing, tmp_path, monkeypatch):
+    """On a clock of its own: at most so much training is lost, or one epoch; else writing keeps its share."""
+    monkeypatch.delenv("BCD_CHECKPOINT_SHARE", raising=False)
+    clock = [0.0]
+    monkeypatch.setattr(fitting.time, "perf_counter", lambda: clock[0])
+    history = fitting.History(pd.DataFrame(), 0)
+    checkpoint = fitting.Checkpoint(tmp_path / "checkpoint.keras", history)
+    written = []
+
+    def write(epochs):
+        written.append(epochs * epoch)
+        clock[0] += writing
+
+    monkeypatch.setattr(checkpoint, "_write", write)
+    checkpoint.set_params({"epochs": 200})
+    checkpoint.set_model(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+    checkpoint.on_train_begin()
+    for number in range(200):
+        checkpoint.on_epoch_begin(number)
+        clock[0] += epoch
+        checkpoint.on_epoch_end(number)
+    apart = np.diff([0.0, *written])
+    assert written[-1] == 200 * epoch and apart.max() <= max(600, epoch)
+    if writing == 0.1:
+        assert len(written) * writing <= 0.021 * 200 * epoch and apart.min() <= max(epoch, 15)
+    else:
+        assert np.median(apart) > min(500, 0.5 * writing / 0.02)
+
+
+def test_two_trainings_on_one_folder(every_epoch, tmp_path):
+    """Each by itself gives the result; the second says that it waits."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from tests.methods import test_resume as t\n"
+        "found = t.fitted(t.method(epochs=8), sys.argv[2]); found.history_.to_csv(sys.argv[3], index=False)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, root, tmp_path / "run", tmp_path / f"{name}.csv"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    said = [process.communicate(timeout=500) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    waited = [out for out, _ in said if "another training is at work in this folder; waiting" in out]
+    assert len(waited) <= 1
+    tables = [pd.read_csv(tmp_path / f"{name}.csv") for name in "ab"]
+    tables.append(pd.read_csv(tmp_path / "run" / "history.csv"))
+    expected = fitted(method(epochs=8)).history_
+    for table in tables:
+        pd.testing.assert_frame_equal(table, expected)
+
+
+def test_the_second_says_that_it_waits(every_epoch, tmp_path, capsys, monkeypatch):
+    began, go_on = threading.Event(), threading.Event()
+    original = fitting.Checkpoint._write
+
+    def slowly(self, epochs):
+        began.set()
+        assert go_on.wait(100)
+        original(self, epochs)
+
+    monkeypatch.setattr(fitting.Checkpoint, "_write", slowly)
+    first = threading.Thread(target=lambda: fitted(method(epochs=1), tmp_path))
+    first.start()
+    assert began.wait(100)
+    threading.Timer(1.0, go_on.set).start()
+    second = fitted(method(epochs=1), tmp_path)  # nothing is left to do for it
+    first.join()
+    assert capsys.readouterr().out == f"{tmp_path}: {fitting.BUSY}\n"
+    assert second.history_["epoch"].tolist() == [0]
+
+
+def test_how_long_it_takes_is_said_from_the_first_steps(monkeypatch, capsys):
+    """Steps of two seconds, but for the first, in which Keras compiles; 16 images are held out."""
+    clock = [0.0]
+
+    class Slow(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            clock[0] += 2.0 if clock[0] else 60.0
+
+    original = keras.Model.fit
+    monkeypatch.setattr(
+        keras.Model,
+        "fit",
+        lambda self, *words, callbacks, **more: original(
+            self, *words, callbacks=[Slow(), *callbacks], **more
+        ),
+    )
+    monkeypatch.setattr(fitting.time, "perf_counter", lambda: clock[0])
+    fitted(method(epochs=3, steps_per_epoch=30, verbose=2))
+    assert "3 epochs take about 3 min 4 s\n" in capsys.readouterr().out
+    estimator, clock[0] = method(epochs=200, steps_per_epoch=30, verbose=2), 0.0
+    estimator.longest = 3600
+    with pytest.raises(InputError, match="200 epochs take about 3 h 24 min on this CPU; .* GPU .* --anyway"):
+        fitted(estimator)
+    assert clock[0] == 60 + 3 * 2, "it was to stop after the first steps"
 
 
 @pytest.mark.slow

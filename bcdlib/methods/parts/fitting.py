@@ -252,10 +252,10 @@ class TimeEstimate(keras.callbacks.Callback):
         step = (time.perf_counter() - self.compiled) / (self.done - self.before)
         epoch = step * (len(self.batches) + self.rows / self.batches.batch_size / 3)
         self.seconds = epoch * self.epochs
-        text = f"{self.epochs} epoch{'s' * (self.epochs > 1)} will take about {duration(self.seconds)}"
+        text = f"{self.epochs} epoch{'s' * (self.epochs > 1)} take about {duration(self.seconds)}"
         if self.seconds > self.longest and accelerator()[0] == "cpu":
             raise InputError(
-                f"{text} on this CPU; choose a machine with a GPU (in Colab: Runtime, Change runtime type), or "
+                f"{text} on this CPU; choose a machine with a GPU (in Colab: Runtime, Change runtime type) or "
                 f"profile quick, or go on with --anyway (in a notebook: {ANYWAY}=1 in the environment)"
             )
         if self.verbose:
