@@ -200,10 +200,7 @@ def test_whatever_happens_to_the_history_file_nothing_is_lost(every_epoch, tmp_p
         assert f"Going on after epoch {CUT} of {EPOCHS}" in said and "Epoch 1/" not in said
         same(resumed, whole)
         assert history.read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
-    assert sorted(file.name for file in folder.iterdir() if file.is_file()) == [
-        "checkpoint.keras",
-        "history.csv",
-    ]
+    assert {file.name for file in folder.iterdir() if file.is_file()} == {"checkpoint.keras", "history.csv"}
 
 
 def without_history(checkpoint: Path) -> None:
@@ -251,9 +248,7 @@ def test_a_checkpoint_that_cannot_be_used_is_kept_aside(way, every_epoch, tmp_pa
         content = b"nonsense"
     checkpoint.write_bytes(content)
     if way == "another network":
-        keras.Sequential([keras.Input((24, 36, 3)), keras.layers.Flatten(), keras.layers.Dense(1)]).save(
-            checkpoint
-        )
+        keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(checkpoint)
     elif way == "another optimizer":
         monkeypatch.setattr(Small, "build_optimizer", lambda self: keras.optimizers.Adam(1e-4))
         whole = fitted(method())
@@ -293,7 +288,7 @@ def test_ten_minutes_lie_between_checkpoints_at_most(epoch, writing, tmp_path, m
     if writing == 0.1:
         assert len(written) * writing <= 0.021 * 200 * epoch and apart.min() <= max(epoch, 15)
     else:
-        assert np.median(apart) > min(500, 0.5 * writing / 0.02)
+        assert np.sort(apart)[-2] > 500, "it writes more often than it must"
 
 
 def test_two_trainings_on_one_folder(every_epoch, tmp_path):

@@ -255,8 +255,8 @@ class TimeEstimate(keras.callbacks.Callback):
         text = f"{self.epochs} epoch{'s' * (self.epochs > 1)} take about {duration(self.seconds)}"
         if self.seconds > self.longest and accelerator()[0] == "cpu":
             raise InputError(
-                f"{text} on this CPU; choose a machine with a GPU (in Colab: Runtime, Change runtime type) or "
-                f"profile quick, or go on with --anyway (in a notebook: {ANYWAY}=1 in the environment)"
+                f"{text} on this CPU; choose a machine with a GPU (in Colab: Runtime, Change runtime type), "
+                f"or profile quick, or go on with --anyway (in a notebook: {ANYWAY}=1 in the environment)"
             )
         if self.verbose:
             if self.checkpoint is not None:
