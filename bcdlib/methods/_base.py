@@ -152,9 +152,8 @@ def predict_checked(estimator: Method, X, images, *, classes: int) -> np.ndarray
     """
     function = estimator.predict_proba
     probability = function(X, **wanted(function, images=images))
-    code = inspect.unwrap(function).__code__
+    code, n = inspect.unwrap(function).__code__, len(X)
     name = f"{code.co_filename}, line {code.co_firstlineno}: predict_proba"
-    n = len(X)
     try:
         found = np.asarray(probability, dtype="float64")
     except (TypeError, ValueError) as error:

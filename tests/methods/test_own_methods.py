@@ -126,7 +126,7 @@ def test_derived_from_a_method_of_the_registry(write):
         (SMALLEST.replace("self.share_ = ", "share = "), 8, "AttributeError: 'Mine' object has no attribute"),
         (
             SMALLEST.replace("return ", "return 0 *"),
-            6,
+            7,
             "rows of 16 that are no probabilities, the first (row 0)",
         ),
         (SMALLEST.replace("return ", "return np.nan *"), 7, "[nan, nan]; wanted are numbers from 0 to 1"),

@@ -356,10 +356,10 @@ def test_how_long_it_takes_is_said_from_the_first_steps(monkeypatch, capsys):
     )
     monkeypatch.setattr(fitting.time, "perf_counter", lambda: clock[0])
     fitted(method(epochs=3, steps_per_epoch=30, verbose=2))
-    assert "3 epochs take about 3 min 4 s\n" in capsys.readouterr().out
+    assert "Training takes about 3 min 4 s (3 epochs)\n" in capsys.readouterr().out
     estimator, clock[0] = method(epochs=200, steps_per_epoch=30, verbose=2), 0.0
     estimator.longest = 3600
-    with pytest.raises(InputError, match="200 epochs take about 3 h 24 min on this CPU; .* GPU .* --anyway"):
+    with pytest.raises(InputError, match=r"about 3 h 24 min \(200 epochs\) on this CPU; .* GPU .* --anyway"):
         fitted(estimator)
     assert clock[0] == 60 + 3 * 2, "it was to stop after the first steps"
 

@@ -159,7 +159,8 @@ def find_all(
     if required and not any(w.pretrained for w in found.values()):
         for name in found:
             if ARCHITECTURES[name].downloads:
-                find_weights(name, weights, required=True)  # raises, or the user asked for none
+                # raises; or the user asked for none, or a download succeeds now
+                found[name] = find_weights(name, weights, required=True)
     return found
 
 

@@ -252,7 +252,8 @@ class TimeEstimate(keras.callbacks.Callback):
         step = (time.perf_counter() - self.compiled) / (self.done - self.before)
         epoch = step * (len(self.batches) + self.rows / self.batches.batch_size / 3)
         self.seconds = epoch * self.epochs
-        text = f"{self.epochs} epoch{'s' * (self.epochs > 1)} take about {duration(self.seconds)}"
+        epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
+        text = f"Training takes about {duration(self.seconds)} ({epochs})"
         if self.seconds > self.longest and accelerator()[0] == "cpu":
             raise InputError(
                 f"{text} on this CPU; choose a machine with a GPU (in Colab: Runtime, Change runtime type), "
