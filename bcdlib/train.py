@@ -90,11 +90,10 @@ def build_network(
         None if the method is no `KerasMethod`.
     """
     estimator = Trial(method, "", pd.DataFrame(), trainable=trainable, task=task).estimator(profile, weights)
-    return (
-        estimator.build(run_cache(run).pixels.shape[1:])
-        if isinstance(estimator, methods.KerasMethod)
-        else None
-    )
+    if not isinstance(estimator, methods.KerasMethod):
+        return None
+    with methods.explain_errors(method):
+        return estimator.build(run_cache(run).pixels.shape[1:])
 
 
 def print_network(model: keras.Model | None) -> None:

@@ -119,8 +119,9 @@ class Trial:
             )
         if settings.get("stain") and "stain" not in known:
             raise InputError(f"{kind.key}: has no stain normalisation")
-        fitting = {key: value for key, value in settings.items() if key in known}
-        return kind(**fitting | methods.method_settings(self.method))
+        settings = {key: value for key, value in settings.items() if key in known}
+        with methods.explain_errors(self.method):
+            return kind(**settings | methods.method_settings(self.method))
 
     def labels(self, images: pd.DataFrame) -> np.ndarray:
         """Return what the method learns; int64 (N,).

@@ -2,14 +2,16 @@
 
 import pickle
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bcdlib import methods
+from bcdlib import evaluate, methods, train
 from bcdlib.data import splits
 from bcdlib.errors import InputError
+from bcdlib.methods.parts import fitting
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials.trial import Trial, run_trial
 
@@ -144,6 +146,31 @@ def test_mistakes_are_one_line_with_file_and_line(body, line, said, write, tried
     assert "\n" not in str(error.value)
 
 
+def test_a_mistake_in_a_network_is_named_where_it_is_looked_at(write, prepare, tiny, tmp_path):
+    body = """
+    from bcdlib.methods import KerasMethod
+    class Mine(KerasMethod):
+        def build_features(self, x):
+            return x.pooled()
+    """
+    run, _ = prepare(tmp_path / "run", tiny, TINY, tmp_path / "cache")
+    file = write(body, head="")
+    with pytest.raises(InputError, match="mine.py, line 5: AttributeError: .*pooled"):
+        train.build_network(run, TINY, method=str(file))
+
+
+def test_of_two_at_once_the_second_waits_and_finds_it_done(write, tried, tmp_path, capsys):
+    body = SMALLEST.replace(
+        "self.share_ =", "open(%r, 'a').write('x'); import time; time.sleep(1); self.share_ ="
+    )
+    file = write(body % str(tmp_path / "count"))
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: tried(file), range(2)))
+    assert (tmp_path / "count").read_text() == "x"
+    assert capsys.readouterr().out == f"{results[0].folder}: {fitting.BUSY}\n"
+    pd.testing.assert_frame_equal(results[0].predictions, results[1].predictions)
+
+
 def test_a_mistake_that_was_mended_is_gone(write, tried):
     file = write("class Mine(Method)\n")
     with pytest.raises(InputError, match="SyntaxError"):
@@ -154,8 +181,6 @@ def test_a_mistake_that_was_mended_is_gone(write, tried):
 
 def test_evaluate_shows_no_map_of_a_method_without_a_network(write, prepare, tiny, prior, tmp_path):
     """Not stored, stored under another suffix, and stored as .keras but no network."""
-    from bcdlib import evaluate, train
-
     run, _ = prepare(tmp_path / "run", tiny, get_profile("demo", size=(36, 24), folds=2), tmp_path / "cache")
     other = write(SMALLEST + "    suffix = '.txt'\n    def save(self, path):\n        path.write_text('1')\n")
     for file in (write(SMALLEST, "none.py"), other, prior):

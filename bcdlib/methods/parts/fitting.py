@@ -1,6 +1,7 @@
 """The training loop and its pieces: batches in a fixed order, callbacks that make a resumed run equal."""
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import io
@@ -409,8 +410,8 @@ def _resume(model: keras.Model, checkpoint: Path) -> tuple[pd.DataFrame, int]:
         known, done = _read_history(checkpoint)
         _load_state(model, checkpoint)
     except Exception as error:  # a damaged file makes Keras raise nearly anything
-        if isinstance(error, MemoryError) or getattr(error, "errno", None):
-            raise  # the machine's fault: the file may be good
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise  # the machine's fault, not the file's, of which zipfile may say that an argument is invalid
         reason = printable(error).split(". ")[0]
         aside = next(
             path
