@@ -20,8 +20,9 @@ from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError
 from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
+from bcdlib.methods import _base
 from bcdlib.methods._base import TASKS, Method, malignant_probability
-from bcdlib.methods.parts import backbones, features
+from bcdlib.methods.parts import backbones, features, fitting
 from bcdlib.runs import files, profiles
 from bcdlib.runs.folder import TRIAL_COLUMNS
 from bcdlib.trials import model_card
@@ -124,8 +125,9 @@ class Trial:
             )
         if settings.get("stain") and "stain" not in known:
             raise InputError(f"{kind.key}: has no stain normalisation")
-        fitting = {key: value for key, value in settings.items() if key in known}
-        return kind(**fitting | methods.method_settings(self.method))
+        settings = {key: value for key, value in settings.items() if key in known}
+        with methods.explain_errors(self.method):
+            return kind(**settings | methods.method_settings(self.method))
 
     def labels(self, images: pd.DataFrame) -> np.ndarray:
         """Return what the method learns; int64 (N,).
@@ -211,19 +213,24 @@ def run_trial(
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
     folder = Path(root) / _name(trial, estimator, part, cache)
-    wanted = ["trial.json", "predictions.csv", "validation.csv", *(["model.keras"] if keep_model else [])]
-    if store and not _holds(folder, wanted):
-        fetch_trial(store, folder)
-    found = _holds(folder, wanted)
-    if not found:
-        _train(trial, estimator, cache, part=part, folder=folder, profile=profile, keep_model=keep_model)
-    # what comes after the trial's results are stored: here also if it was cut off there
-    if (folder / "model.keras").is_file() and not (folder / model_card.CARD_NAME).is_file():
-        model_card.write_card(folder, cache.images, part)
-    (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
-    if store and not found:
-        put_trial(store, folder)
-    return load_trial(trial, folder)
+    model_name = f"model{estimator.suffix}"
+    wanted = ["trial.json", "predictions.csv", "validation.csv"]
+    if keep_model and type(estimator).save is not Method.save:
+        wanted.append(model_name)
+    with files.lock_path(folder, busy=f"{folder}: {fitting.BUSY}"):
+        if store and not _holds(folder, wanted):
+            fetch_trial(store, folder)
+        found = _holds(folder, wanted)
+        if not found:
+            with methods.explain_errors(trial.method):
+                _train(trial, estimator, cache, part=part, folder=folder, profile=profile, wanted=wanted)
+        # what comes after the trial's results are stored: here also if it was cut off there
+        if (folder / model_name).is_file() and not (folder / model_card.CARD_NAME).is_file():
+            model_card.write_card(folder, cache.images, part)
+        (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
+        if store and not found:
+            put_trial(store, folder)
+        return load_trial(trial, folder)
 
 
 def _holds(folder: Path, names: tuple[str, ...]) -> bool:
@@ -238,7 +245,7 @@ def _train(
     part: pd.DataFrame,
     folder: Path,
     profile: profiles.Profile,
-    keep_model: bool,
+    wanted: list[str],
 ) -> None:
     started = time.perf_counter()
     with files.explain_disk_errors(folder):
@@ -252,36 +259,36 @@ def _train(
         known = np.concatenate([rows["train"], rows["validation"]])
         number = splits.inner_folds(cache.images.iloc[known], trial.split, INNER_FOLDS, seed=trial.seed)
         curves_on = ""
+    if profile.name == "paper" and not os.environ.get(fitting.ANYWAY):
+        estimator.longest = fitting.LONGEST
     inputs, labels = estimator.inputs(cache, known), trial.labels(cache.images)
-    wants_images = "images" in inspect.signature(estimator.fit).parameters
-
-    def images_of(chosen):
-        return {"images": cache.images.iloc[chosen]} if wants_images else {}
+    held_out = rows.get(curves_on, rows["test"][:0])
+    shown = len(held_out) and not (estimator.chooses and curves_on == "test")
 
     def fitted(method, chosen, **options):
-        return method.fit(inputs[chosen], labels[chosen], **options, **images_of(chosen))
+        options["images"] = cache.images.iloc[chosen]
+        return method.fit(inputs[chosen], labels[chosen], **_base.wanted(method.fit, **options))
 
     def predicted(method, chosen):
+        classes = len(TASKS[trial.task])
         if not len(chosen):
-            return np.zeros((0, len(TASKS[trial.task])))
-        return method.predict_proba(inputs[chosen], **images_of(chosen))
+            return np.zeros((0, classes))
+        return _base.predict_checked(method, inputs[chosen], cache.images.iloc[chosen], classes=classes)
 
     validated, validation = rows["validation"], None
     if number.any():
-        validated = known
-        validation = np.zeros((len(known), len(TASKS[trial.task])))
+        validated, validation = known, np.zeros((len(known), len(TASKS[trial.task])))
         for fold in range(number.max() + 1):
-            method = fitted(copy.copy(estimator), known[number != fold], validation_data=None)
+            method = fitted(copy.copy(estimator), known[number != fold], validation_data=None, folder=None)
             validation[number == fold] = predicted(method, known[number == fold])
-    held_out = rows.get(curves_on, rows["test"][:0])
-    shown = len(held_out) and not (estimator.chooses and curves_on == "test")
-    data = (inputs[held_out], labels[held_out], *images_of(held_out).values()) if shown else None
+    shown_images = _base.wanted(estimator.fit, images=cache.images.iloc[held_out]).values()
+    data = (inputs[held_out], labels[held_out], *shown_images) if shown else None
     fitted(estimator, known, validation_data=data, folder=folder)
     weights_label = getattr(getattr(estimator, "weights_", None), "label", "no pre-trained weights")
     if estimator.decides_for != "image":
         weights_label += f"; each image has its {estimator.decides_for}'s mean probability"
-    if keep_model:
-        estimator.save(folder / "model.keras")
+    if (name := f"model{estimator.suffix}") in wanted:
+        estimator.save(folder / name)
     if validation is None:
         validation = predicted(estimator, validated)
     tables = {"validation.csv": (validated, validation)}
@@ -300,7 +307,8 @@ def _train(
             "curves_on": curves_on,
             "out_of_fold": int(number.max(initial=-1) + 1) if number.any() else 0,
             "images": {role: len(found) for role, found in rows.items()},
-            "parameters": estimator.get_params(),
+            # a method of one's own may have parameters that JSON does not know
+            "parameters": json.loads(json.dumps(estimator.get_params(), default=str)),
             "weights": weights_label,
             "profile": profile.name,
             "devices": getattr(estimator, "devices_", 1),
