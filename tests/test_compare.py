@@ -76,13 +76,12 @@ def test_a_failing_method_is_told_and_does_not_stop_the_others(run, tmp_path):
     found = comparison.run_comparison(run, PROFILE, method_names=names, split_names=["image"], progress=False)
     assert set(found["method"]) == {"colours"} and found["fold"].nunique() == 3
     lines = comparison.failed_trials(run)
-    assert (
-        len(lines) == 3 and lines[0] == "broken, split image, fold 0, seed 0: RuntimeError: no colours today"
-    )
+    assert len(lines) == 3 and lines[0].startswith("broken, split image, fold 0, seed 0: InputError: ")
+    assert "broken.py, line " in lines[0] and "RuntimeError: no colours today" in lines[0]
     assert "no colours today" in compare.failures_text(run)
     comparison.run_comparison(run, PROFILE, method_names=names[1:], split_names=["image"], progress=False)
     assert comparison.failed_trials(run) == [] and compare.failures_text(run) == "No trial failed."
-    with pytest.raises(RuntimeError, match="no colours today"):  # nothing to show at all
+    with pytest.raises(InputError, match="no colours today"):  # nothing to show at all
         comparison.run_comparison(run, PROFILE, method_names=names[:1], split_names=["image"], progress=False)
 
 
