@@ -289,9 +289,12 @@ def compare(
 @click.option("--out", help="Folder of the report.  [default: runs/<name of the table>-evaluate]")
 def evaluate(predictions, out, **options):
     """Write the full report for any model's predictions table: 05_evaluate on it, and report.html."""
+    from bcdlib.evaluation import metrics
     from bcdlib.suite import run
 
     parameters = run.evaluation_parameters(predictions, **options)
+    for note in metrics.prediction_notes(metrics.read_predictions(predictions)):
+        click.echo(f"Note: {note}", err=True)
     opened = mount.open_run(out, Path(predictions).stem, "evaluate")
     opened.record(data=parameters["predictions"], profile="predictions made elsewhere")
     _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))

@@ -54,7 +54,7 @@ def plan_table(planned: list[Trial]) -> pd.DataFrame:
             {
                 "method": trial.label,
                 "split": trial.split,
-                "fold": f"{trial.fold + 1} of {trial.split_table['fold'].nunique()}",
+                "fold": f"{trial.fold} of 0 to {trial.split_table['fold'].max()}",
                 "seed": trial.seed,
             }
             | {role: int((roles == role).sum()) for role in splits.ROLES}

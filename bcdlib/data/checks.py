@@ -250,8 +250,7 @@ def audit_lines(rows: list[dict]) -> list[str]:
     """Write the rows of `audit_splits` as lines, with the first near-duplicates of each fold."""
     lines = []
     for row in rows:
-        fold = row["fold"] + 1 if row["split"] in splits.PROTOCOLS else row["fold"]
-        lines.append(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
+        lines.append(f"{row['split']}, fold {row['fold']}: {splits.overlap_line(row)}")
         pairs = row.get("near_duplicates", [])
         lines += [
             f"  near-duplicate ({pair['correlation']:.3f}): test {pair['test']}, training {pair['training']}"

@@ -109,8 +109,7 @@ def saved_models(run: Run) -> dict[str, Path]:
         record = trial_record(file)
         if record:  # written last: a trial that was cut off has none
             name = (
-                f"{record['method']}, split {record['split']}, "
-                f"fold {record['fold'] + 1}, seed {record['seed']}"
+                f"{record['method']}, split {record['split']}, fold {record['fold']}, seed {record['seed']}"
             )
             found.append(
                 (strictness(record["split"]), name, file.with_name("trial.json").stat().st_mtime, file)

@@ -17,5 +17,5 @@ def test_models_of_a_run(tmp_path):
     write_json(compared, {"method": "m", "split": "case", "fold": 0, "seed": 0})
     assert list(models.saved_models(run)) == [
         "net, split case, fold 2, seed 3",
-        "net, split image, fold 1, seed 3",
+        "net, split image, fold 0, seed 3",
     ]
