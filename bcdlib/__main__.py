@@ -14,7 +14,7 @@ import click
 import pandas as pd
 
 from bcdlib import __version__, mount
-from bcdlib.data import breakhis, custom, sources
+from bcdlib.data import breakhis, custom, published_splits, sources
 from bcdlib.errors import InputError, StageError, printable
 from bcdlib.runs import files, folder, places, profiles
 
@@ -170,13 +170,20 @@ def verify(source):
 )
 @manifest_option
 @click.option(
-    "--split", default=None, help="A protocol, or a CSV with filename, role and perhaps fold.  [default: all]"
+    "--split",
+    default=None,
+    help="A protocol, a published split (eva, thunder, ...), 'published' for a table of these, or a CSV with "
+    "filename, role and perhaps fold.  [default: all protocols]",
 )
 @click.option("--folds", default=5, show_default=True)
 @seed_option
 @json_option
 def audit(data, manifest, split, folds, seed, as_json):
     """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
+    if split == "published":  # before scikit-learn is imported: it is read in a moment
+        rows = published_splits.published_table().to_dict("records")
+        click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(published_splits.published_lines()))
+        return
     from bcdlib.data import cache, checks
 
     images, pixels = breakhis.known_images(), None

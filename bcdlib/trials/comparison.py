@@ -264,13 +264,13 @@ def _plan(
 def _split_tables(
     run: Run, profile: profiles.Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Read what 02_preprocess wrote for the run's own seed; for another seed shuffle the folds anew."""
+    """Read or make the splits for the run's own seed; for another seed shuffle the folds anew."""
     if not names:
         names = [name for name in profile.compare_splits if (run.folder / "splits" / f"{name}.csv").is_file()]
     tables = {}
     for name in names:
         splits.describe_protocol(name)  # or it is refused
-        if seed == run.settings.get("seed", 0) and name in splits.PROTOCOLS:
+        if seed == run.settings.get("seed", 0):
             tables[name] = splits.read_split(run, name)
         else:
             file = f"splits/{name}-seed{seed}.csv"
