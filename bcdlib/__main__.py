@@ -201,10 +201,17 @@ def audit(data, manifest, split, folds, seed, as_json):
 @main.command()
 @training_options
 @click.option("--methods", default="resnet50", show_default=True, help="Comma-separated, or 'all'.")
-@click.option("--splits", default="", help="Comma-separated.  [default: all that the data allow]")
+@click.option(
+    "--splits",
+    default="",
+    help="Comma-separated protocols or published splits (see audit).  [default: all protocols that the "
+    "data allow]",
+)
 @click.option("--folds", type=int, help="Folds of image, slide and case.  [default: the profile's]")
 @click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many seeds, from --seed on."
+    "--seeds",
+    type=click.IntRange(1),
+    help="How many seeds, from --seed on.  [default: 1; with --without-shared-cases 5 draws]",
 )
 @click.option("--trainable", type=click.Choice(["head", "all"]), default="head", show_default=True)
 @click.option(
@@ -224,6 +231,13 @@ def audit(data, manifest, split, folds, seed, as_json):
     "--choose", is_flag=True, help="Also choose among the methods inside each training part: row 'chosen'."
 )
 @click.option(
+    "--without-shared-cases",
+    "shared_cases",
+    is_flag=True,
+    help="Measure what shared cases are worth under --splits: the same test images, trained with and "
+    "without their cases, on equally many images.",
+)
+@click.option(
     "--store",
     default="",
     help="Folder or URL (gs://, s3://) where finished trials are kept and looked for too.",
@@ -233,7 +247,20 @@ def audit(data, manifest, split, folds, seed, as_json):
     "--notebooks", is_flag=True, help="Store with each trial 04_train, executed, as its record: trial.ipynb."
 )
 def compare(
-    data, manifest, profile, out, strict, seed, methods, splits, folds, seeds, choose, weights, **options
+    data,
+    manifest,
+    profile,
+    out,
+    strict,
+    seed,
+    methods,
+    splits,
+    folds,
+    seeds,
+    choose,
+    shared_cases,
+    weights,
+    **options,
 ):
     """Run methods under protocols; trials that are finished already are not run again.
 
@@ -242,18 +269,25 @@ def compare(
     from bcdlib import compare, preprocess
     from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
+    from bcdlib.trials.shared_cases import DRAWS, measure_shared_cases
 
     cluster.check_scheduler(options["scheduler"])
+    if shared_cases and (choose or not splits):
+        raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
     settings = profiles.get_profile(profile, folds=folds)
     asked = {
         "method_names": comparison.expand_methods(_names(methods)),
         "split_names": _names(splits),
-        "seeds": range(seed, seed + seeds),
+        "seeds": range(seed, seed + (seeds or (DRAWS if shared_cases else 1))),
         "trainable": options.pop("trainable"),
         "weights": weights,
     }
     run = mount.open_run(out, data, profile)
     made = prepare_run(run, settings, data, manifest=manifest, strict=strict, data_seed=seed, split_seed=seed)
+    if shared_cases:
+        click.echo(measure_shared_cases(run, settings, **asked, **options).to_string(index=False))
+        click.echo(f"Table: {run.folder / 'shared_cases.csv'}")
+        return
     predictions = comparison.run_comparison(run, settings, **asked, **options)
     if choose:
         predictions = pd.concat(

@@ -345,6 +345,7 @@ def read_split(run: Run, name: str) -> pd.DataFrame:
     if name not in PROTOCOLS:
         made = make_split(run_cache(run).images, name, seed=run.settings.get("seed", 0))
         run.write_csv(f"splits/{name}.csv", made)
+        return made
     there = _made_splits(run)
     if there and name not in there:
         raise InputError(

@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bcdlib import methods
-from bcdlib.data import cache, splits
+from bcdlib.data import cache, published_splits, splits
 from bcdlib.errors import InputError, describe_error
 from bcdlib.evaluation import metrics
 from bcdlib.runs import files, profiles
@@ -99,6 +99,9 @@ def run_comparison(
         task=task,
         stain=stain,
     )
+    for name in dict.fromkeys(trial.split for trial in planned):
+        if name in published_splits.list_names():
+            print(published_splits.coverage_text(name, pixels.images), flush=True)
     outcomes = jobs.run_trials(
         planned,
         pixels,
