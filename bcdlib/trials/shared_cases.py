@@ -45,7 +45,7 @@ def equal_trainings(split: pd.DataFrame, images: pd.DataFrame, seed: int = 0) ->
     InputError
         If without the shared cases no image of a class is left to train on.
     """
-    rows = split.merge(images[["filename", "class", "case"]], on="filename")
+    rows = split[["filename", "role"]].merge(images[["filename", "class", "case"]], on="filename")
     test, train = rows[rows["role"] == "test"], rows[rows["role"] == "train"]
     shared = train["case"].isin(test["case"])
     if not shared.any():

@@ -1,4 +1,4 @@
-"""The register of published splits: its counts against the sources' and computed anew, its lists, its names."""
+"""The register of published splits: counts against the sources and computed anew, lists, names."""
 
 import hashlib
 import json
@@ -29,9 +29,9 @@ FACTS = pd.DataFrame(
         ("compact-cnn", 1, 1165, 11, 232, 0, 53, 70, 0, 53, 162, 0, 0, 53, "no"),
         ("rap-mst", 5, 39545, 16, 8265, 0, 2849, 2290, 0, 2101, 5975, 0, 748, 3225, "0 of 5 folds"),
     ],
-    columns="split folds images slides_in_test test_images slide_leak case_leak test_benign slide_leak_benign "
-    "case_leak_benign test_malignant slide_leak_malignant case_leak_malignant case_leak_trainval "
-    "dup_14-13412_both_sides".split(),
+    columns="split folds images slides_in_test test_images slide_leak case_leak test_benign "
+    "slide_leak_benign case_leak_benign test_malignant slide_leak_malignant case_leak_malignant "
+    "case_leak_trainval dup_14-13412_both_sides".split(),
 )  # fmt: skip
 PERCENT = {  # slides, cases, cases of benign and of malignant images
     "eva-2025-02": (0.0, 30.4, 60.9, 14.4),
@@ -227,8 +227,9 @@ def test_a_part_of_the_images_and_other_images(images, tiny_names):
 def test_names_are_matched_by_stem():
     name = "SOB_M_DC-14-2523-400-007"
     spelled = [
-        f"{name}.png", f"{name}.PNG", f"{name}.jpg", name, f"data/train/{name}.png", f"C:\\x\\{name.lower()}.jpeg",
-        f"./a b/{name}.png.jpg", f" {name}.tif ", f"a\\b/c/{name}.png", f"\\\\host\\share\\{name}.bmp",
+        f"{name}.png", f"{name}.PNG", f"{name}.jpg", name, f"data/train/{name}.png",
+        f"C:\\x\\{name.lower()}.jpeg", f"./a b/{name}.png.jpg", f" {name}.tif ",
+        f"a\\b/c/{name}.png", f"\\\\host\\share\\{name}.bmp",
     ]  # fmt: skip
     assert set(published.match_names(pd.Series(spelled))) == {f"{name}.png"}
     others = ["mine.png", f"{name}x.png", f"my{name}.png", f"{name}/tile1.png", "", np.nan]
