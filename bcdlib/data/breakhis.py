@@ -1,4 +1,4 @@
-"""BreakHis names and the 7909 rows of data_manifest.csv: parse, format, scan and verify.
+"""BreakHis names and the 7909 rows of data_manifest.csv: parse, scan and verify.
 
 Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopathological Image
 Classification", IEEE TBME 63(7), 2016, and the data set's own readme.
@@ -98,30 +98,6 @@ def parse_name(filename: str) -> dict:
     }
 
 
-def format_name(row) -> str:
-    """Format a mapping with subtype, slide, magnification and sequence as a file name; undoes `parse_name`.
-
-    Raises
-    ------
-    InputError
-        If the values do not make a BreakHis name.
-
-    Examples
-    --------
-    >>> format_name({"subtype": "A", "slide": "14-22549AB", "magnification": 40, "sequence": 1})
-    'SOB_B_A-14-22549AB-40-001.png'
-    """
-    letter = "B" if row["subtype"] in BENIGN else "M"
-    try:
-        name = (
-            f"SOB_{letter}_{row['subtype']}-{row['slide']}-{row['magnification']:d}-{row['sequence']:03d}.png"
-        )
-    except ValueError:
-        raise InputError(f"magnification and sequence must be whole numbers in {dict(row)}") from None
-    parse_name(name)
-    return name
-
-
 def official_path(filename: str) -> str:
     """Give the file's path in the official archive, whose folders join subtype and slide by ``_``.
 
@@ -192,8 +168,9 @@ def count_table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFIC
 
 def slide_folders(images: pd.DataFrame) -> pd.Series:
     """Name what counts as one slide: in BreakHis its folder (subtype and slide), elsewhere its name alone."""
-    folder = images["subtype"].astype(str) + "_" + images["slide"]
-    return folder.where(images["subtype"].isin(list(SUBTYPES)), images["slide"])
+    return (images["subtype"].astype(str) + "_" + images["slide"]).where(
+        images["subtype"].isin(list(SUBTYPES)), images["slide"]
+    )
 
 
 def count_slide_folders(images: pd.DataFrame) -> int:
@@ -263,8 +240,8 @@ def scan_breakhis(source) -> Scan:
             f"{source.path}: no BreakHis image found ({len(reasons)} other images{first}); "
             "expected names like SOB_B_A-14-22549AB-40-001.png, or --manifest MY.csv for images of your own"
         )
-    images = images_table(sorted(paths)).assign(path=lambda table: table["filename"].map(paths))
-    return Scan(images, not_breakhis, duplicates, reasons)
+    images = images_table(sorted(paths))
+    return Scan(images.assign(path=images["filename"].map(paths)), not_breakhis, duplicates, reasons)
 
 
 SECOND_COPY = "second copy of "  # how the reason begins where a name occurs twice; its path follows

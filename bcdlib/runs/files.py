@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -17,10 +17,10 @@ import pandas as pd
 
 from bcdlib.errors import InputError, one_line
 
-_STALE = 6 * 3600  # seconds after which a temporary file is taken for one whose writer was killed
 # what libraries without error numbers say of a full disk; the last is NumPy's
 _FULL = ("no space left", "quota exceeded", "errno = 28", "requested and")
-_GONE = {
+# what the disk or its driver says when a Drive is unmounted or a stick pulled out
+GONE = {
     *(errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO),
     *(errno.EROFS, errno.ETIMEDOUT, errno.ENOENT, errno.EACCES),
 }
@@ -76,7 +76,7 @@ def _remove_stale(path: Path) -> None:
     """Remove temporary files of killed writers of `path`: half a checkpoint is hundreds of megabytes."""
     for left in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE:
+            if time.time() - left.stat().st_mtime > 6 * 3600:  # seconds: no writer takes that long
                 left.unlink()
 
 
@@ -170,7 +170,7 @@ def explain_disk_errors(path) -> Iterator[None]:
                 "stored"
             ) from None
         here = str(getattr(error, "filename", None) or path).startswith(str(Path(path or ".").parent))
-        if isinstance(error, OSError) and number in _GONE and here:
+        if isinstance(error, OSError) and number in GONE and here:
             raise InputError(
                 f"{path}: cannot be written ({text}); if it lies on a Drive, see that it is mounted, "
                 "then run the same again"
@@ -190,7 +190,7 @@ def write_json(path, value) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def read_user_csv(path, what: str, dtype: Mapping[str, type]) -> pd.DataFrame:
+def read_user_csv(path, what: str, dtype, **options) -> pd.DataFrame:
     """Read a CSV file that a user named.
 
     Parameters
@@ -198,8 +198,9 @@ def read_user_csv(path, what: str, dtype: Mapping[str, type]) -> pd.DataFrame:
     path : str or path-like
     what : str
         What the file should be ("predictions table"), for the message.
-    dtype : dict
-        Column -> type, as for `pandas.read_csv`.
+    dtype : type, or dict of column -> type
+    **options
+        Of `pandas.read_csv`, as is `dtype`.
 
     Returns
     -------
@@ -213,6 +214,6 @@ def read_user_csv(path, what: str, dtype: Mapping[str, type]) -> pd.DataFrame:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such {what}")
     try:
-        return pd.read_csv(path, dtype=dict(dtype))
+        return pd.read_csv(path, dtype=dtype, **options)
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable CSV ({one_line(error)})") from None

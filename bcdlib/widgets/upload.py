@@ -52,8 +52,15 @@ class YourImage:
             accept="image/*", description="Choose an image", layout=widgets.Layout(width="180px")
         )
         self.answer, self.image = widgets.HTML(), panel.image_widget("520px")
-        note = widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device.")
-        self.box = widgets.VBox([self.model, self.upload, note, self.answer, self.image])
+        self.box = widgets.VBox(
+            [
+                self.model,
+                self.upload,
+                widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device."),
+                self.answer,
+                self.image,
+            ]
+        )
         self._show("An image at hand", answer)
         self.upload.observe(lambda _: self._ask(), "value")
         self.model.observe(lambda _: self._ask(), "value")
