@@ -207,8 +207,9 @@ def audit_splits(
     -------
     list of dict
         A row a fold, plain values for JSON: split, the columns of `splits.split_overlap`; of a list and a CSV
-        also ``counts`` (see `published_splits.count_overlap`), of a list ``coverage`` (how many of its images
-        are here); with a cache near_duplicates (test, training, correlation).
+        also ``counts`` and ``cases`` (see `published_splits.count_overlap` and `count_test_cases`), of a list
+        ``coverage`` (how many of its images are here); with a cache near_duplicates (test, training,
+        correlation).
 
     Raises
     ------
@@ -244,6 +245,7 @@ def audit_splits(
         if listed or _is_csv(name):
             for row, (_, part) in zip(overlap, splits.folds_of(table)):
                 row["counts"] = published_splits.count_overlap(part, images)
+                row["cases"] = published_splits.count_test_cases(part, images)
         more = {"coverage": published_splits.coverage_text(name, images)} if listed else {}
         rows += [{"split": name} | more | row for row in overlap]
     if not rows:
@@ -265,6 +267,8 @@ def audit_lines(rows: list[dict]) -> list[str]:
         lines.append(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
         if "counts" in row:
             lines.append(f"  {published_splits.counts_line(row['counts'])}")
+            cases = ", ".join(f"{name} {count}" for name, count in row["cases"].items())
+            lines.append(f"  test cases: {cases}")
         pairs = row.get("near_duplicates", [])
         lines += [
             f"  near-duplicate ({pair['correlation']:.3f}): test {pair['test']}, training {pair['training']}"

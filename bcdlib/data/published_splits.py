@@ -213,6 +213,25 @@ def count_overlap(split: pd.DataFrame, images: pd.DataFrame) -> dict:
     return found | {f"dup_{TWICE}_both_sides": both}
 
 
+def count_test_cases(split: pd.DataFrame, images: pd.DataFrame) -> dict[str, int]:
+    """Count the cases of a fold's test part by class and subtype; a case of two subtypes counts in both.
+
+    Examples
+    --------
+    >>> count_test_cases(read_list("eva"), breakhis.known_images())
+    {'benign': 4, 'malignant': 9, 'F': 2, 'TA': 2, 'DC': 7, 'MC': 2}
+    """
+    names = split.loc[split["role"] == "test", "filename"]
+    test = images[images["filename"].isin(names)]
+    counts = {name: test.groupby(name)["case"].nunique() for name in ("class", "subtype")}
+    return {
+        name: int(counts[column][name])
+        for column, names in (("class", breakhis.CLASSES), ("subtype", breakhis.SUBTYPES))
+        for name in names
+        if name in counts[column]
+    }
+
+
 def counts_line(counts: dict) -> str:
     """Put `count_overlap` in a line.
 
@@ -303,7 +322,7 @@ def recognise(filenames: Iterable[str]) -> list[str]:
     Examples
     --------
     >>> recognise(read_list("thunder").query("role == 'test'")["filename"])
-    ['thunder']
+    ['eva', 'thunder']
     """
     asked, found = set(filenames), []
     for name in _index()["split"]:

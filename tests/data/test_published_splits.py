@@ -252,7 +252,8 @@ def test_a_strangers_table_is_audited(tmp_path, images):
     assert row["test_images"] == 339 and row["counts"]["case_leak"] == 91
     lines = checks.audit_lines([row])
     assert "(91 of 339 test images)" in lines[0] and "49 of 129 benign, 42 of 210 malignant" in lines[1]
-    assert lines[2].startswith("This split keeps slides apart but not cases, as 7 of the 9 published ones")
+    assert lines[2] == "  test cases: benign 4, malignant 9, F 2, TA 2, DC 7, MC 2"
+    assert lines[3].startswith("This split keeps slides apart but not cases, as 7 of the 9 published ones")
 
 
 def test_an_image_on_both_sides_is_told(tmp_path, images):
@@ -277,6 +278,47 @@ def test_recognised_by_its_test_images():
     fold = published.read_list("breakhis-case-5fold").query("role == 'test' and fold == 3")["filename"]
     assert published.recognise(fold) == ["breakhis-case-5fold"]
     assert published.recognise(fold.iloc[1:]) == []
+
+
+def test_the_recommended_folds(images):
+    """70 cases, none in two folds; benign and malignant cases and subtypes of each fold as listed."""
+    folds = pd.read_csv(
+        published.list_file("breakhis-case-5fold")
+    )  # as someone without this library reads it
+    assert list(folds.columns) == ["filename", "fold"] and set(folds["filename"]) == set(images["filename"])
+    table = folds.merge(images, on="filename")
+    assert table["case"].nunique() == 70 and (table.groupby("case")["fold"].nunique() == 1).all()
+    assert table.loc[table["slide"] == "14-13412", "subtype"].nunique() == 2
+    found = [
+        published.count_test_cases(part, images)
+        for _, part in splits.folds_of(published.read_list("breakhis-case-5fold"))
+    ]
+    assert found == [
+        {"benign": 4, "malignant": 10, "A": 1, "F": 2, "TA": 2, "DC": 7, "LC": 1, "MC": 1, "PC": 1},
+        {"benign": 3, "malignant": 11, "A": 1, "F": 1, "TA": 1, "DC": 8, "LC": 1, "MC": 1, "PC": 1},
+        {"benign": 3, "malignant": 11, "F": 2, "PT": 1, "TA": 1, "DC": 8, "MC": 2, "PC": 1},
+        {"benign": 3, "malignant": 11, "F": 1, "PT": 1, "TA": 1, "DC": 8, "LC": 1, "MC": 2, "PC": 1},
+        {"benign": 3, "malignant": 11, "F": 1, "PT": 1, "TA": 1, "DC": 7, "LC": 1, "MC": 1, "PC": 2},
+    ]
+    assert folds["fold"].value_counts().sort_index().tolist() == [1543, 1431, 1683, 1699, 1553]
+
+
+def test_the_recommended_single_split(images):
+    table = pd.read_csv(published.list_file("breakhis-case-40x"))
+    assert list(table.columns) == ["filename", "role"]
+    table = table.merge(images, on="filename").merge(
+        pd.read_csv(published.list_file("breakhis-case-5fold")), on="filename"
+    )
+    assert set(table["filename"]) == set(images.loc[images["magnification"] == 40, "filename"])
+    assert (table["role"] == table["fold"].map({0: "test", 1: "validation"}).fillna("train")).all()
+    assert (table.groupby("case")["role"].nunique() == 1).all()
+    assert table["role"].value_counts().to_dict() == {"train": 1232, "test": 401, "validation": 362}
+
+
+@pytest.mark.parametrize("name", published.RECOMMENDED)
+def test_the_recommended_lists_share_nothing(name, images):
+    for row in checks.audit_splits(images, name):
+        assert row["cases_shared"] == row["slides_shared"] == row["images_shared"] == 0
 
 
 def test_how_others_keep_apart():
