@@ -263,7 +263,8 @@ def audit_lines(rows: list[dict]) -> list[str]:
     if "coverage" in first:
         lines += [published_splits.source_line(first["split"]), first["coverage"]]
     for row in rows:
-        fold = row["fold"] if _is_csv(row["split"]) else row["fold"] + 1
+        # the author counts his folds from 1, lists and tables as they stand there
+        fold = row["fold"] if "counts" in row else row["fold"] + 1
         lines.append(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
         if "counts" in row:
             lines.append(f"  {published_splits.counts_line(row['counts'])}")

@@ -308,7 +308,7 @@ def match_names(names: pd.Series) -> pd.Series:
     >>> match_names(pd.Series(["D:\\train\\sob_b_a-14-22549ab-40-001.JPG", "mine.png"])).tolist()
     ['SOB_B_A-14-22549AB-40-001.png', 'mine.png']
     """
-    return names.map(_matched, na_action="ignore")
+    return names.map(_matched)
 
 
 def _matched(name: str) -> str:

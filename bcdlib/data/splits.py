@@ -207,7 +207,7 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
             )
     if table.empty:
         raise InputError(f"{path}: has no rows; a split table has one for each image and role")
-    strange = ~table["filename"].isin(images["filename"])
+    strange = ~table["filename"].isin(images["filename"]) & table["filename"].notna()
     table.loc[strange, "filename"] = published_splits.match_names(table.loc[strange, "filename"])
     for bad, what in (
         (~table["role"].isin(ROLES), f"has a role that is not {', '.join(ROLES)}"),

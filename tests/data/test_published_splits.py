@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -232,8 +231,8 @@ def test_names_are_matched_by_stem():
         f"a\\b/c/{name}.png", f"\\\\host\\share\\{name}.bmp",
     ]  # fmt: skip
     assert set(published.match_names(pd.Series(spelled))) == {f"{name}.png"}
-    others = ["mine.png", f"{name}x.png", f"my{name}.png", f"{name}/tile1.png", "", np.nan]
-    assert published.match_names(pd.Series(others, dtype=object)).tolist()[:-1] == others[:-1]
+    others = ["mine.png", f"{name}x.png", f"my{name}.png", f"{name}/tile1.png", ""]
+    assert published.match_names(pd.Series(others)).tolist() == others
 
 
 def test_a_strangers_table_is_audited(tmp_path, images):
@@ -254,6 +253,19 @@ def test_a_strangers_table_is_audited(tmp_path, images):
     assert "(91 of 339 test images)" in lines[0] and "49 of 129 benign, 42 of 210 malignant" in lines[1]
     assert lines[2] == "  test cases: benign 4, malignant 9, F 2, TA 2, DC 7, MC 2"
     assert lines[3].startswith("This split keeps slides apart but not cases, as 7 of the 9 published ones")
+
+
+def test_a_table_that_is_no_split_is_refused(tmp_path, images):
+    known = images["filename"].iloc[:2].tolist()
+    for names, word in (
+        (["", *known], "is not among the images"),
+        ([f"a/{known[0]}", f"b/{known[0].replace('png', 'jpg')}", known[1]], "comes twice in fold 0"),
+        (["SOB_M_DC-14-2523-400-999.png", *known], "SOB_M_DC-14-2523-400-999.png is not among the images"),
+    ):
+        table = pd.DataFrame({"filename": names, "role": ["train", "train", "test"]})
+        table.to_csv(tmp_path / "t.csv", index=False)
+        with pytest.raises(InputError, match=word):
+            checks.audit_splits(images, str(tmp_path / "t.csv"))
 
 
 def test_an_image_on_both_sides_is_told(tmp_path, images):
