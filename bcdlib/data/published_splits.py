@@ -248,28 +248,27 @@ def counts_line(counts: dict) -> str:
 
 
 def published_lines() -> list[str]:
-    """Write the register as lines: a table, then for each split its source and what it says of patients."""
-    table, twice = published_table(), f"dup_{TWICE}_both_sides"
-    shown = pd.DataFrame(
-        {"split": table["split"], "folds": table["folds"], "test images": table["test_images"]}
-    )
+    """Write the register as lines: a table, then for each split its source and its text on the split."""
+    table = published_table()
+    shown = table[["split", "folds", "test_images"]].rename(columns={"test_images": "test images"})
     for unit in ("slide", "case"):
-        leak = table[f"{unit}_leak"].astype(str) + table[f"{unit}_leak_pct"].map(" ({:.1f} %)".format)
-        shown[f"{unit} also in training"] = leak
+        percent = table[f"{unit}_leak_pct"].map("{:.1f} %".format)
+        shown[f"same {unit}"] = table[f"{unit}_leak"].astype(str) + ", " + percent
     for name in breakhis.CLASSES:
-        shown[f"case, {name}"] = (
-            table[f"case_leak_{name}"].astype(str) + " of " + table[f"test_{name}"].astype(str)
-        )
-    shown["case in training or validation"] = table["case_leak_trainval"]
-    shown[f"{TWICE} on both sides"] = table[twice]
-    lines = [
-        "Test images whose slide folder or case (accession number: one patient is likely, not proven) is "
-        "also in training; sums over the folds.",
+        shown[name] = table[f"case_leak_{name}"].astype(str) + " of " + table[f"test_{name}"].astype(str)
+    shown["or validation"] = table["case_leak_trainval"]
+    shown[TWICE] = table[f"dup_{TWICE}_both_sides"]
+    return [
+        "Test images whose slide folder or case is also in training; by class: case; or validation: case in",
+        f"training or validation; {TWICE}: this slide on both sides. Sums over the folds. A case is an accession",
+        "number: that it is one patient is likely, not proven.",
+        "",
         *shown.to_string(index=False).splitlines(),
         "",
+        *(source_line(name) for name in table["split"]),
+        "",
+        f"Fixed lists that share no case: {', '.join(RECOMMENDED)}.",
     ]
-    lines += [source_line(name) for name in table["split"]]
-    return [*lines, "", f"Fixed lists that share no case: {', '.join(RECOMMENDED)}."]
 
 
 def kept_apart_text(counts) -> str:
