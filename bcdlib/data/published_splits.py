@@ -259,9 +259,9 @@ def published_lines() -> list[str]:
     shown["or validation"] = table["case_leak_trainval"]
     shown[TWICE] = table[f"dup_{TWICE}_both_sides"]
     return [
-        "Test images whose slide folder or case is also in training; by class: case; or validation: case in",
-        f"training or validation; {TWICE}: this slide on both sides. Sums over the folds. A case is an accession",
-        "number: that it is one patient is likely, not proven.",
+        "Test images of a slide folder, and of a case, that is also in training (role train); the latter by",
+        f"class, and counting validation as training. {TWICE}: whether this slide stands on both sides. Sums",
+        "over the folds. A case is an accession number: that it is one patient is likely, not proven.",
         "",
         *shown.to_string(index=False).splitlines(),
         "",
