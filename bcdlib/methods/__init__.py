@@ -6,9 +6,9 @@ its path.
 """
 
 import functools
-import importlib.util
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 from bcdlib.errors import InputError, check_known
@@ -41,8 +41,7 @@ def method_names() -> tuple[str, ...]:
     >>> method_names()[0]
     'resnet50'
     """
-    modules = pkgutil.iter_modules(__path__)
-    names = (name for _, name, package in modules if not (package or name.startswith("_")))
+    names = [name for _, name, package in pkgutil.iter_modules(__path__) if not (package or name[0] == "_")]
     return tuple(sorted(names, key=lambda name: (name != "resnet50", name)))
 
 
@@ -108,16 +107,14 @@ def get_method(name: str) -> type[Method]:
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise InputError(f"{name}: no such method file")
-        spec = importlib.util.spec_from_file_location(f"bcdlib_method_{Path(name).stem}", name)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        found = runpy.run_path(name, run_name=f"bcdlib_method_{Path(name).stem}")
     else:
         check_known("method", name, method_names())
-        module = importlib.import_module(f"bcdlib.methods.{name}")
+        found = vars(pkgutil.resolve_name(f"bcdlib.methods.{name}"))
     classes = [
         value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+        for value in found.values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == found["__name__"]
     ]
     if len(classes) != 1:
         raise InputError(f"{name}: a method file defines one subclass of Method, this one {len(classes)}")
