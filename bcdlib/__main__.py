@@ -39,6 +39,13 @@ weights_option = click.Option(
     "[default: $BCD_WEIGHTS_DIR or imagenet]",
 )
 json_option = click.Option(["--json", "as_json"], is_flag=True, help="JSON for machines.")
+
+
+def _go_on_anyway(context, option, given: bool) -> None:
+    if given:
+        os.environ["BCD_ANYWAY"] = "1"  # the notebooks' kernels and the workers read it
+
+
 training_options = (  # those that ``run`` and ``compare`` share
     data_option,
     manifest_option,
@@ -52,6 +59,13 @@ training_options = (  # those that ``run`` and ``compare`` share
         "or a Dask scheduler file.",
     ),
     click.Option(["--strict"], is_flag=True, help="Stop if an image has to be left out, with exit status 2."),
+    click.Option(
+        ["--anyway"],
+        is_flag=True,
+        expose_value=False,
+        callback=_go_on_anyway,
+        help="Train with profile paper on a CPU too, however long it takes.",
+    ),
     seed_option,
     weights_option,
 )

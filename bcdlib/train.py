@@ -89,11 +89,10 @@ def build_network(
         None if the method is no `KerasMethod`.
     """
     estimator = Trial(method, "", pd.DataFrame(), trainable=trainable, task=task).estimator(profile, weights)
-    return (
-        estimator.build(cache.run_cache(run).pixels.shape[1:])
-        if isinstance(estimator, methods.KerasMethod)
-        else None
-    )
+    if not isinstance(estimator, methods.KerasMethod):
+        return None
+    with methods.explain_errors(method):
+        return estimator.build(cache.run_cache(run).pixels.shape[1:])
 
 
 def print_network(model: keras.Model | None) -> None:
@@ -193,7 +192,7 @@ def train_trials(
 
 
 def curves_figure(results: list[Result], quantity: str = "loss"):
-    """Draw Figure 8 (loss, MSE) or Figure 9 (accuracy) of the paper, one panel a trial.
+    """Draw Figure 8 (loss) or Figure 9 (accuracy) of the paper, one panel a trial.
 
     The second curve is drawn on the validation part or, where a protocol has none (the paper's), on the test
     part: the legend says which. Nothing is chosen by it.
@@ -227,7 +226,7 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
         )
         axis.set(
             xlabel="epoch",
-            ylabel="loss (MSE)" if quantity == "loss" else "accuracy",
+            ylabel=_loss_label(result.trial) if quantity == "loss" else "accuracy",
             ylim=(0, 1.02 if quantity == "accuracy" else None),
             title=f"{methods.get_method(result.trial.method).title}, split {result.trial.split}",
         )
@@ -238,3 +237,13 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
         fontsize=8,
     )
     return figure
+
+
+def _loss_label(trial: Trial) -> str:
+    """Name the loss that a trial minimises: the paper's "loss (MSE)", or "loss (binary crossentropy)"."""
+    kind = methods.get_method(trial.method)
+    if not issubclass(kind, methods.KerasMethod):
+        return "loss"
+    loss = kind(task=trial.task, **methods.method_settings(trial.method)).build_loss()
+    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or loss.__name__
+    return f"loss ({'MSE' if name in ('mse', 'mean_squared_error') else name.replace('_', ' ')})"

@@ -92,10 +92,10 @@ def _maps(run: Run, rows: pd.DataFrame, cached) -> dict[int, np.ndarray]:
         folder = trial_folder(run, part.iloc[0])
         if folder is None:
             continue
-        model = models.load_model(folder / MODEL)
-        resized = models.model_cache(model, cached)
-        if resized is not None:
-            X = model.stained(resized.pixels[resized.rows(part["filename"])])
-            with contextlib.suppress(InputError):  # a network of which there is no map: the figure says so
+        with contextlib.suppress(InputError):  # no network, or no map of it: the figure says so
+            model = models.load_model(folder / MODEL)
+            resized = models.model_cache(model, cached)
+            if resized is not None:
+                X = model.stained(resized.pixels[resized.rows(part["filename"])])
                 found |= dict(zip(part.index, gradcam.compute_gradcam(model.network, X), strict=True))
     return found

@@ -123,9 +123,12 @@ def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: i
         folder = trial_folder(run, part.iloc[0])
         if folder is None:
             continue
+        try:
+            model = models.load_model(folder / MODEL)
+        except InputError:  # a method of one's own that is no Keras network
+            continue
         if image:
             return explain_image(folder / MODEL, image)
-        model = models.load_model(folder / MODEL)
         cached = models.model_cache(model, cache.run_cache(run))
         if cached is None:
             continue

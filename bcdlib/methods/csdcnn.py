@@ -38,7 +38,10 @@ class CSDCNN(KerasMethod):
         """Append the output, and beside it the embedding."""
         x = keras.layers.Dense(128, activation="relu", name="dense")(x)
         embedding = chain(
-            x, keras.layers.Dense(128, name="project"), keras.layers.UnitNormalization(name="embedding")
+            x,
+            keras.layers.Dense(128, name="project"),
+            # in float16 the sum of squares overflows from 65504 on
+            keras.layers.UnitNormalization(name="embedding", dtype="float32"),
         )
         x = chain(x, keras.layers.Dropout(0.4, name="dropout"), self.output())
         return keras.layers.Concatenate(name="trained", dtype="float32")([x, embedding])

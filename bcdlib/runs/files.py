@@ -85,7 +85,7 @@ def _path_digest(path) -> str:
 
 
 @contextlib.contextmanager
-def lock_path(path) -> Iterator[None]:
+def lock_path(path, *, busy: str = "") -> Iterator[None]:
     """Lock the creation of `path` across the processes of this machine.
 
     Other processes that ask for the same lock wait. Look inside the lock whether `path` exists by now. The
@@ -96,11 +96,22 @@ def lock_path(path) -> Iterator[None]:
     ----------
     path : str or path-like
         Need not exist.
+    busy : str
+        Printed if another process holds the lock, before waiting for it.
     """
     folder = Path(tempfile.gettempdir(), f"bcdlib-{os.getuid() if hasattr(os, 'getuid') else 'locks'}")
     folder.mkdir(exist_ok=True)
-    with filelock.FileLock(folder / f"{_path_digest(path)}.lock"):
+    lock = filelock.FileLock(folder / f"{_path_digest(path)}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        if busy:
+            print(busy, flush=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def local_copy(path) -> Path:

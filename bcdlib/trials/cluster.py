@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bcdlib.data.decode import count_cores
 from bcdlib.errors import InputError, printable
 
 PATIENCE = 60  # seconds that a scheduler which has gone may take to come back
@@ -156,7 +157,7 @@ def _client(scheduler: str):
     ):
         if local := _LOCAL.fullmatch(scheduler):
             # BCD_THREADS: to measure, with the same threads a worker however many there are
-            threads = os.environ.get("BCD_THREADS") or max(1, len(os.sched_getaffinity(0)) // int(local[1]))
+            threads = os.environ.get("BCD_THREADS") or max(1, count_cores() // int(local[1]))
             cluster = distributed.LocalCluster(
                 n_workers=int(local[1]),
                 threads_per_worker=1,

@@ -38,7 +38,8 @@ def read_file(store: str, name: str) -> bytes:
 
 def put_trial(store: str, folder: Path) -> None:
     """Copy a finished trial's files into the store."""
-    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    left = (".", "checkpoint")  # what writers that were killed left, and checkpoints put aside
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(left)]
     for file in sorted(files, key=lambda file: file.name == _LAST):
         write_file(store, f"{folder.name}/{file.name}", file.read_bytes())
 

@@ -1,7 +1,6 @@
 """A trial: one method, one split, one fold, one seed. Trained once, stored, and found again."""
 
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -18,8 +17,9 @@ from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError
 from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
+from bcdlib.methods import _base
 from bcdlib.methods._base import TASKS, Method, malignant_probability
-from bcdlib.methods.parts import backbones
+from bcdlib.methods.parts import backbones, fitting
 from bcdlib.runs import files, profiles
 from bcdlib.runs.folder import TRIAL_COLUMNS
 from bcdlib.trials import model_card
@@ -119,8 +119,9 @@ class Trial:
             )
         if settings.get("stain") and "stain" not in known:
             raise InputError(f"{kind.key}: has no stain normalisation")
-        fitting = {key: value for key, value in settings.items() if key in known}
-        return kind(**fitting | methods.method_settings(self.method))
+        settings = {key: value for key, value in settings.items() if key in known}
+        with methods.explain_errors(self.method):
+            return kind(**settings | methods.method_settings(self.method))
 
     def labels(self, images: pd.DataFrame) -> np.ndarray:
         """Return what the method learns; int64 (N,).
@@ -199,19 +200,24 @@ def run_trial(
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
     folder = Path(root) / _name(trial, estimator, part, cache)
-    wanted = ["trial.json", "predictions.csv", "validation.csv", *(["model.keras"] if keep_model else [])]
-    if store and not _holds(folder, wanted):
-        fetch_trial(store, folder)
-    found = _holds(folder, wanted)
-    if not found:
-        _train(trial, estimator, cache, part=part, folder=folder, profile=profile, keep_model=keep_model)
-    # what comes after the trial's results are stored: here also if it was cut off there
-    if (folder / "model.keras").is_file() and not (folder / model_card.CARD_NAME).is_file():
-        model_card.write_card(folder, cache.images, part)
-    (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
-    if store and not found:
-        put_trial(store, folder)
-    return load_trial(trial, folder)
+    model_name = f"model{estimator.suffix}"
+    wanted = ["trial.json", "predictions.csv", "validation.csv"]
+    if keep_model and type(estimator).save is not Method.save:
+        wanted.append(model_name)
+    with files.lock_path(folder, busy=f"{folder}: {fitting.BUSY}"):
+        if store and not _holds(folder, wanted):
+            fetch_trial(store, folder)
+        found = _holds(folder, wanted)
+        if not found:
+            with methods.explain_errors(trial.method):
+                _train(trial, estimator, cache, part=part, folder=folder, profile=profile, wanted=wanted)
+        # what comes after the trial's results are stored: here also if it was cut off there
+        if (folder / model_name).is_file() and not (folder / model_card.CARD_NAME).is_file():
+            model_card.write_card(folder, cache.images, part)
+        (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
+        if store and not found:
+            put_trial(store, folder)
+        return load_trial(trial, folder)
 
 
 def _holds(folder: Path, names: tuple[str, ...]) -> bool:
@@ -226,7 +232,7 @@ def _train(
     part: pd.DataFrame,
     folder: Path,
     profile: profiles.Profile,
-    keep_model: bool,
+    wanted: list[str],
 ) -> None:
     started = time.perf_counter()
     with files.explain_disk_errors(folder):
@@ -236,31 +242,38 @@ def _train(
     # the paper's protocol has no validation part
     curves_on = "validation" if len(rows["validation"]) else "test"
     inputs, labels = estimator.inputs(cache, rows["train"]), trial.labels(cache.images)
-    wants_images = "images" in inspect.signature(estimator.fit).parameters
 
     def images_of(role):
-        return {"images": cache.images.iloc[rows[role]]} if wants_images else {}
+        return _base.wanted(estimator.fit, images=cache.images.iloc[rows[role]])
 
     held_out = (inputs[rows[curves_on]], labels[rows[curves_on]], *images_of(curves_on).values())
+    if profile.name == "paper" and not os.environ.get(fitting.ANYWAY):
+        estimator.longest = fitting.LONGEST
     estimator.fit(
         inputs[rows["train"]],
         labels[rows["train"]],
-        validation_data=None if estimator.chooses and curves_on == "test" else held_out,
-        folder=folder,
+        **_base.wanted(
+            estimator.fit,
+            validation_data=None if estimator.chooses and curves_on == "test" else held_out,
+            folder=folder,
+        ),
         **images_of("train"),
     )
     weights_label = getattr(getattr(estimator, "weights_", None), "label", "no pre-trained weights")
-    if keep_model:
-        estimator.save(folder / "model.keras")
+    if (name := f"model{estimator.suffix}") in wanted:
+        estimator.save(folder / name)
     for role, name in (
         ("validation", "validation.csv"),
         ("test", "predictions.csv"),
     ):  # the test part is read last
-        probability = (
-            estimator.predict_proba(inputs[rows[role]], **images_of(role))
-            if len(rows[role])
-            else np.zeros((0, len(TASKS[trial.task])))
-        )
+        probability = np.zeros((0, len(TASKS[trial.task])))
+        if len(rows[role]):
+            probability = _base.predict_checked(
+                estimator,
+                inputs[rows[role]],
+                cache.images.iloc[rows[role]],
+                classes=len(TASKS[trial.task]),
+            )
         files.write_csv(
             folder / name, _table(trial, cache.images.iloc[rows[role]], probability, weights_label)
         )
@@ -275,7 +288,8 @@ def _train(
             "folds": int(trial.split_table["fold"].nunique()),
             "curves_on": curves_on,
             "images": {role: len(found) for role, found in rows.items()},
-            "parameters": estimator.get_params(),
+            # a method of one's own may have parameters that JSON does not know
+            "parameters": json.loads(json.dumps(estimator.get_params(), default=str)),
             "weights": weights_label,
             "profile": profile.name,
             "devices": getattr(estimator, "devices_", 1),
