@@ -179,8 +179,8 @@ def verify(source):
         click.Option(
             ["--split"],
             default=None,
-            help="A protocol, a published split (eva, thunder, ...), 'published' for a table of these, or a CSV "
-            "with filename, role and perhaps fold.  [default: all protocols]",
+            help="A protocol, a published split (eva, thunder, ...), 'published' for a table of these, or a "
+            "CSV with filename, role and perhaps fold.  [default: all protocols]",
         ),
         click.Option(["--folds"], default=5, show_default=True),
         seed_option,

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 
 import pandas as pd
 import pytest
+from sklearn.model_selection import StratifiedKFold
 
 from bcdlib.data import checks, splits
 from bcdlib.data import published_splits as published
@@ -313,6 +315,19 @@ def test_the_recommended_folds(images):
         {"benign": 3, "malignant": 11, "F": 1, "PT": 1, "TA": 1, "DC": 7, "LC": 1, "MC": 1, "PC": 2},
     ]
     assert folds["fold"].value_counts().sort_index().tolist() == [1543, 1431, 1683, 1699, 1553]
+
+
+def test_how_the_recommended_folds_were_drawn(images):
+    """Stratified k folds over a table of cases, one row each, by class and (first) subtype; seed 0."""
+    cases = images.groupby("case").agg({"class": "min", "subtype": "min"}).reset_index()
+    cases = cases.sort_values(["class", "subtype", "case"], ignore_index=True)
+    drawn = StratifiedKFold(5, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rare subtypes have fewer cases than folds
+        parts = list(drawn.split(cases, cases["class"] + " " + cases["subtype"]))
+    expected = {case: fold for fold, (_, test) in enumerate(parts) for case in cases["case"][test]}
+    stored = pd.read_csv(published.list_file("breakhis-case-5fold")).merge(images, on="filename")
+    assert (stored["case"].map(expected) == stored["fold"]).all()
 
 
 def test_the_recommended_single_split(images):
