@@ -14,7 +14,7 @@ import click
 import pandas as pd
 
 from bcdlib import __version__, mount
-from bcdlib.data import breakhis, custom, sources
+from bcdlib.data import breakhis, custom, published_splits, sources
 from bcdlib.errors import InputError, StageError, printable
 from bcdlib.runs import files, folder, places, profiles
 
@@ -179,7 +179,8 @@ def verify(source):
         click.Option(
             ["--split"],
             default=None,
-            help="A protocol, or a CSV with filename, role and perhaps fold.  [default: all]",
+            help="A protocol, a published split (eva, thunder, ...), 'published' for a table of these, or a "
+            "CSV with filename, role and perhaps fold.  [default: all protocols]",
         ),
         click.Option(["--folds"], default=5, show_default=True),
         seed_option,
@@ -188,6 +189,10 @@ def verify(source):
 )
 def audit(data, manifest, split, folds, seed, as_json):
     """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
+    if split == "published":  # before scikit-learn is imported: it is read in a moment
+        rows = published_splits.published_table().to_dict("records")
+        click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(published_splits.published_lines()))
+        return
     from bcdlib.data import cache, checks
 
     images, pixels = breakhis.known_images(), None
@@ -204,10 +209,17 @@ def audit(data, manifest, split, folds, seed, as_json):
 
 @main.command(params=[*training_options])
 @click.option("--methods", default="resnet50", show_default=True, help="Comma-separated, or 'all'.")
-@click.option("--splits", default="", help="Comma-separated.  [default: all that the data allow]")
+@click.option(
+    "--splits",
+    default="",
+    help="Comma-separated protocols or published splits (see audit).  [default: all protocols that the "
+    "data allow]",
+)
 @click.option("--folds", type=int, help="Folds of image, slide and case.  [default: the profile's]")
 @click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many seeds, from --seed on."
+    "--seeds",
+    type=click.IntRange(1),
+    help="How many seeds, from --seed on.  [default: 1; with --without-shared-cases 5 draws]",
 )
 @click.option("--trainable", type=click.Choice(["head", "all"]), default="head", show_default=True)
 @click.option(
@@ -227,6 +239,13 @@ def audit(data, manifest, split, folds, seed, as_json):
     "--choose", is_flag=True, help="Also choose among the methods inside each training part: row 'chosen'."
 )
 @click.option(
+    "--without-shared-cases",
+    "shared_cases",
+    is_flag=True,
+    help="Measure what shared cases are worth under --splits: the same test images, trained with and "
+    "without their cases, on equally many images.",
+)
+@click.option(
     "--store",
     default="",
     help="Folder or URL (gs://, s3://) where finished trials are kept and looked for too.",
@@ -236,7 +255,20 @@ def audit(data, manifest, split, folds, seed, as_json):
     "--notebooks", is_flag=True, help="Store with each trial 04_train, executed, as its record: trial.ipynb."
 )
 def compare(
-    data, manifest, profile, out, strict, seed, methods, splits, folds, seeds, choose, weights, **options
+    data,
+    manifest,
+    profile,
+    out,
+    strict,
+    seed,
+    methods,
+    splits,
+    folds,
+    seeds,
+    choose,
+    shared_cases,
+    weights,
+    **options,
 ):
     """Run methods under protocols; trials that are finished already are not run again.
 
@@ -245,18 +277,25 @@ def compare(
     from bcdlib import compare, preprocess
     from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
+    from bcdlib.trials.shared_cases import DRAWS, measure_shared_cases
 
     cluster.check_scheduler(options["scheduler"])
+    if shared_cases and (choose or not splits):
+        raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
     settings = profiles.get_profile(profile, folds=folds)
     asked = {
         "method_names": comparison.expand_methods(_names(methods)),
         "split_names": _names(splits),
-        "seeds": range(seed, seed + seeds),
+        "seeds": range(seed, seed + (seeds or (DRAWS if shared_cases else 1))),
         "trainable": options.pop("trainable"),
         "weights": weights,
     }
     run = mount.open_run(out, data, profile)
     made = prepare_run(run, settings, data, manifest=manifest, strict=strict, data_seed=seed, split_seed=seed)
+    if shared_cases:
+        click.echo(measure_shared_cases(run, settings, **asked, **options).to_string(index=False))
+        click.echo(f"Table: {run.folder / 'shared_cases.csv'}")
+        return
     predictions = comparison.run_comparison(run, settings, **asked, **options)
     if choose:
         predictions = pd.concat(

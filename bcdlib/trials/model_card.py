@@ -8,6 +8,7 @@ import pandas as pd
 
 from bcdlib import __version__
 from bcdlib.data import breakhis, splits
+from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
 from bcdlib.runs.files import write_text
 
@@ -58,13 +59,20 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
             total=_counts(known),
             roles={role: _counts(known[known["role"] == role]) for role in splits.ROLES},
             parameters={key: value for key, value in facts["parameters"].items() if key not in _NOT_SHOWN},
-            protocol=(splits.PROTOCOLS | splits.OFFICIAL_AT).get(facts["split"], ""),
+            protocol=_protocol(facts["split"]),
             overlap=overlap,
             leaks=splits.overlap_line(overlap),
             metrics=shown.to_dict("records"),
         ),
     )
     return card
+
+
+def _protocol(split: str) -> str:
+    try:
+        return splits.describe_protocol(split)
+    except InputError:  # folds inside a training part, for example
+        return ""
 
 
 def _counts(images: pd.DataFrame) -> dict[str, int]:
