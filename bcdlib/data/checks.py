@@ -220,7 +220,7 @@ def audit_splits(
     --------
     >>> rows = audit_splits(breakhis.known_images(), "magnification")
     >>> audit_lines(rows)[0][:47]
-    'magnification, fold 1: 82 of 82 test slides and'
+    'magnification, fold 0: 82 of 82 test slides and'
     """
     found = None if cache is None else near_duplicates.near_duplicates(cache)
     listed, rows = split in published_splits.list_names(), []

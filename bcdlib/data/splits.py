@@ -206,7 +206,7 @@ def group_folds(groups, classes, subtypes, *, folds: int, seed: int = 0) -> np.n
     Examples
     --------
     >>> group_folds(["a", "a", "b", "c", "d"], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1], folds=2).tolist()
-    [0, 0, 1, 0, 1]
+    [1, 1, 0, 0, 1]
     """
     table = pd.DataFrame({"group": groups, "class": classes, "subtype": subtypes}).astype(str)
     # a group with images of both classes stands between them, so that both classes stay balanced

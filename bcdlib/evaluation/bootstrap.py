@@ -5,6 +5,7 @@ folds. The interval then says what another set of as many cases would give; it s
 again on other cases.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -158,7 +159,7 @@ def auc_limits(auc: float, malignant: int, benign: int, level: float = LEVEL) ->
     --------
     >>> low, high = auc_limits(1.0, 12, 8)
     >>> round(low, 2), high
-    (0.75, 1.0)
+    (0.79, 1.0)
     """
     half, size = stats.norm.ppf(0.5 + level / 2), (malignant + benign) / 2
 
@@ -271,9 +272,11 @@ def interval_table(
     for (_, part), (_, point) in zip(
         predictions.groupby(list(by), sort=False), points.iterrows(), strict=True
     ):
-        drawn = {"threshold": threshold, "repeats": repeats, "seed": seed}
-        cases, added = (bootstrap_cases(part, metrics, added=more, **drawn) for more in (False, True))
-        images = bootstrap_cases(part, metrics, "filename", **drawn) if by_image else cases
+        resample = functools.partial(
+            bootstrap_cases, part, metrics, threshold=threshold, repeats=repeats, seed=seed
+        )
+        cases, added = resample(), resample(added=True)
+        images = resample("filename") if by_image else cases
         for metric in metrics:
             value = point[metric]
             row = [*point[counts], metric, value]

@@ -96,12 +96,14 @@ class Metric:
         """Compute it for each row of ``weights`` (B, N): how often each row of `table` counts; float (B,)."""
         if self.within_folds:
             whole = dataclasses.replace(self, within_folds=False)
-            values = [
-                whole.weighted_values(table.iloc[rows], weights[:, rows])
-                for rows in table.groupby("fold").indices.values()
-            ]
-            defined = np.isfinite(values)
-            return _ratio(np.where(defined, values, 0).sum(axis=0), defined.sum(axis=0))
+            by_fold = np.array(
+                [
+                    whole.weighted_values(table.iloc[rows], weights[:, rows])
+                    for rows in table.groupby("fold").indices.values()
+                ]
+            )
+            known = np.isfinite(by_fold)
+            return _ratio(np.where(known, by_fold, 0).sum(axis=0), known.sum(axis=0))
         if self.weighted is None:
             rows = np.arange(len(table))
             return np.array([self.value(table.iloc[rows.repeat(count)]) for count in weights.astype(int)])
@@ -157,8 +159,8 @@ def calibration_error(label, probability) -> float:
     used = counts > 1
     if not used.any():
         return float("nan")
-    counts, share, mean = (np.bincount(bins, of, BINS)[used] for of in (None, label, probability))
-    share, mean = share / counts, mean / counts
+    counts = counts[used]
+    share, mean = (np.bincount(bins, of, BINS)[used] / counts for of in (label, probability))
     excess = (mean - share) ** 2 - share * (1 - share) / (counts - 1)
     return float(np.sqrt(max(0.0, np.average(excess, weights=counts))))
 
@@ -271,7 +273,7 @@ def shown_in(table: str) -> list[str]:
     Examples
     --------
     >>> shown_in("comparison")
-    ['accuracy', 'auc', 'slide_recognition', 'case_auc']
+    ['accuracy', 'auc', 'auc_within', 'slide_recognition', 'case_auc']
     """
     return [key for key, metric in METRICS.items() if table in metric.tables]
 
