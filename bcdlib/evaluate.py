@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
-from bcdlib.data import breakhis, cache, decode, near_duplicates, splits
+from bcdlib.data import breakhis, cache, decode, near_duplicates, published_splits, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, thresholds
 from bcdlib.explain import explanation, models
@@ -149,22 +149,46 @@ def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def leak_lines(run: Run, table: pd.DataFrame) -> str:
-    """Write, in Markdown, how much of each tested split and fold's test part was also in training."""
+    """Write, in Markdown, how much of each tested split and fold's test part was also in training.
+
+    A split of BreakHis is held against the register of published ones; of predictions that were made
+    elsewhere, the stored splits that test exactly these images are named.
+    """
     if not (run.folder / "images.csv").is_file():
-        return (
-            "These predictions were made elsewhere: what their model was trained on is not known here. "
-            "`python -m bcdlib audit --split TABLE.csv` audits a split table with the columns filename and "
-            "role."
-        )
+        return "\n".join(
+            [
+                "These predictions were made elsewhere: what their model was trained on is not known here. "
+                "`python -m bcdlib audit --split TABLE.csv` audits a split table with the columns filename "
+                "and role.",
+                "",
+                *_recognised_lines(table),
+            ]
+        ).strip()
     images, lines = run.images(), []
     for name, part in table.groupby("split", sort=False):
-        audit = splits.split_overlap(run.read_csv(f"splits/{name}.csv", "02_preprocess"), images)
+        split = run.read_csv(f"splits/{name}.csv", "02_preprocess")
+        split = split[split["fold"].isin(part["fold"])]
         lines += [
             f"- split `{html.escape(name)}`, fold {int(row['fold'])}: "
             f"**{html.escape(splits.overlap_line(row))}**"  # it may name slides
-            for _, row in audit[audit["fold"].isin(part["fold"])].iterrows()
+            for _, row in splits.split_overlap(split, images).iterrows()
         ]
+        if name in published_splits.list_names():
+            lines.append(f"  A list: {html.escape(published_splits.describe_list(name))}.")
+        elif breakhis.is_breakhis(images):
+            fitted = split.replace({"role": {"validation": "train"}})  # fitted or chosen on
+            counts = published_splits.count_overlap(fitted, images)
+            lines.append(f"  {published_splits.kept_apart_text(counts)}")
     return "\n".join(lines)
+
+
+def _recognised_lines(table: pd.DataFrame) -> list[str]:
+    return [
+        f"- split `{html.escape(name)}`: these are the test images of the list `{found}` "
+        f"({published_splits.describe_list(found)})."
+        for name, part in table.groupby("split", sort=False)
+        for found in published_splits.recognise(part["filename"])
+    ]
 
 
 def near_duplicate_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:

@@ -6,8 +6,7 @@ import keras
 import pandas as pd
 
 from bcdlib import methods
-from bcdlib.data import splits
-from bcdlib.data.cache import run_cache
+from bcdlib.data import cache, splits
 from bcdlib.plots import style
 from bcdlib.runs.folder import Run
 from bcdlib.runs.profiles import Profile
@@ -93,7 +92,7 @@ def build_network(
     if not isinstance(estimator, methods.KerasMethod):
         return None
     with methods.explain_errors(method):
-        return estimator.build(run_cache(run).pixels.shape[1:])
+        return estimator.build(cache.run_cache(run).pixels.shape[1:])
 
 
 def print_network(model: keras.Model | None) -> None:
@@ -126,14 +125,17 @@ def network_figure(model: keras.Model | None):
         axes.text(x, 0.9, title, ha=align, weight="bold")
     for row, layer in enumerate(layers):
         colour = "#FBE3C0" if layer.trainable_weights else "#BBD9EE"
-        face = {"boxstyle": "round", "facecolor": colour if layer.count_params() else "#E8E8E8"}
         shapes = [" x ".join(map(str, output.shape[1:])) for output in keras.tree.flatten(layer.output)]
         axes.text(
             0.02,
             -row,
             f"{layer.name}  ({type(layer).__name__})",
             va="center",
-            bbox=face | {"edgecolor": "#666666"},
+            bbox={
+                "boxstyle": "round",
+                "facecolor": colour if layer.count_params() else "#E8E8E8",
+                "edgecolor": "#666666",
+            },
         )
         axes.text(0.62, -row, ", ".join(shapes), va="center", ha="center")
         axes.text(0.98, -row, f"{layer.count_params():,}", va="center", ha="right")
@@ -170,13 +172,18 @@ def train_trials(
     verbose : optional
         As in `keras.Model.fit`.
     """
-    cache = run_cache(run)
-    root = run.settings.get("trials") or run.folder / "trials"
+    pixels = cache.run_cache(run)
     results = []
     for number, trial in enumerate(planned, 1):
         print(f"Trial {number} of {len(planned)}: {trial}", flush=True)
         result = run_trial(
-            trial, cache, profile, root=root, weights=weights, verbose=verbose, keep_model=keep_model
+            trial,
+            pixels,
+            profile,
+            root=run.settings.get("trials") or run.folder / "trials",
+            weights=weights,
+            verbose=verbose,
+            keep_model=keep_model,
         )
         add_predictions(run.folder / "validation.csv", result.validation)
         add_predictions(run.folder / "predictions.csv", result.predictions)
@@ -224,8 +231,11 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
             title=f"{methods.get_method(result.trial.method).title}, split {result.trial.split}",
         )
         axis.legend(fontsize=8)
-    weights = dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)
-    figure.supxlabel("started from " + "; ".join(weights), fontsize=8)
+    figure.supxlabel(
+        "started from "
+        + "; ".join(dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)),
+        fontsize=8,
+    )
     return figure
 
 

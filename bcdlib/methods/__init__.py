@@ -46,8 +46,7 @@ def method_names() -> tuple[str, ...]:
     >>> method_names()[0]
     'resnet50'
     """
-    modules = pkgutil.iter_modules(__path__)
-    names = (name for _, name, package in modules if not (package or name.startswith("_")))
+    names = [name for _, name, package in pkgutil.iter_modules(__path__) if not (package or name[0] == "_")]
     return tuple(sorted(names, key=lambda name: (name != "resnet50", name)))
 
 

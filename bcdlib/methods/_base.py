@@ -109,8 +109,14 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     @classmethod
     def _get_param_names(cls):
         # scikit-learn's list of parameters, with those that a method's own __init__ hands on as **settings
-        kinds = [kind for kind in cls.__mro__ if "__init__" in vars(kind)]
-        return sorted({name for kind in kinds for name in BaseEstimator._get_param_names.__func__(kind)})
+        return sorted(
+            {
+                name
+                for kind in cls.__mro__
+                if "__init__" in vars(kind)
+                for name in BaseEstimator._get_param_names.__func__(kind)
+            }
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -207,5 +213,5 @@ def malignant_probability(probability) -> np.ndarray:
     """
     if probability.shape[1] == 2:
         return probability[:, 1]
-    columns = [number for number, name in enumerate(breakhis.SUBTYPES) if name not in breakhis.BENIGN]
-    return probability[:, columns].sum(axis=1).clip(0, 1)
+    malignant = [name not in breakhis.BENIGN for name in breakhis.SUBTYPES]
+    return probability[:, malignant].sum(axis=1).clip(0, 1)

@@ -75,10 +75,8 @@ def structure(y, embedding, margin: float = 1.0):
     squared = keras.ops.sum(keras.ops.square(embedding[:, None] - embedding[None]), axis=-1)
     distance = keras.ops.sqrt(keras.ops.maximum(squared, 1e-12))  # the root has no gradient at 0
     same = keras.ops.cast(keras.ops.equal(y[:, None], y[None]), embedding.dtype)
-    others = 1 - keras.ops.eye(
-        keras.ops.shape(y)[0], dtype=embedding.dtype
-    )  # a vector and itself are no pair
-    return _mean(squared, same * others) + _mean(
+    itself = keras.ops.eye(keras.ops.shape(y)[0], dtype=embedding.dtype)  # no pair
+    return _mean(squared, same * (1 - itself)) + _mean(
         keras.ops.square(keras.ops.maximum(margin - distance, 0)), 1 - same
     )
 

@@ -4,10 +4,7 @@ import warnings
 
 import keras
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import recall_score, roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from sklearn.svm import LinearSVC
+from sklearn import linear_model, metrics, model_selection, svm
 
 from bcdlib.evaluation.thresholds import fit_platt
 from bcdlib.methods import KerasMethod, _linear, _training
@@ -15,8 +12,8 @@ from bcdlib.methods.parts import backbones
 
 # features outnumber images by far: hence so strong a regularisation
 CLASSIFIERS = {
-    "logistic": lambda seed: LogisticRegression(C=0.01, max_iter=1000),
-    "svm": lambda seed: LinearSVC(C=0.001, dual=True, max_iter=2000, random_state=seed),
+    "logistic": lambda seed: linear_model.LogisticRegression(C=0.01, max_iter=1000),
+    "svm": lambda seed: svm.LinearSVC(C=0.001, dual=True, max_iter=2000, random_state=seed),
 }
 
 
@@ -103,7 +100,9 @@ class HybridCNN(KerasMethod):
 
     def _folds(self, y) -> list:
         number = np.unique(y, return_counts=True)[1].min().clip(2, 3)
-        kind = StratifiedKFold if self.cases_ is None else StratifiedGroupKFold
+        kind = (
+            model_selection.StratifiedKFold if self.cases_ is None else model_selection.StratifiedGroupKFold
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a rare subtype may have fewer images than folds
             return list(kind(number, shuffle=True, random_state=self.seed).split(y, y, self.cases_))
@@ -124,8 +123,8 @@ class HybridCNN(KerasMethod):
 
     def _score(self, scores, y) -> float:
         if self.task == "subtype":
-            return recall_score(y, scores.argmax(axis=1), labels=np.unique(y), average="macro")
-        return roc_auc_score(y, scores[:, 0]) if len(np.unique(y)) == 2 else 0.0
+            return metrics.recall_score(y, scores.argmax(axis=1), labels=np.unique(y), average="macro")
+        return metrics.roc_auc_score(y, scores[:, 0]) if len(np.unique(y)) == 2 else 0.0
 
     def predict_proba(self, X, images=None):
         """Predict as `KerasMethod.predict_proba`; features are those of all bases."""
@@ -135,8 +134,10 @@ class HybridCNN(KerasMethod):
 
 def _scaled(scale, X, held_out, columns=slice(None)):
     """Standardise columns of the training features, and of the held-out part if there is one."""
-    others = held_out and (np.asarray(scale(held_out[0][:, columns])), held_out[1])
-    return np.asarray(scale(X[:, columns])), others
+    return (
+        np.asarray(scale(X[:, columns])),
+        held_out and (np.asarray(scale(held_out[0][:, columns])), held_out[1]),
+    )
 
 
 def platt(scores, y) -> tuple[np.ndarray, np.ndarray]:

@@ -195,10 +195,15 @@ def write_csv(path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False)
 
 
+def write_text(path, text: str) -> None:
+    """Write a text in UTF-8, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path, value) -> None:
     """Write JSON, indented, atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_user_csv(path, what: str, dtype, **options) -> pd.DataFrame:

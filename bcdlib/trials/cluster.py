@@ -101,9 +101,8 @@ def map_items(
     """
     check_scheduler(scheduler)
     with tqdm(total=len(items), desc=label, unit="trial", disable=not progress) as bar:
-        outcomes = _here(work, items, bar) if scheduler == "none" else _on_workers(scheduler, work, items)
-        for name, outcome in outcomes:
-            yield name, outcome
+        for done in _here(work, items, bar) if scheduler == "none" else _on_workers(scheduler, work, items):
+            yield done
             bar.update()
 
 
@@ -254,9 +253,10 @@ def _start():
     multiprocessing.current_process().daemon = (
         False  # Dask's workers are daemons, which may not start processes
     )
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, worker_environment()), daemon=True)
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(there, worker_environment()), daemon=True
+    )
     process.start()
     there.close()
     return process, here
@@ -286,10 +286,11 @@ def worker_environment() -> dict[str, str]:
 
     That is BCD_DEVICES of them, or one: the others belong to other workers.
     """
-    places = [str(Path(__file__).resolve().parent.parent.parent), os.environ.get("PYTHONPATH")]
     found = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, places)),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])
+        ),
         "BCD_DEVICES": os.environ.get("BCD_DEVICES") or "1",
     }
     if found.get("CUDA_VISIBLE_DEVICES") and found["BCD_DEVICES"].isdecimal():

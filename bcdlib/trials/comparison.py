@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bcdlib import methods
-from bcdlib.data import cache, splits
+from bcdlib.data import cache, published_splits, splits
 from bcdlib.errors import InputError, describe_error
 from bcdlib.evaluation import metrics
 from bcdlib.runs import files, profiles
@@ -99,6 +99,9 @@ def run_comparison(
         task=task,
         stain=stain,
     )
+    for name in dict.fromkeys(trial.split for trial in planned):
+        if name in published_splits.list_names():
+            print(published_splits.coverage_text(name, pixels.images), flush=True)
     outcomes = jobs.run_trials(
         planned,
         pixels,
@@ -264,13 +267,13 @@ def _plan(
 def _split_tables(
     run: Run, profile: profiles.Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Read what 02_preprocess wrote for the run's own seed; for another seed shuffle the folds anew."""
+    """Read or make the splits for the run's own seed; for another seed shuffle the folds anew."""
     if not names:
         names = [name for name in profile.compare_splits if (run.folder / "splits" / f"{name}.csv").is_file()]
     tables = {}
     for name in names:
         splits.describe_protocol(name)  # or it is refused
-        if seed == run.settings.get("seed", 0) and name in splits.PROTOCOLS:
+        if seed == run.settings.get("seed", 0):
             tables[name] = splits.read_split(run, name)
         else:
             file = f"splits/{name}-seed{seed}.csv"

@@ -50,10 +50,9 @@ def fetch_trial(store: str, folder: Path) -> bool:
     if not system.exists(f"{there}/{_LAST}"):
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    names = [path.rpartition("/")[2] for path in system.ls(there, detail=False)]
-    for name in sorted(names, key=lambda name: name == _LAST):
-        with atomic_write(folder / name) as temporary:
-            temporary.write_bytes(read_file(store, f"{folder.name}/{name}"))
+    for path in sorted(system.ls(there, detail=False), key=lambda path: path.endswith(f"/{_LAST}")):
+        with atomic_write(folder / Path(path).name) as temporary:
+            temporary.write_bytes(system.cat_file(path))
     return True
 
 

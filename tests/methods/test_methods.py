@@ -334,7 +334,7 @@ def test_slide_decision_by_hand():
 
 
 def test_heads_learn_their_magnification_and_share_what_none_has_learnt():
-    share = resnet152.shares(pd.Series([100, 40, 400]), (100, 400), 3)
+    share = resnet152.shares(pd.Series([100, 40, 400]), (100, 400))
     np.testing.assert_array_equal(share, [[1, 0], [0.5, 0.5], [0, 1]])
     heads = np.array([[0.8, 0.1]] * 3, dtype="float32")
     y = np.column_stack([[1, 1, 1], share]).astype("float32")

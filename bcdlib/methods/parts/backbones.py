@@ -302,11 +302,18 @@ def append_features(
         raise InputError(
             f"{weights.path}: does not load as {architecture} ({error})".splitlines()[0]
         ) from None
-    _set_trainable(base, trainable, batch_norm)
+    base.trainable = trainable
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization) and batch_norm is not None:
+            if batch_norm == "frozen":
+                layer.trainable = False  # Keras then uses its moving statistics in training too
+            else:
+                layer.momentum = batch_norm
     kind, _, stages = pooling.partition("-")
     if stages:
-        outputs = [base.get_layer(about.stages[stage]).output for stage in stages]
-        base = keras.Model(base.inputs, outputs, name=architecture)
+        base = keras.Model(
+            base.inputs, [base.get_layer(about.stages[stage]).output for stage in stages], name=architecture
+        )
     # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
     x = base(x, training=None if trainable else False)
     if stages:
@@ -335,15 +342,7 @@ def cut_patches(x, patches: int):
         An image's patches one after the other, row by row.
     """
     height, width = x.shape[1] // patches, x.shape[2] // patches
-    rows = keras.ops.image.extract_patches(x[:, : height * patches, : width * patches], (height, width))
-    return keras.ops.reshape(rows, (-1, height, width, 3))
-
-
-def _set_trainable(base: keras.Model, trainable: bool, batch_norm: float | str | None) -> None:
-    base.trainable = trainable
-    for layer in base.layers:
-        if isinstance(layer, keras.layers.BatchNormalization) and batch_norm is not None:
-            if batch_norm == "frozen":
-                layer.trainable = False  # Keras then uses its moving statistics in training too
-            else:
-                layer.momentum = batch_norm
+    return keras.ops.reshape(
+        keras.ops.image.extract_patches(x[:, : height * patches, : width * patches], (height, width)),
+        (-1, height, width, 3),
+    )
