@@ -15,7 +15,7 @@ import pandas as pd
 
 from bcdlib import __version__, mount
 from bcdlib.data import breakhis, custom, sources
-from bcdlib.errors import InputError, StageError, printable
+from bcdlib.errors import InputError, StageError, printable, split_words
 from bcdlib.runs import files, folder, places, profiles
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
@@ -24,7 +24,7 @@ data_option = click.option(
     "--data",
     default="synthetic",
     show_default=True,
-    help="Folder or archive of BreakHis, or 'synthetic' (drawn tissue).",
+    help="Folder or archive of BreakHis, 'kaggle' (fetched from there), or 'synthetic' (drawn tissue).",
 )
 manifest_option = click.option(
     "--manifest",
@@ -64,10 +64,6 @@ def training_options(command):
     return command
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _print_failed(lines: list[str]) -> None:
     for line in lines:
         click.echo(f"Failed: {line}", err=True)
@@ -86,6 +82,7 @@ def _run_notebooks(opened, parameters: dict, only: tuple[str, ...]) -> None:
 @click.version_option(__version__)
 def main():
     """Breast cancer diagnosis on BreakHis: the paper's system, its rivals, and what "99 %" is worth."""
+    places.check_backend()
 
 
 @main.command()
@@ -193,8 +190,12 @@ def audit(data, manifest, split, folds, seed, as_json):
 
 @main.command()
 @training_options
-@click.option("--methods", default="resnet50", show_default=True, help="Comma-separated, or 'all'.")
-@click.option("--splits", default="", help="Comma-separated.  [default: all that the data allow]")
+@click.option(
+    "--methods", default="resnet50", show_default=True, help="Separated by commas or spaces, or 'all'."
+)
+@click.option(
+    "--splits", default="", help="Separated by commas or spaces.  [default: all that the data allow]"
+)
 @click.option("--folds", type=int, help="Folds of image, slide and case.  [default: the profile's]")
 @click.option(
     "--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many seeds, from --seed on."
@@ -230,6 +231,7 @@ def compare(
 ):
     """Run methods under protocols; trials that are finished already are not run again.
 
+    Names are separated by commas or spaces.
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
     from bcdlib import compare, preprocess
@@ -239,8 +241,8 @@ def compare(
     cluster.check_scheduler(options["scheduler"])
     settings = profiles.get_profile(profile, folds=folds)
     asked = {
-        "method_names": comparison.expand_methods(_names(methods)),
-        "split_names": _names(splits),
+        "method_names": comparison.expand_methods(split_words(methods)),
+        "split_names": split_words(splits),
         "seeds": range(seed, seed + seeds),
         "trainable": options.pop("trainable"),
         "weights": weights,

@@ -61,6 +61,7 @@ def lock(
     path = Path(validation) if validation else run.folder / "validation.csv"
     known = validation or (path.is_file() and len(pd.read_csv(path, nrows=1)))
     table = metrics.read_predictions(path) if known else pd.DataFrame(columns=metrics.COLUMNS)
+    table = table if validation else run.check_origin(table, path.name)
     locked = thresholds.lock_thresholds(table, rule, sensitivity, calibration=calibration)
     run.write_csv("locked.csv", locked)
     return locked
@@ -89,7 +90,7 @@ def load_predictions(run: Run, lock: pd.DataFrame | None = None, path: str = "")
             )
         run.write_csv("predictions.csv", metrics.read_predictions(path))
     run.read_csv("predictions.csv", "04_train")
-    table = metrics.read_predictions(run.folder / "predictions.csv")
+    table = run.check_origin(metrics.read_predictions(run.folder / "predictions.csv"), "predictions.csv")
     return table if lock is None else thresholds.apply_lock(table, lock)
 
 

@@ -65,12 +65,18 @@ def _make_notebook(
     trial, half = result.trial, result.folder / f".{_NAME}"
     with tempfile.TemporaryDirectory(prefix="bcdlib-") as folder:
         scratch = Run(Path(folder))
+        made_from = json.loads((cache.folder / "cache.json").read_text())["made_from"]
         scratch.record(
-            cache=str(cache.folder), profile=profile.name, trials=str(result.folder.parent.absolute())
+            data=made_from,
+            source=made_from,
+            profile=profile.name,
+            seed=trial.seed,
+            cache=str(cache.folder),
+            trials=str(result.folder.parent.absolute()),
         )
         files.write_csv(scratch.folder / "splits" / f"{trial.split}.csv", trial.split_table)
         parameters = {
-            "data": json.loads((cache.folder / "cache.json").read_text())["made_from"],
+            "data": made_from,
             "profile": profile.name,
             "out": folder,
             "seed": trial.seed,

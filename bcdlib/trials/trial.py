@@ -262,7 +262,8 @@ def _train(
             else np.zeros((0, len(TASKS[trial.task])))
         )
         files.write_csv(
-            folder / name, _table(trial, cache.images.iloc[rows[role]], probability, weights_label)
+            folder / name,
+            _table(trial, cache.images.iloc[rows[role]], probability, weights_label, cache.fingerprint),
         )
     files.write_json(
         folder / "trial.json",
@@ -284,7 +285,9 @@ def _train(
     )
 
 
-def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_label: str) -> pd.DataFrame:
+def _table(
+    trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_label: str, fingerprint: str
+) -> pd.DataFrame:
     table = images[["filename", "slide", "case", "magnification", "subtype"]].assign(
         label=breakhis.class_labels(images),
         probability=malignant_probability(probability),
@@ -293,7 +296,8 @@ def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_
         split=trial.split,
         seed=trial.seed,
         weights=weights_label,
-    )[[*COLUMNS, "weights"]]
+        data=fingerprint,
+    )[[*COLUMNS, "weights", "data"]]
     if trial.task == "subtype":
         table[SUBTYPE_COLUMNS] = probability
     return table
@@ -320,12 +324,21 @@ def load_trial(trial: Trial, folder) -> Result:
     )
 
 
+def of_same_data(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a predictions table that are of the same images as another's (column ``data``)."""
+    known = old["data"].isin(new["data"]) if "data" in old and "data" in new else pd.Series(False, old.index)
+    return old[known] if len(new) else old
+
+
 def add_predictions(path, new: pd.DataFrame) -> pd.DataFrame:
-    """Put predictions into a table on disk, in place of those of the same trials; return the whole table."""
+    """Put predictions into a table on disk, in place of those of the same trials; return the whole table.
+
+    Rows of other images than the new ones' are dropped.
+    """
     path = Path(path)
     if path.is_file():
         old = pd.read_csv(path, dtype={"slide": str, "case": str})
         same = pd.MultiIndex.from_frame(old[TRIAL_COLUMNS]).isin(pd.MultiIndex.from_frame(new[TRIAL_COLUMNS]))
-        new = pd.concat([old[~same], new], ignore_index=True)
+        new = pd.concat([of_same_data(old[~same], new), new], ignore_index=True)
     files.write_csv(path, new)
     return new
