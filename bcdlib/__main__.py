@@ -16,7 +16,7 @@ import pandas as pd
 from bcdlib import __version__, mount
 from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import InputError, StageError, printable, split_words
-from bcdlib.runs import files, folder, places, profiles
+from bcdlib.runs import environment, files, folder, places, profiles
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
 
@@ -82,7 +82,7 @@ def _run_notebooks(opened, parameters: dict, only: tuple[str, ...]) -> None:
 @click.version_option(__version__)
 def main():
     """Breast cancer diagnosis on BreakHis: the paper's system, its rivals, and what "99 %" is worth."""
-    places.check_backend()
+    environment.check_backend()
 
 
 @main.command()

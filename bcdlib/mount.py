@@ -14,11 +14,11 @@ from bcdlib.data import breakhis, custom, sources
 from bcdlib.data.download import ARCHIVE_URL, download_archive, find_kaggle_copy
 from bcdlib.errors import InputError
 from bcdlib.errors import split_words as split_words  # for notebooks, as is the next
+from bcdlib.runs.environment import check_backend
 from bcdlib.runs.files import make_cache_folder, write_json
 from bcdlib.runs.folder import Run, open_run_folder
 from bcdlib.runs.places import (
     cache_root,
-    check_backend,
     content_folder,
     drive_folder,
     home_folder,

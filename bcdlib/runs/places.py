@@ -1,7 +1,5 @@
 """Where things lie: Google Drive in Colab, the home folder of runs, the cache, files shipped with bcdlib."""
 
-import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -10,7 +8,6 @@ from pathlib import Path
 from bcdlib.errors import InputError, one_line
 
 NO_DRIVE = "none"  # value of BCD_DRIVE
-BACKENDS = ("tensorflow", "jax")
 
 
 def in_colab() -> bool:
@@ -103,26 +100,6 @@ def home_folder() -> Path:
     here = Path.cwd()
     default = (here.parent if here.name == "notebooks" else here) / "runs"
     return Path(os.environ.get("BCD_HOME") or default).expanduser().absolute()
-
-
-def check_backend() -> None:
-    """Refuse a Keras backend that bcdlib is not made for, before Keras is imported.
-
-    Raises
-    ------
-    InputError
-        If KERAS_BACKEND, or Keras' own settings file, names another than tensorflow or jax.
-    """
-    name = os.environ.get("KERAS_BACKEND")
-    if not name:
-        file = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "keras.json")
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            name = json.loads(file.read_text()).get("backend")
-    if name and name not in BACKENDS:
-        raise InputError(
-            f"KERAS_BACKEND={name}: bcdlib runs on {' and '.join(BACKENDS)}; set KERAS_BACKEND to one of "
-            "them and start again"
-        )
 
 
 def cache_root() -> Path:

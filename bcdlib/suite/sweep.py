@@ -29,6 +29,7 @@ SWEEP_STAGES = ("04_train", "05_evaluate")
 ELSEWHERE = {
     "data": "--data",
     "out": "--out",
+    "drive": "the environment variable BCD_HOME",
     "predictions": "evaluate PREDICTIONS.csv",
     "validation": "evaluate --validation",
     "image": "predict MODEL IMAGE",

@@ -19,8 +19,8 @@ from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError
 from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods._base import TASKS, Method, malignant_probability
-from bcdlib.methods.parts import backbones
-from bcdlib.runs import files, profiles
+from bcdlib.methods.parts import backbones, hardware
+from bcdlib.runs import environment, files, profiles
 from bcdlib.runs.folder import TRIAL_COLUMNS
 from bcdlib.trials import model_card
 from bcdlib.trials.store import fetch_trial, put_trial
@@ -281,8 +281,17 @@ def _train(
             "profile": profile.name,
             "devices": getattr(estimator, "devices_", 1),
             "seconds": round(time.perf_counter() - started, 1),
+            "data": cache.fingerprint,
+            "precision": _precision(estimator),
+            "environment": environment.describe_environment(),
         },
     )
+
+
+def _precision(estimator: Method) -> str:
+    """Name the dtype policy that it trained with."""
+    whole = hasattr(estimator, "precision") and not estimator.frozen
+    return hardware.dtype_policy(estimator.precision) if whole else "float32"
 
 
 def _table(
