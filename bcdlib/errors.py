@@ -86,6 +86,8 @@ def check_known(what: str, value, known) -> None:
 class StageError(RuntimeError):
     """A notebook failed. The message is one line that says which cell and why."""
 
+    _render_traceback_ = InputError._render_traceback_
+
 
 def one_line(error: BaseException) -> str:
     r"""Return the message of an exception as one line, or its type's name if it has no message.

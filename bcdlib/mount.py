@@ -284,6 +284,10 @@ def start_run(
     if known and any(known.get(key) != value for key, value in made_from.items()):
         write_json(run.folder / "settings.json", {"data": str(data)})  # until all is written, there is no run
         run.drop_results(keep=("01_mount.ipynb",))
+    elif "cache" in known and known.get("modified") != source.modified():
+        # of the same names and sizes, but perhaps not the same: 02_preprocess finds out
+        known["previous"] = known.pop("cache")
+        write_json(run.folder / "settings.json", {k: v for k, v in known.items() if k != "fingerprint"})
     run.write_csv("left_out.csv", pd.DataFrame(scan.reasons, columns=["path", "reason"]))
     run.write_csv("images.csv", scan.images)
     run.record(
@@ -293,6 +297,7 @@ def start_run(
         source=str(source.path.absolute()),
         partial=scan.partial,
         manifest=manifest,
+        modified=source.modified(),
         **made_from,
     )
     _note_fetched(run, data if asked is None else asked, data, profile)

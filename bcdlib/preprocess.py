@@ -56,7 +56,7 @@ def resize_images(
     cache = build_cache(
         source, run.images(), profile.size, root=cache_root or places.cache_root(), progress=progress
     )
-    before = run.settings.get("cache")
+    before = run.settings.get("cache", run.settings.get("previous"))
     if before and Path(before).name != cache.folder.name:
         run.drop_results(keep=FIRST_RESULTS)
     found = checks.examine_images(run, source, cache)

@@ -91,7 +91,7 @@ def build_network(
     """
     estimator = Trial(method, "", pd.DataFrame(), trainable=trainable, task=task).estimator(profile, weights)
     return (
-        estimator.build(run_cache(run).pixels.shape[1:])
+        estimator.build(estimator.image_shape(run_cache(run)))
         if isinstance(estimator, methods.KerasMethod)
         else None
     )

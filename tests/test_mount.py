@@ -179,7 +179,7 @@ def test_synthetic_is_drawn_again(monkeypatch, tmp_path):
     run = mount.open_run()
     assert mount.start_run(run, seed=3, progress=False).partial
     folder = cache_root() / "synthetic-3"
-    assert run.settings | {"listing": ""} == {
+    assert run.settings | {"listing": "", "modified": ""} == {
         "data": "synthetic",
         "asked": "synthetic",
         "profile": "demo",
@@ -189,6 +189,7 @@ def test_synthetic_is_drawn_again(monkeypatch, tmp_path):
         "partial": True,
         "manifest": "",
         "listing": "",
+        "modified": "",
     }
     folder.rename(tmp_path / "gone")
     assert len(mount.open_data(run).names()) == 3 and mount.open_data(run).path == folder

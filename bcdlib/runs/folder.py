@@ -91,8 +91,12 @@ class Run:
         InputError
             If a row was made from other images than 02_preprocess has recorded.
         """
-        known = self.settings.get("fingerprint") if (self.folder / "settings.json").is_file() else None
-        if known and "data" in table and (table["data"] != known).any():
+        settings = self.settings if (self.folder / "settings.json").is_file() else {}
+        if "listing" not in settings or "data" not in table:  # predictions made elsewhere
+            return table
+        if "fingerprint" not in settings:
+            raise InputError(f"{self.folder}: its images may have changed; run 02_preprocess with it again")
+        if (table["data"] != settings["fingerprint"]).any():
             raise InputError(
                 f"{self.folder / name}: holds rows of other images than this run's; remove it, and run "
                 "04_train or 06_compare again"

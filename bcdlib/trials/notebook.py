@@ -14,7 +14,7 @@ from bcdlib.errors import InputError, StageError
 from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.trials import cluster
-from bcdlib.trials.store import write_file
+from bcdlib.trials.store import put_trial
 from bcdlib.trials.trial import Result, Trial, run_trial
 
 STAGES = ("01_mount", "02_preprocess", "03_visualize", "04_train", "05_evaluate", "06_compare")
@@ -54,7 +54,7 @@ def run_with_notebook(
             )
         _make_notebook(result, cache, profile, weights=weights)
         if store:
-            write_file(store, f"{result.folder.name}/{_NAME}", (result.folder / _NAME).read_bytes())
+            put_trial(store, result.folder, anew=False)
     return result
 
 

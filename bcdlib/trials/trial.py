@@ -209,8 +209,8 @@ def run_trial(
     if (folder / "model.keras").is_file() and not (folder / model_card.CARD_NAME).is_file():
         model_card.write_card(folder, cache.images, part)
     (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
-    if store and not found:
-        put_trial(store, folder)
+    if store:
+        put_trial(store, folder, anew=not found)
     return load_trial(trial, folder)
 
 
