@@ -1,5 +1,6 @@
 """The notebooks in Colab: with a user and without, with Drive and without, on a TPU's machine."""
 
+import json
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import nbclient
 import pytest
 
 from bcdlib.runs import environment
+from bcdlib.trials.notebook import STAGES
 from tests.colab import ROOT, Colab, printed
 
 GET = 5  # cells up to the one that gets bcdlib
@@ -94,6 +96,30 @@ def test_the_upload_that_failed_to_install_does_not_stop(colab, tmp_path):
     colab.environment["PYTHONPATH"] += f":{ROOT}"
     notebook = colab.run("01_mount", answers=False, drive=False, cells=GET, more="print('went on')")
     assert printed(notebook) == "went on\n"
+
+
+@pytest.mark.slow
+def test_all_six_one_after_the_other_with_a_user(tiny, colab):
+    """As a user does: each notebook by itself, with no run folder named."""
+    for stage in STAGES:
+        colab.run(stage, answers=True, data=str(tiny), weights="none")
+    assert colab.asked == 1
+    run = colab.mine / "bcdlib" / f"{tiny.name}-demo"
+    assert (run / "predictions.csv").is_file() and (run / "figures" / "table_ii.svg").is_file()
+    assert list((colab.mine / "bcdlib" / "cache").glob("pixels-*/pixels.npy"))
+    facts = [json.loads(file.read_text()) for file in run.glob("trials/*/trial.json")]
+    assert all(one["environment"]["colab"] == "release-colab_20260801" for one in facts)
+
+
+@pytest.mark.slow
+def test_run_all_in_01(tiny, colab):
+    """The other five in the same machine, where nobody answers; Drive is mounted."""
+    colab.mine.mkdir(parents=True)
+    notebook = colab.run("01_mount", answers=False, data=str(tiny), weights="none", run_all=True)
+    said = printed(notebook, next(i for i, cell in enumerate(notebook.cells) if cell.id == "run-all"))
+    assert "[5/5] 06_compare" in said and "Report: " in said and colab.asked == 0
+    run = colab.mine / "bcdlib" / f"{tiny.name}-demo"
+    assert "Made with" in (run / "report.html").read_text()
 
 
 # ---------------------------------------------------------------- a TPU's machine

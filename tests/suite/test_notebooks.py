@@ -6,7 +6,6 @@ import inspect
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -218,46 +217,3 @@ def test_run_end_to_end_and_notebook_failures(tiny, tmp_path):
     assert failed.returncode == 1 and "Error: 04_train, cell " in failed.stderr
     kept = nbformat.read(tmp_path / "run" / "notebooks" / "04_train.ipynb", as_version=4)
     assert any(o.output_type == "error" for c in kept.cells if c.cell_type == "code" for o in c.outputs)
-
-
-@pytest.mark.slow
-def test_colab_path(tiny, tmp_path):
-    """A small fake of google.colab makes the notebooks mount "Drive" and keep run folder and cache on it."""
-    fake = tmp_path / "fake" / "google" / "colab"
-    fake.mkdir(parents=True)
-    (fake / "__init__.py").write_text("")
-    (fake / "drive.py").write_text(
-        "import pathlib\ndef mount(path, **options):\n"
-        "    pathlib.Path(path, 'MyDrive').mkdir(parents=True, exist_ok=True)\n"
-        "    pathlib.Path(path, 'mounted').touch()\n"
-    )
-    drive = tmp_path / "drive"
-    env = {"COLAB_RELEASE_TAG": "test", "BCD_DRIVE": str(drive), "PYTHONPATH": str(tmp_path / "fake")}
-    for stage in STAGES:  # as a user does: each notebook by itself, with no run folder named
-        command = [
-            "papermill",
-            f"notebooks/{stage}.ipynb",
-            str(tmp_path / f"{stage}.ipynb"),
-            "-p",
-            "data",
-            str(tiny),
-            "-p",
-            "weights",
-            "none",
-            "--cwd",
-            "notebooks",
-            "--no-progress-bar",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            env={k: v for k, v in os.environ.items() if k != "BCD_CACHE"} | env,
-        )
-        assert done.returncode == 0, shlex.join(command) + done.stderr[-3000:]
-    assert (drive / "mounted").exists()
-    home = drive / "MyDrive" / "bcdlib"
-    run = home / f"{Path(tiny).name}-demo"
-    assert (run / "predictions.csv").is_file() and (run / "figures" / "table_ii.svg").is_file()
-    assert list((home / "cache").glob("pixels-*/pixels.npy"))
