@@ -13,6 +13,11 @@ import os
 
 __version__ = "0.1.0"
 
+# Memory of a GPU is taken as it is needed, or an open notebook would leave the next one none. TensorFlow and
+# JAX read these when they first use it.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 # The one place for the repository's address; `python -m bcdlib stamp` writes it into badges and first cells.
 REPOSITORY = "https://github.com/bcdlib/bcdlib"
 BRANCH = "main"

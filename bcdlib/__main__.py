@@ -14,54 +14,61 @@ import click
 import pandas as pd
 
 from bcdlib import __version__, mount
-from bcdlib.data import breakhis, custom, sources
+from bcdlib.data import breakhis, custom, published_splits, sources
 from bcdlib.errors import InputError, StageError, printable, split_words
 from bcdlib.runs import environment, files, folder, places, profiles
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
 
-data_option = click.option(
-    "--data",
+data_option = click.Option(
+    ["--data"],
     default="synthetic",
     show_default=True,
     help="Folder or archive of BreakHis, 'kaggle' (fetched from there), or 'synthetic' (drawn tissue).",
 )
-manifest_option = click.option(
-    "--manifest",
+manifest_option = click.Option(
+    ["--manifest"],
     default="",
     help="CSV (path, label, group) that names the images in --data, if they are your own and not BreakHis's.",
 )
-seed_option = click.option("--seed", default=0, show_default=True, help="Seed of every random choice.")
-weights_option = click.option(
-    "--weights",
+seed_option = click.Option(["--seed"], default=0, show_default=True, help="Seed of every random choice.")
+weights_option = click.Option(
+    ["--weights"],
     default=None,
     help="'imagenet', 'none', or a folder with <architecture>_notop.weights.h5.  "
     "[default: $BCD_WEIGHTS_DIR or imagenet]",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
-_TRAINING_OPTIONS = (
+json_option = click.Option(["--json", "as_json"], is_flag=True, help="JSON for machines.")
+
+
+def _go_on_anyway(context, option, given: bool) -> None:
+    if given:
+        os.environ["BCD_ANYWAY"] = "1"  # the notebooks' kernels and the workers read it
+
+
+training_options = (  # those that ``run`` and ``compare`` share
     data_option,
     manifest_option,
-    click.option("--profile", default="demo", show_default=True, help="demo, quick or paper."),
-    click.option("--out", default=None, help="Run folder.  [default: runs/<data>-<profile>]"),
-    click.option(
-        "--scheduler",
+    click.Option(["--profile"], default="demo", show_default=True, help="demo, quick or paper."),
+    click.Option(["--out"], default=None, help="Run folder.  [default: runs/<data>-<profile>]"),
+    click.Option(
+        ["--scheduler"],
         default="none",
         show_default=True,
         help="Where work is done: none (this process), local:N (N processes), tcp://host:port "
         "or a Dask scheduler file.",
     ),
-    click.option("--strict", is_flag=True, help="Stop if an image has to be left out, with exit status 2."),
+    click.Option(["--strict"], is_flag=True, help="Stop if an image has to be left out, with exit status 2."),
+    click.Option(
+        ["--anyway"],
+        is_flag=True,
+        expose_value=False,
+        callback=_go_on_anyway,
+        help="Train with profile paper on a CPU too, however long it takes.",
+    ),
     seed_option,
     weights_option,
 )
-
-
-def training_options(command):
-    """Give a command the options that ``run`` and ``compare`` share."""
-    for option in reversed(_TRAINING_OPTIONS):
-        command = option(command)
-    return command
 
 
 def _print_failed(lines: list[str]) -> None:
@@ -85,8 +92,7 @@ def main():
     environment.check_backend()
 
 
-@main.command()
-@training_options
+@main.command(params=[*training_options])
 @click.option(
     "--only", multiple=True, help="Run this notebook only (for example 05_evaluate); may be repeated."
 )
@@ -151,29 +157,39 @@ def verify(source):
         "left out": [f"{path}: {why}" for path, why in found.scan.reasons if path not in named],
     }
     for kind, lines in kinds.items():
-        shown = lines if kind == "unreadable" else lines[:20]
-        for line in shown:
+        most = len(lines) if kind == "unreadable" else 20
+        for line in lines[:most]:
             click.echo(f"{kind}: {printable(line)}")
-        if len(lines) > len(shown):
-            click.echo(f"{kind}: and {len(lines) - len(shown)} more")
+        if len(lines) > most:
+            click.echo(f"{kind}: and {len(lines) - most} more")
     click.echo("partial copy: usable" if found.partial else "complete")
 
 
-@main.command()
-@click.option(
-    "--data",
-    default=None,
-    help="Folder or archive; its images are compared too.  [default: data_manifest.csv]",
+@main.command(
+    params=[
+        click.Option(
+            ["--data"],
+            default=None,
+            help="Folder or archive; its images are compared too.  [default: data_manifest.csv]",
+        ),
+        manifest_option,
+        click.Option(
+            ["--split"],
+            default=None,
+            help="A protocol, a published split (eva, thunder, ...), 'published' for a table of these, or a "
+            "CSV with filename, role and perhaps fold.  [default: all protocols]",
+        ),
+        click.Option(["--folds"], default=5, show_default=True),
+        seed_option,
+        json_option,
+    ]
 )
-@manifest_option
-@click.option(
-    "--split", default=None, help="A protocol, or a CSV with filename, role and perhaps fold.  [default: all]"
-)
-@click.option("--folds", default=5, show_default=True)
-@seed_option
-@json_option
 def audit(data, manifest, split, folds, seed, as_json):
     """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
+    if split == "published":  # before scikit-learn is imported: it is read in a moment
+        rows = published_splits.published_table().to_dict("records")
+        click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(published_splits.published_lines()))
+        return
     from bcdlib.data import cache, checks
 
     images, pixels = breakhis.known_images(), None
@@ -188,17 +204,21 @@ def audit(data, manifest, split, folds, seed, as_json):
     click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(checks.audit_lines(rows)))
 
 
-@main.command()
-@training_options
+@main.command(params=[*training_options])
 @click.option(
     "--methods", default="resnet50", show_default=True, help="Separated by commas or spaces, or 'all'."
 )
 @click.option(
-    "--splits", default="", help="Separated by commas or spaces.  [default: all that the data allow]"
+    "--splits",
+    default="",
+    help="Protocols or published splits (see audit), separated by commas or spaces.  [default: all protocols "
+    "that the data allow]",
 )
 @click.option("--folds", type=int, help="Folds of image, slide and case.  [default: the profile's]")
 @click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many seeds, from --seed on."
+    "--seeds",
+    type=click.IntRange(1),
+    help="How many seeds, from --seed on.  [default: 1; with --without-shared-cases 5 draws]",
 )
 @click.option("--trainable", type=click.Choice(["head", "all"]), default="head", show_default=True)
 @click.option(
@@ -218,6 +238,13 @@ def audit(data, manifest, split, folds, seed, as_json):
     "--choose", is_flag=True, help="Also choose among the methods inside each training part: row 'chosen'."
 )
 @click.option(
+    "--without-shared-cases",
+    "shared_cases",
+    is_flag=True,
+    help="Measure what shared cases are worth under --splits: the same test images, trained with and "
+    "without their cases, on equally many images.",
+)
+@click.option(
     "--store",
     default="",
     help="Folder or URL (gs://, s3://) where finished trials are kept and looked for too.",
@@ -227,7 +254,20 @@ def audit(data, manifest, split, folds, seed, as_json):
     "--notebooks", is_flag=True, help="Store with each trial 04_train, executed, as its record: trial.ipynb."
 )
 def compare(
-    data, manifest, profile, out, strict, seed, methods, splits, folds, seeds, choose, weights, **options
+    data,
+    manifest,
+    profile,
+    out,
+    strict,
+    seed,
+    methods,
+    splits,
+    folds,
+    seeds,
+    choose,
+    shared_cases,
+    weights,
+    **options,
 ):
     """Run methods under protocols; trials that are finished already are not run again.
 
@@ -237,18 +277,25 @@ def compare(
     from bcdlib import compare, preprocess
     from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
+    from bcdlib.trials.shared_cases import DRAWS, measure_shared_cases
 
     cluster.check_scheduler(options["scheduler"])
+    if shared_cases and (choose or not splits):
+        raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
     settings = profiles.get_profile(profile, folds=folds)
     asked = {
         "method_names": comparison.expand_methods(split_words(methods)),
         "split_names": split_words(splits),
-        "seeds": range(seed, seed + seeds),
+        "seeds": range(seed, seed + (seeds or (DRAWS if shared_cases else 1))),
         "trainable": options.pop("trainable"),
         "weights": weights,
     }
     run = mount.open_run(out, data, profile)
     made = prepare_run(run, settings, data, manifest=manifest, strict=strict, data_seed=seed, split_seed=seed)
+    if shared_cases:
+        click.echo(measure_shared_cases(run, settings, **asked, **options).to_string(index=False))
+        click.echo(f"Table: {run.folder / 'shared_cases.csv'}")
+        return
     predictions = comparison.run_comparison(run, settings, **asked, **options)
     if choose:
         predictions = pd.concat(
@@ -281,18 +328,20 @@ def compare(
 @click.option("--out", help="Folder of the report.  [default: runs/<name of the table>-evaluate]")
 def evaluate(predictions, out, **options):
     """Write the full report for any model's predictions table: 05_evaluate on it, and report.html."""
+    from bcdlib.evaluation import metrics
     from bcdlib.suite import run
 
     parameters = run.evaluation_parameters(predictions, **options)
+    for note in metrics.prediction_notes(metrics.read_predictions(predictions)):
+        click.echo(f"Note: {note}", err=True)
     opened = mount.open_run(out, Path(predictions).stem, "evaluate")
     opened.record(data=parameters["predictions"], profile="predictions made elsewhere")
     _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))
 
 
-@main.command()
+@main.command(params=[json_option])
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@json_option
 def predict(model, images, as_json):
     """Classify images (or folders, archives) with a saved model.
 
@@ -336,19 +385,17 @@ def stamp():
         click.echo(f"stamped {path}")
 
 
-def exit_in_one_line(command) -> None:
-    """Run a click command; end with one line on stderr and status 2 (bad input) or 1 (a notebook failed)."""
+def cli(command=main) -> None:
+    """Run a click command, by default ``bcdlib`` itself, whose entry point this is.
+
+    An error ends it with one line on stderr and status 2 (bad input) or 1 (a notebook failed).
+    """
     try:
         with files.explain_disk_errors("results"):  # where no file of ours is named
             command()
     except (InputError, StageError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
-
-
-def cli() -> None:
-    """Run the command line (the entry point of ``bcdlib``)."""
-    exit_in_one_line(main)
 
 
 if __name__ == "__main__":

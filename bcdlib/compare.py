@@ -6,7 +6,7 @@ import textwrap
 
 import pandas as pd
 
-from bcdlib.data import breakhis, splits
+from bcdlib.data import breakhis, published_splits, splits
 from bcdlib.evaluation import bootstrap, metrics, published, recorded
 from bcdlib.plots import style
 from bcdlib.runs.files import atomic_write
@@ -19,6 +19,13 @@ from bcdlib.evaluation.bootstrap import comparison_table as comparison_table
 from bcdlib.evaluation.metrics import cross_validation_table as cross_validation_table
 from bcdlib.trials.comparison import run_comparison as run_comparison
 
+# of test images, by what they have in common with training
+_SHARED = {
+    "nothing shared with training": "#DDDDDD",
+    "same case in training": "#E69F00",
+    "same slide in training": "#882255",
+    "same image in training": "#222222",
+}
 NOT_HERE = "Recorded on BreakHis: not shown beside images of your own."
 
 
@@ -86,7 +93,8 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
                 part["value"], part.index, xerr=_reach(part), fmt="o", color=colour, capsize=4, markersize=7
             )
         for place, value in rows["value"].items():
-            axis.annotate(f"{value:.2f}", (value, place), (0, 7), textcoords="offset points", ha="center")
+            text = f"{value:.2f}" if rows["low"].notna()[place] else f"{value:.2f}, interval cannot be said"
+            axis.annotate(text, (value, place), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
         axis.set_yticks(range(len(rows)), names)
         axis.set(
@@ -138,7 +146,7 @@ def gap_text(predictions: pd.DataFrame) -> str:
                 f"**{html.escape(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
                 f"{accuracy['case']:.3f} with a split by case (always guessing the larger class: "
                 f"{max(share, 1 - share):.3f}).** The difference, {paired['value']:+.3f} "
-                f"(95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}, "
+                f"(95 % interval {bootstrap.range_text(paired['low'], paired['high'])}, "
                 f"{paired['cases']} cases), is what recognising slides rather than disease is worth."
             )
     return "\n\n".join(lines)
@@ -231,6 +239,58 @@ def table_ii_figure(table: pd.DataFrame, ax=None):
     weights = metrics.weights_note(table.dropna(subset="weights"))
     if ax is None and weights:
         figure.supxlabel(textwrap.fill(f"measured here: started from {weights}", 150), fontsize=7)
+    return figure
+
+
+def published_splits_table(run: Run | None = None) -> pd.DataFrame:
+    """Show the register of published splits: what each says of itself, and which test images share what.
+
+    It is empty for a `run` of other images than BreakHis's, as `recorded_protocol_table`.
+    """
+    table = published_splits.published_table()
+    shown = {"split": table["split"], "where": table["citation"], "its text on the split": table["claim"]}
+    shown |= {"folds": table["folds"], "test images": table["test_images"]}
+    for unit in ("slide", "case"):
+        shown[f"{unit} also in training"] = table[f"{unit}_leak"]
+        shown[f"{unit} also in training (%)"] = table[f"{unit}_leak_pct"]
+    return pd.DataFrame(shown if _of_breakhis(run) else []).reindex(columns=list(shown))
+
+
+def published_splits_figure(run: Run | None = None):
+    """Draw the register of published splits: what test images share with training, a panel a class.
+
+    Returns
+    -------
+    matplotlib Figure
+        A bar a split: the share of its test images that have nothing in common with training, the same case
+        or slide, or are themselves in training. A note for a `run` of other images than BreakHis's.
+    """
+    if not _of_breakhis(run):
+        return style.note_figure(NOT_HERE)
+    table = published_splits.published_table().iloc[::-1].reset_index(drop=True)
+    figure, axes = style.make_figure(1, 2, width=9.5, height=0.36 * len(table) + 1.5, sharey=True)
+    for axis, name in zip(axes, breakhis.CLASSES, strict=True):
+        tests = table[f"test_{name}"]
+        case, slide, image = (table[f"{unit}_leak_{name}"] for unit in ("case", "slide", "image"))
+        left = 0 * tests
+        for count, (label, colour) in zip(
+            (tests - case, case - slide, slide - image, image), _SHARED.items(), strict=True
+        ):
+            share = 100 * count / tests
+            axis.barh(table.index, share, left=left, color=colour, label=label)
+            left = left + share
+        for place, (shared, of) in enumerate(zip(case, tests, strict=True)):
+            axis.annotate(f"{shared} of {of}", (101, place), va="center", fontsize=8, annotation_clip=False)
+        axis.set(xlim=(0, 100), xlabel=f"{name} test images (%)")
+        axis.set_title(name, fontsize=10, color=style.COLOURS[name])
+    axes[0].set_yticks(table.index, table["split"])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    figure.supxlabel(
+        "Published BreakHis splits, from their lists. Case: accession number (one patient is likely, not "
+        "proven).\nNumbers: test images of a case that is also in training; sums over the folds.",
+        fontsize=8,
+    )
     return figure
 
 

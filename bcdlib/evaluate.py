@@ -10,12 +10,12 @@ import pandas as pd
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
-from bcdlib.data import breakhis, cache, decode, near_duplicates, splits
+from bcdlib.data import breakhis, cache, decode, near_duplicates, published_splits, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, thresholds
 from bcdlib.explain import explanation, models
 from bcdlib.plots import style
-from bcdlib.runs.folder import Run
+from bcdlib.runs.folder import TRIAL_COLUMNS, Run
 
 # isort: split
 # for notebooks, which call verbs only
@@ -67,7 +67,9 @@ def lock(
     return locked
 
 
-def load_predictions(run: Run, lock: pd.DataFrame | None = None, path: str = "") -> pd.DataFrame:
+def load_predictions(
+    run: Run, lock: pd.DataFrame | None = None, path: str = "", *, validation: str = ""
+) -> pd.DataFrame:
     """Load a predictions table and check it (see `metrics.read_predictions`); add what was locked.
 
     Parameters
@@ -77,11 +79,14 @@ def load_predictions(run: Run, lock: pd.DataFrame | None = None, path: str = "")
         As from `lock`; None leaves the table as it is.
     path : str
         Of a predictions table made elsewhere, which is copied into the run; empty means the run's own.
+    validation : str
+        As in `lock`: which trial it belongs to is told by `thresholds.match_validation`.
 
     Raises
     ------
     InputError
-        If the table is no predictions table, or one made elsewhere would take the place of the run's own.
+        If the table is no predictions table, or one made elsewhere would take the place of the run's own; if
+        the validation table belongs to none of its trials, or shares images with them.
     """
     if path:
         if (run.folder / "images.csv").is_file():
@@ -90,7 +95,12 @@ def load_predictions(run: Run, lock: pd.DataFrame | None = None, path: str = "")
             )
         run.write_csv("predictions.csv", metrics.read_predictions(path))
     run.read_csv("predictions.csv", "04_train")
-    table = run.check_origin(metrics.read_predictions(run.folder / "predictions.csv"), "predictions.csv")
+    name = "predictions.csv"
+    table = run.check_origin(metrics.read_predictions(path or run.folder / name), name)
+    if validation and lock is not None:
+        matched = thresholds.match_validation(metrics.read_predictions(validation), table)
+        if len(lock) == 1:
+            lock = lock.assign(**matched[TRIAL_COLUMNS].iloc[0])
     return table if lock is None else thresholds.apply_lock(table, lock)
 
 
@@ -105,27 +115,36 @@ def results_table(table: pd.DataFrame) -> pd.DataFrame:
     found = bootstrap.interval_table(table, metrics.shown_in("results"))
     texts = {
         "95 % by case": list(map(bootstrap.range_text, found["low"], found["high"])),
-        "by image (too narrow)": list(
-            map(bootstrap.range_text, found["low_by_image"], found["high_by_image"])
-        ),
+        "by image (too narrow)": [
+            "-" if np.isnan(low) else bootstrap.range_text(low, high)
+            for low, high in found[["low_by_image", "high_by_image"]].to_numpy()
+        ],
     }
     return found[[*GROUP, "images", "slides", "cases", "metric", "value"]].assign(**texts)
 
 
 def threshold_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Compute the metrics that depend on the threshold, at 0.5 and at the locked one.
+    """Compute the metrics that depend on the threshold, at 0.5 and at the locked one, with intervals.
 
     Returns
     -------
     DataFrame
-        Two rows a method and split: method, split, at ("0.5" or "locked"), images, cases, metrics.
+        Rows of each method and split: method, split, at ("0.5" or "locked"), images, cases, metric, value,
+        "95 % by case" (text).
     """
-    sides = [metrics.metrics_table(table).assign(at="0.5")]
+    keys, sides = metrics.shown_in("thresholds"), {"0.5": metrics.THRESHOLD}
     if "threshold" in table:
-        sides.append(metrics.metrics_table(table, threshold="threshold").assign(at="locked"))
-    return pd.concat(sides).sort_index(kind="stable", ignore_index=True)[  # the two of a group together
-        [*GROUP, "at", "images", "cases", *metrics.shown_in("thresholds")]
-    ]
+        sides["locked"] = "threshold"
+    found = pd.concat(
+        [
+            bootstrap.interval_table(table, keys, threshold=threshold, by_image=False).assign(at=at)
+            for at, threshold in sides.items()
+        ]
+    )
+    order = found.groupby(GROUP, sort=False).ngroup()  # both sides of a method and split together
+    found = found.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+    texts = list(map(bootstrap.range_text, found["low"], found["high"]))
+    return found[[*GROUP, "at", "images", "cases", "metric", "value"]].assign(**{"95 % by case": texts})
 
 
 def metrics_by_group(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,36 +155,62 @@ def metrics_by_group(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Compute metrics by magnification, subtype or slide as well.
+    """Compute metrics by magnification, subtype or slide as well, with the interval of accuracy over cases.
 
-    With one class only, AUC and one of sensitivity and specificity are not defined.
+    With one class only, AUC and one of sensitivity and specificity are not defined. A slide is of one case:
+    what other cases would give cannot be said from it, and there is no interval.
     """
     table = table.sort_values([*GROUP, column], kind="stable")  # before the gaps are filled: they come last
     unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
     table[column] = table[column].astype(object).where(~unknown, breakhis.UNKNOWN)
-    cases = [] if column == "slide" else ["cases"]
-    return metrics.metrics_table(table, (*GROUP, column))[
-        [*GROUP, column, "images", *cases, *metrics.shown_in("groups")]
-    ]
+    by = [*GROUP, column]
+    found = metrics.metrics_table(table, by)
+    if column == "slide":
+        return found[[*by, "images", *metrics.shown_in("groups")]]
+    limits = bootstrap.interval_table(table, ["accuracy"], by, by_image=False)
+    found["accuracy, 95 % by case"] = list(map(bootstrap.range_text, limits["low"], limits["high"]))
+    return found[[*by, "images", "cases", *metrics.shown_in("groups"), "accuracy, 95 % by case"]]
 
 
 def leak_lines(run: Run, table: pd.DataFrame) -> str:
-    """Write, in Markdown, how much of each tested split and fold's test part was also in training."""
+    """Write, in Markdown, how much of each tested fold was also in training, and what is odd in the table.
+
+    A split of BreakHis is held against the register of published ones; of predictions that were made
+    elsewhere, the stored splits that test exactly these images are named.
+    """
+    notes = [f"- {html.escape(note)}" for note in metrics.prediction_notes(table)]
     if not (run.folder / "images.csv").is_file():
-        return (
+        made_elsewhere = (
             "These predictions were made elsewhere: what their model was trained on is not known here. "
             "`python -m bcdlib audit --split TABLE.csv` audits a split table with the columns filename and "
             "role."
         )
-    images, lines = run.images(), []
+        return "\n".join([made_elsewhere, "", *notes, *_recognised_lines(table)]).strip()
+    images, lines = run.images(), notes
     for name, part in table.groupby("split", sort=False):
-        audit = splits.split_overlap(run.read_csv(f"splits/{name}.csv", "02_preprocess"), images)
+        split = run.read_csv(f"splits/{name}.csv", "02_preprocess")
+        split = split[split["fold"].isin(part["fold"])]
         lines += [
             f"- split `{html.escape(name)}`, fold {int(row['fold'])}: "
             f"**{html.escape(splits.overlap_line(row))}**"  # it may name slides
-            for _, row in audit[audit["fold"].isin(part["fold"])].iterrows()
+            for _, row in splits.split_overlap(split, images).iterrows()
         ]
+        if name in published_splits.list_names():
+            lines.append(f"  A list: {html.escape(published_splits.describe_list(name))}.")
+        elif breakhis.is_breakhis(images):
+            fitted = split.replace({"role": {"validation": "train"}})  # fitted or chosen on
+            counts = published_splits.count_overlap(fitted, images)
+            lines.append(f"  {published_splits.kept_apart_text(counts)}")
     return "\n".join(lines)
+
+
+def _recognised_lines(table: pd.DataFrame) -> list[str]:
+    return [
+        f"- split `{html.escape(name)}`: these are the test images of the list `{found}` "
+        f"({published_splits.describe_list(found)})."
+        for name, part in table.groupby("split", sort=False)
+        for found in published_splits.recognise(part["filename"])
+    ]
 
 
 def near_duplicate_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
@@ -226,7 +271,8 @@ def _panels(table: pd.DataFrame, *, width: float, height: float):
     figure, axes = style.make_figure(1, len(parts), width=width * len(parts), height=height, squeeze=False)
     for axis, (method, split), part in zip(axes[0], names, parts, strict=True):
         axis.set_title(
-            f"{method}, split {split}\n{len(part)} images, {part['case'].nunique()} cases", fontsize=9
+            f"{method}, split {split}\n{part['filename'].nunique()} images, {part['case'].nunique()} cases",
+            fontsize=9,
         )
     return figure, zip(axes[0], parts, strict=True)
 
@@ -258,17 +304,22 @@ def roc_figure(table: pd.DataFrame, ax=None):
 
 
 def reliability_figure(table: pd.DataFrame):
-    """Draw reliability diagrams before and after calibration on validation, a panel a method and split."""
+    """Draw reliability diagrams before and after calibration on validation, a panel a method and split.
+
+    The legends give the Brier score (the lower, the better) with its 95 % interval over cases.
+    """
     figure, panels = _panels(table, width=3.8, height=3.8)
     looks = {"probability": ("before", style.PUBLISHED, "s"), "calibrated": ("after", style.MEASURED, "o")}
     for axis, part in panels:
         for column, (when, colour, marker) in looks.items():
             if column in part:
+                shown = part.assign(probability=part[column])
+                brier = bootstrap.interval_table(shown, ["brier"], by_image=False).iloc[0]
                 CalibrationDisplay.from_predictions(
                     part["label"],
                     part[column],
                     n_bins=metrics.BINS,
-                    name=f"{when}, ECE {metrics.calibration_error(part['label'], part[column]):.3f}",
+                    name=f"{when}, Brier {bootstrap.interval_text(brier)}",
                     ax=axis,
                     color=colour,
                     marker=marker,
@@ -280,7 +331,7 @@ def reliability_figure(table: pd.DataFrame):
 
 
 def selective_figure(table: pd.DataFrame, ax=None):
-    """Draw accuracy against the share of images that are decided when the least certain are referred."""
+    """Draw accuracy, with its 95 % band over cases, against the share of images that are decided."""
     found = thresholds.selective_accuracy(table, shares=np.linspace(0.1, 1, 19))
     figure, axis = style.axes_or_new(ax, width=5, height=3.6)
     for (method, split), part in found.groupby(GROUP, sort=False):
@@ -290,6 +341,7 @@ def selective_figure(table: pd.DataFrame, ax=None):
             marker=".",
             label=f"{method}, split {split} ({part['cases'].max()} cases)",
         )
+        axis.fill_between(100 * part["decided"], part["low"], part["high"], alpha=0.15)
     axis.set(
         xlabel="images decided (%); the others go to a pathologist",
         ylabel="accuracy of these",

@@ -6,14 +6,11 @@ import numpy as np
 import pandas as pd
 
 from bcdlib.data import breakhis, checks, splits
-from bcdlib.data.cache import PixelCache, build_cache
-from bcdlib.data.cache import run_cache as run_cache  # for notebooks
+from bcdlib.data.cache import PixelCache, build_cache, run_cache  # noqa: F401 (run_cache: for notebooks)
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import augmentation, fitting
 from bcdlib.methods.parts.backbones import normalise_images as normalise_images  # for notebooks
-from bcdlib.runs import places
-from bcdlib.runs.folder import Run
-from bcdlib.runs.profiles import Profile
+from bcdlib.runs import folder, places, profiles
 
 # made before the splits, and not from them
 FIRST_RESULTS = (
@@ -23,13 +20,19 @@ FIRST_RESULTS = (
 
 
 def resize_images(
-    run: Run, profile: Profile, source, *, cache_root=None, strict: bool = False, progress: bool = True
+    run: folder.Run,
+    profile: profiles.Profile,
+    source,
+    *,
+    cache_root=None,
+    strict: bool = False,
+    progress: bool = True,
 ) -> PixelCache:
     """Decode each image of the run once, resize it (paper: 144x96), cache it as uint8; or reopen the cache.
 
     Records the cache's place in the run, so that later stages find it; if the run holds results of other
-    pixels, they are removed. Images that were left out or look
-    wrong go into ``tables/intake.csv`` (see `checks.examine_images`); a summary is printed.
+    pixels, they are removed. Images that were left out or look wrong go into ``tables/intake.csv`` (see
+    `checks.examine_images`); a summary is printed.
 
     Parameters
     ----------
@@ -70,7 +73,7 @@ def resize_images(
     return cache
 
 
-def left_out_table(run: Run) -> pd.DataFrame:
+def left_out_table(run: folder.Run) -> pd.DataFrame:
     """Read which images were left out or look wrong, with reasons; see `checks.examine_images`."""
     return run.read_csv("tables/intake.csv", "02_preprocess")
 
@@ -91,11 +94,15 @@ def cache_summary(cache: PixelCache) -> pd.DataFrame:
 def label_counts(cache: PixelCache) -> pd.DataFrame:
     """Show the label encoding: one row a class with its code (benign 0, malignant 1) and number of images."""
     counts = cache.images["class"].value_counts()
-    rows = [(name, code, counts[name]) for code, name in enumerate(breakhis.CLASSES) if name in counts]
-    return pd.DataFrame(rows, columns=["class", "label", "images"])
+    return pd.DataFrame(
+        [(name, code, counts[name]) for code, name in enumerate(breakhis.CLASSES) if name in counts],
+        columns=["class", "label", "images"],
+    )
 
 
-def write_splits(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0) -> pd.DataFrame:
+def write_splits(
+    run: folder.Run, profile: profiles.Profile, cache: PixelCache, *, seed: int = 0
+) -> pd.DataFrame:
     """Write ``splits/<protocol>.csv`` for every protocol that the images allow.
 
     If the run holds other splits of these names, the results that rest on them are removed.
@@ -154,7 +161,7 @@ def write_splits(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0
     return pd.DataFrame(rows)
 
 
-def _split_files(run: Run) -> list[Path]:
+def _split_files(run: folder.Run) -> list[Path]:
     return [file for file in (run.folder / "splits").glob("*.csv") if file.stem in splits.PROTOCOLS]
 
 
@@ -177,7 +184,7 @@ def splits_note(table: pd.DataFrame) -> str:
     )
 
 
-def first_batch(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0):
+def first_batch(run: folder.Run, profile: profiles.Profile, cache: PixelCache, *, seed: int = 0):
     """Shuffle and augment: return the first training batch of the profile's first split, as training sees it.
 
     Parameters
@@ -198,6 +205,7 @@ def first_batch(run: Run, profile: Profile, cache: PixelCache, *, seed: int = 0)
     """
     split = splits.read_split(run, splits.available_splits(run, profile.splits)[0])
     train = cache.rows(splits.fold_of(split, 0).query("role == 'train'")["filename"])
-    labels = breakhis.class_labels(cache.images)
-    X, y = fitting.Batches(cache.pixels[train], labels[train], profile.batch_size, 1, seed)[0]
+    X, y = fitting.Batches(
+        cache.pixels[train], breakhis.class_labels(cache.images.iloc[train]), profile.batch_size, 1, seed
+    )[0]
     return np.asarray(augmentation.default_augmentation(seed)(X.astype("float32"), training=True)), y

@@ -6,8 +6,7 @@ import keras
 import pandas as pd
 
 from bcdlib import methods
-from bcdlib.data import splits
-from bcdlib.data.cache import run_cache
+from bcdlib.data import cache, splits
 from bcdlib.plots import style
 from bcdlib.runs.folder import Run
 from bcdlib.runs.profiles import Profile
@@ -55,7 +54,7 @@ def plan_table(planned: list[Trial]) -> pd.DataFrame:
             {
                 "method": trial.label,
                 "split": trial.split,
-                "fold": f"{trial.fold + 1} of {trial.split_table['fold'].nunique()}",
+                "fold": f"{trial.fold} of 0 to {trial.split_table['fold'].max()}",
                 "seed": trial.seed,
             }
             | {role: int((roles == role).sum()) for role in splits.ROLES}
@@ -90,11 +89,10 @@ def build_network(
         None if the method is no `KerasMethod`.
     """
     estimator = Trial(method, "", pd.DataFrame(), trainable=trainable, task=task).estimator(profile, weights)
-    return (
-        estimator.build(estimator.image_shape(run_cache(run)))
-        if isinstance(estimator, methods.KerasMethod)
-        else None
-    )
+    if not isinstance(estimator, methods.KerasMethod):
+        return None
+    with methods.explain_errors(method):
+        return estimator.build(estimator.image_shape(cache.run_cache(run)))
 
 
 def print_network(model: keras.Model | None) -> None:
@@ -127,14 +125,17 @@ def network_figure(model: keras.Model | None):
         axes.text(x, 0.9, title, ha=align, weight="bold")
     for row, layer in enumerate(layers):
         colour = "#FBE3C0" if layer.trainable_weights else "#BBD9EE"
-        face = {"boxstyle": "round", "facecolor": colour if layer.count_params() else "#E8E8E8"}
         shapes = [" x ".join(map(str, output.shape[1:])) for output in keras.tree.flatten(layer.output)]
         axes.text(
             0.02,
             -row,
             f"{layer.name}  ({type(layer).__name__})",
             va="center",
-            bbox=face | {"edgecolor": "#666666"},
+            bbox={
+                "boxstyle": "round",
+                "facecolor": colour if layer.count_params() else "#E8E8E8",
+                "edgecolor": "#666666",
+            },
         )
         axes.text(0.62, -row, ", ".join(shapes), va="center", ha="center")
         axes.text(0.98, -row, f"{layer.count_params():,}", va="center", ha="right")
@@ -171,13 +172,18 @@ def train_trials(
     verbose : optional
         As in `keras.Model.fit`.
     """
-    cache = run_cache(run)
-    root = run.settings.get("trials") or run.folder / "trials"
+    pixels = cache.run_cache(run)
     results = []
     for number, trial in enumerate(planned, 1):
         print(f"Trial {number} of {len(planned)}: {trial}", flush=True)
         result = run_trial(
-            trial, cache, profile, root=root, weights=weights, verbose=verbose, keep_model=keep_model
+            trial,
+            pixels,
+            profile,
+            root=run.settings.get("trials") or run.folder / "trials",
+            weights=weights,
+            verbose=verbose,
+            keep_model=keep_model,
         )
         add_predictions(run.folder / "validation.csv", result.validation)
         add_predictions(run.folder / "predictions.csv", result.predictions)
@@ -186,10 +192,11 @@ def train_trials(
 
 
 def curves_figure(results: list[Result], quantity: str = "loss"):
-    """Draw Figure 8 (loss, MSE) or Figure 9 (accuracy) of the paper, one panel a trial.
+    """Draw Figure 8 (loss) or Figure 9 (accuracy) of the paper, one panel a trial.
 
     The second curve is drawn on the validation part or, where a protocol has none (the paper's), on the test
-    part: the legend says which. Nothing is chosen by it.
+    part: the legend says which. Nothing is chosen by it. A head that is trained on a frozen base has none: it
+    is fitted on the whole training part (see `trial.run_trial`).
 
     Parameters
     ----------
@@ -210,21 +217,35 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
     )
     for axis, result in zip(axes[0], results, strict=True):
         epochs = result.history["epoch"] + 1
-        shown = result.predictions if result.held_out == "test" else result.validation
         axis.plot(epochs, result.history[quantity], color=style.TRAINING, label="training")
-        axis.plot(
-            epochs,
-            result.history[f"val_{quantity}"],
-            color=style.HELD_OUT,
-            label=f"{result.held_out} ({len(shown)} images, {shown['case'].nunique()} cases)",
-        )
+        if result.held_out:
+            shown = result.predictions if result.held_out == "test" else result.validation
+            axis.plot(
+                epochs,
+                result.history[f"val_{quantity}"],
+                color=style.HELD_OUT,
+                label=f"{result.held_out} ({len(shown)} images, {shown['case'].nunique()} cases)",
+            )
         axis.set(
             xlabel="epoch",
-            ylabel="loss (MSE)" if quantity == "loss" else "accuracy",
+            ylabel=_loss_label(result.trial) if quantity == "loss" else "accuracy",
             ylim=(0, 1.02 if quantity == "accuracy" else None),
             title=f"{methods.get_method(result.trial.method).title}, split {result.trial.split}",
         )
         axis.legend(fontsize=8)
-    weights = dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)
-    figure.supxlabel("started from " + "; ".join(weights), fontsize=8)
+    figure.supxlabel(
+        "started from "
+        + "; ".join(dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)),
+        fontsize=8,
+    )
     return figure
+
+
+def _loss_label(trial: Trial) -> str:
+    """Name the loss that a trial minimises: the paper's "loss (MSE)", or "loss (binary crossentropy)"."""
+    kind = methods.get_method(trial.method)
+    if not issubclass(kind, methods.KerasMethod):
+        return "loss"
+    loss = kind(task=trial.task, **methods.method_settings(trial.method)).build_loss()
+    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or loss.__name__
+    return f"loss ({'MSE' if name in ('mse', 'mean_squared_error') else name.replace('_', ' ')})"

@@ -58,11 +58,17 @@ def class_samples_figure(images: pd.DataFrame, source, per_class: int = 4, *, se
     shown, texts = zip(*itertools.chain(*rows), strict=True)
     sizes = {image.shape[1::-1] for image in shown if image is not None}
     size = "{} × {} pixels".format(*sizes.pop()) if len(sizes) == 1 else "of several sizes"
-    colours = np.repeat([style.COLOURS[name] for name in found], columns)
-    figure = style.image_grid(shown, texts, columns, title=f"Originals, {size}", colours=colours)
+    figure = style.image_grid(
+        shown,
+        texts,
+        columns,
+        title=f"Originals, {size}",
+        colours=np.repeat([style.COLOURS[name] for name in found], columns),
+    )
     for axis, name in zip(figure.axes[::columns], found, strict=True):
-        letter = "ab"[breakhis.CLASSES.index(name)]
-        axis.set_ylabel(f"({letter}) {name}", color=style.COLOURS[name], weight="bold")
+        axis.set_ylabel(
+            f"({'ab'[breakhis.CLASSES.index(name)]}) {name}", color=style.COLOURS[name], weight="bold"
+        )
     return figure
 
 
@@ -82,11 +88,13 @@ def augmented_samples_figure(cache, n: int = 4, copies: int = 5, *, seed: int = 
     """Draw in each row a cached image, then `copies` versions of it as training sees them."""
     rows = take_turns(cache.images["class"], seed=seed)[:n]
     versions = augmentation.augmented(np.repeat(cache.pixels[rows], copies, axis=0), seed)
-    stages = {f"augmented {copy + 1}": versions[copy::copies] for copy in range(copies)}
     return stages_figure(
         cache,
         rows,
-        {"cached": cache.pixels[rows]} | stages,
+        {
+            "cached": cache.pixels[rows],
+            **{f"augmented {copy + 1}": versions[copy::copies] for copy in range(copies)},
+        },
         title="Left the cached image, then random flips and zooms of up to 10 %",
     )
 
@@ -176,10 +184,15 @@ def counts_figure(images: pd.DataFrame):
     left.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", handlelength=1.2, columnspacing=1)
     kinds = images.groupby(["class", "subtype"]).size()
     if standard:
-        all_kinds = [(breakhis.CLASSES[code not in breakhis.BENIGN], code) for code in breakhis.SUBTYPES]
-        kinds = kinds.reindex(all_kinds, fill_value=0)
-    labels = [f"{_subtype_name(code)} ({code if standard else name})" for name, code in kinds.index]
-    right.barh(labels, kinds, color=[style.COLOURS[name] for name, _ in kinds.index])
+        kinds = kinds.reindex(
+            [(breakhis.CLASSES[code not in breakhis.BENIGN], code) for code in breakhis.SUBTYPES],
+            fill_value=0,
+        )
+    right.barh(
+        [f"{_subtype_name(code)} ({code if standard else name})" for name, code in kinds.index],
+        kinds,
+        color=[style.COLOURS[name] for name, _ in kinds.index],
+    )
     right.yaxis.set_inverted(True)
     right.set(xlabel="number of images", title="By subtype", xmargin=0.2)
     for axis in (left, right):
@@ -274,9 +287,9 @@ def take_turns(groups: pd.Series, *, seed: int) -> np.ndarray:
 
 def _captions(cache, rows) -> list[str]:
     """Return encoded label, class, and what else is known of each row."""
-    known = ("class", "subtype", "magnification")
     return [
-        f"{breakhis.CLASSES.index(image['class'])} {custom.image_caption(image, known)}"
+        f"{breakhis.CLASSES.index(image['class'])} "
+        + custom.image_caption(image, ("class", "subtype", "magnification"))
         for _, image in cache.images.iloc[rows].iterrows()
     ]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bcdlib import compare, mount
-from bcdlib.data import splits
+from bcdlib import compare, evaluate, mount, train
+from bcdlib.data import published_splits, splits
 from bcdlib.errors import InputError
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials import comparison
@@ -76,13 +76,12 @@ def test_a_failing_method_is_told_and_does_not_stop_the_others(run, tmp_path):
     found = comparison.run_comparison(run, PROFILE, method_names=names, split_names=["image"], progress=False)
     assert set(found["method"]) == {"colours"} and found["fold"].nunique() == 3
     lines = comparison.failed_trials(run)
-    assert (
-        len(lines) == 3 and lines[0] == "broken, split image, fold 0, seed 0: RuntimeError: no colours today"
-    )
+    assert len(lines) == 3 and lines[0].startswith("broken, split image, fold 0, seed 0: InputError: ")
+    assert "broken.py, line " in lines[0] and "RuntimeError: no colours today" in lines[0]
     assert "no colours today" in compare.failures_text(run)
     comparison.run_comparison(run, PROFILE, method_names=names[1:], split_names=["image"], progress=False)
     assert comparison.failed_trials(run) == [] and compare.failures_text(run) == "No trial failed."
-    with pytest.raises(RuntimeError, match="no colours today"):  # nothing to show at all
+    with pytest.raises(InputError, match="no colours today"):  # nothing to show at all
         comparison.run_comparison(run, PROFILE, method_names=names[:1], split_names=["image"], progress=False)
 
 
@@ -194,3 +193,60 @@ def test_kept_models(run, prior):
         models = list(run.folder.glob("trials/*/model.keras"))
         assert len(models) == (found["fold"].nunique() if keep else 0)
         assert all(model.with_name("model-card.md").is_file() for model in models)
+
+
+def test_published_splits_on_real_images(prepare, breakhis, tmp_path, capsys):
+    profile = get_profile("demo", size=(24, 16), folds=3)
+    run, cache = prepare(tmp_path / "run", breakhis / "half", profile, tmp_path / "cache")
+    found = comparison.run_comparison(
+        run,
+        profile,
+        method_names=[method_file(tmp_path)],
+        split_names=["eva", "thunder", "rap-mst", "case"],
+        progress=False,
+    )
+    lines = capsys.readouterr().out.splitlines()
+    here, counts = set(cache.images["filename"]), {}
+    for name, tests in (("eva", 339), ("thunder", 339), ("rap-mst", 1653)):
+        listed = published_splits.read_list(name).query("role == 'test'")["filename"]
+        counts[name] = len(here & set(listed))
+        assert any(line.startswith(f"{name}: {counts[name]} of {tests} test images and ") for line in lines)
+    assert counts == {"eva": 51, "thunder": 51, "rap-mst": 103}
+    tested = found.drop_duplicates(["split", "filename"]).groupby("split").size()
+    assert tested.to_dict() == counts | {"case": 557}
+    assert found[found["split"] == "rap-mst"].groupby("fold").size().tolist() == [103] * 5
+    table = compare.protocol_table(found).set_index("split")
+    assert table.loc["eva", "what is shared"].startswith(
+        "kaiko-ai/eva, current version; 91 of 339 test images"
+    )
+    assert compare.protocol_figure(found).axes
+    text = evaluate.leak_lines(run, found)
+    assert (
+        "split `eva`, fold 0: **0 of 6 test slides and 1 of 5 test cases were also in training (6 of 51"
+        in text
+    )
+    assert "This split keeps slides and cases apart, as none of the 9 published ones" in text
+    again = train.plan_table(train.plan_trials(run, profile, split_names=["eva", "case"]))  # 04_train too
+    assert again["test"].tolist()[0] == 51 and again["fold"].tolist()[0] == "1 of 1"
+    with pytest.raises(InputError, match="'compact-cnn', fold 0: train part has only malignant images"):
+        splits.make_split(cache.images[cache.images["class"] == "malignant"], "compact-cnn")
+
+
+def test_published_splits_are_drawn(run):
+    figure = compare.published_splits_figure()
+    register = published_splits.published_table()
+    for axis, name in zip(figure.axes, ("benign", "malignant"), strict=True):
+        assert axis.get_title() == name
+        widths = [[bar.get_width() for bar in bars] for bars in axis.containers]
+        shown = pd.DataFrame(widths).T[::-1]  # drawn from below
+        assert [round(total) for total in shown.sum(axis=1)] == [100] * 9
+        share = 100 * register[f"case_leak_{name}"] / register[f"test_{name}"]
+        assert shown[[1, 2, 3]].sum(axis=1).tolist() == pytest.approx(share.tolist())
+        assert shown[[2, 3]].sum(axis=1).tolist() == pytest.approx(
+            register[f"slide_leak_{name}_pct"], abs=0.06
+        )
+        texts = [text.get_text() for text in axis.texts][::-1]
+        assert texts[0] == f"{register[f'case_leak_{name}'][0]} of {register[f'test_{name}'][0]}"
+    table = compare.published_splits_table().set_index("split")
+    assert table.loc["gupta", "slide also in training"] == 673
+    assert len(compare.published_splits_table(run)) == 9  # drawn tissue has BreakHis' names

@@ -1,12 +1,19 @@
 """What 04_train plans and draws; that it trains is tested with the notebooks and under tests/methods."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 from bcdlib import train
+from bcdlib.__main__ import main
+from bcdlib.errors import InputError
+from bcdlib.methods.parts import fitting
 from bcdlib.runs.profiles import get_profile
+from bcdlib.trials.trial import Result, Trial
 
 TINY = get_profile("demo", size=(36, 24), folds=2, epochs=2, batch_size=16)
 
@@ -25,7 +32,7 @@ def test_plan(run):
     planned = train.plan_trials(run, TINY, method="lenet5", seed=3)
     assert [(trial.split, trial.seed) for trial in planned] == [("magnification", 3), ("case", 3)]
     table = train.plan_table(planned)
-    assert table["fold"].tolist() == ["1 of 1", "1 of 2"] and table["seed"].tolist() == [3, 3]
+    assert table["fold"].tolist() == ["0 of 0 to 0", "0 of 0 to 1"] and table["seed"].tolist() == [3, 3]
     assert table[["train", "validation", "test"]].sum(axis=1).tolist() == [96, 96]
     assert table.loc[0, ["train", "validation", "test"]].tolist() == [72, 0, 24]
 
@@ -67,3 +74,39 @@ def test_curves(run):
             np.testing.assert_array_equal(drawn[0], result.history[quantity])
             np.testing.assert_array_equal(drawn[1], result.history[f"val_{quantity}"])
     assert figures[1].axes[0].get_ylim() == (0, 1.02)
+
+
+@pytest.mark.parametrize(
+    "method, task, label",
+    [
+        ("resnet50", "binary", "loss (MSE)"),
+        ("resnet50", "subtype", "loss (sparse categorical crossentropy)"),
+        ("lenet5", "binary", "loss (binary crossentropy)"),
+        ("csdcnn", "binary", "loss (structure loss)"),
+        ("resnet152", "subtype", "loss (heads loss)"),
+    ],
+)
+def test_figure_8_names_the_loss_that_was_minimised(method, task, label, tmp_path):
+    trial = Trial(method, "case", pd.DataFrame(), task=task)
+    table = pd.DataFrame({"filename": ["a"], "case": ["b"], "weights": ["random"]})
+    history = pd.DataFrame({"epoch": [0, 1], "loss": [2.0, 1.0], "val_loss": [2.0, 1.5]})
+    (tmp_path / "trial.json").write_text('{"curves_on": "validation"}')
+    figure = train.curves_figure([Result(trial, tmp_path, table, table, history)])
+    assert figure.axes[0].get_ylabel() == label
+
+
+def test_paper_on_a_cpu_stops_with_the_time_it_would_take(run, monkeypatch):
+    """From the first steps; not if it is told to go on, and no other profile."""
+    monkeypatch.delenv("BCD_ANYWAY", raising=False)
+    monkeypatch.setattr(fitting, "LONGEST", 0.0)
+    short = {"size": (36, 24), "folds": 2, "epochs": 1, "steps_per_epoch": 3, "needs_pretrained": False}
+    paper, quick = get_profile("paper", **short), get_profile("quick", **short)
+    planned = train.plan_trials(run, paper, split_names=["case"], method="lenet5", seed=7)
+    with pytest.raises(InputError, match=r"Training takes about .* \(1 epoch\) on this CPU.*--anyway"):
+        train.train_trials(run, paper, planned, verbose=0)
+    assert not list(run.folder.glob("trials/lenet5-case-fold0-seed7-*/trial.json"))
+    train.train_trials(run, quick, planned, verbose=0)
+    result = CliRunner().invoke(main, ["compare", "--anyway", "--methods", "nothing"])
+    assert result.exit_code and os.environ.pop("BCD_ANYWAY") == "1"
+    monkeypatch.setenv("BCD_ANYWAY", "1")
+    assert len(train.train_trials(run, paper, planned, verbose=0)[0].history) == 1

@@ -1,4 +1,4 @@
-"""BreakHis names and the 7909 rows of data_manifest.csv: parse, format, scan and verify.
+"""BreakHis names and the 7909 rows of data_manifest.csv: parse, scan and verify.
 
 Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopathological Image
 Classification", IEEE TBME 63(7), 2016, and the data set's own readme.
@@ -98,30 +98,6 @@ def parse_name(filename: str) -> dict:
     }
 
 
-def format_name(row) -> str:
-    """Format a mapping with subtype, slide, magnification and sequence as a file name; undoes `parse_name`.
-
-    Raises
-    ------
-    InputError
-        If the values do not make a BreakHis name.
-
-    Examples
-    --------
-    >>> format_name({"subtype": "A", "slide": "14-22549AB", "magnification": 40, "sequence": 1})
-    'SOB_B_A-14-22549AB-40-001.png'
-    """
-    letter = "B" if row["subtype"] in BENIGN else "M"
-    try:
-        name = (
-            f"SOB_{letter}_{row['subtype']}-{row['slide']}-{row['magnification']:d}-{row['sequence']:03d}.png"
-        )
-    except ValueError:
-        raise InputError(f"magnification and sequence must be whole numbers in {dict(row)}") from None
-    parse_name(name)
-    return name
-
-
 def official_path(filename: str) -> str:
     """Give the file's path in the official archive, whose folders join subtype and slide by ``_``.
 
@@ -160,9 +136,24 @@ def class_labels(images: pd.DataFrame):
     return (images["class"] == CLASSES[1]).to_numpy().astype("int64")
 
 
+def is_breakhis_name(filename: str) -> bool:
+    """Tell whether a file is named as BreakHis names them, as the drawn ones are too.
+
+    Examples
+    --------
+    >>> is_breakhis_name("SOB_B_A-14-22549AB-40-001.png"), is_breakhis_name("1.png")
+    (True, False)
+    """
+    try:
+        parse_name(filename)
+    except InputError:
+        return False
+    return True
+
+
 def is_breakhis(images: pd.DataFrame) -> bool:
     """Tell whether all these images (column ``filename``) have BreakHis names, as the drawn ones have too."""
-    return all(_NAME.fullmatch(name) for name in images["filename"].unique())
+    return all(map(is_breakhis_name, images["filename"].unique()))
 
 
 def is_synthetic(images: pd.DataFrame) -> bool:
@@ -192,8 +183,21 @@ def count_table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFIC
 
 def slide_folders(images: pd.DataFrame) -> pd.Series:
     """Name what counts as one slide: in BreakHis its folder (subtype and slide), elsewhere its name alone."""
-    folder = images["subtype"].astype(str) + "_" + images["slide"]
-    return folder.where(images["subtype"].isin(list(SUBTYPES)), images["slide"])
+    return (images["subtype"].astype(str) + "_" + images["slide"]).where(
+        images["subtype"].isin(list(SUBTYPES)), images["slide"]
+    )
+
+
+def distinct_slides(images: pd.DataFrame) -> pd.Series:
+    """Name slides so that no name stands in two cases: those numbered within each case get the case in front.
+
+    Examples
+    --------
+    >>> distinct_slides(pd.DataFrame({"case": ["a", "a", "b"], "slide": ["1", "2", "1"]})).tolist()
+    ['a/1', '2', 'b/1']
+    """
+    several = images.groupby("slide")["case"].transform("nunique") > 1
+    return images["slide"].mask(several, images["case"] + "/" + images["slide"])
 
 
 def count_slide_folders(images: pd.DataFrame) -> int:
@@ -263,8 +267,8 @@ def scan_breakhis(source) -> Scan:
             f"{source.path}: no BreakHis image found ({len(reasons)} other images{first}); "
             "expected names like SOB_B_A-14-22549AB-40-001.png, or --manifest MY.csv for images of your own"
         )
-    images = images_table(sorted(paths)).assign(path=lambda table: table["filename"].map(paths))
-    return Scan(images, not_breakhis, duplicates, reasons)
+    images = images_table(sorted(paths))
+    return Scan(images.assign(path=images["filename"].map(paths)), not_breakhis, duplicates, reasons)
 
 
 SECOND_COPY = "second copy of "  # how the reason begins where a name occurs twice; its path follows

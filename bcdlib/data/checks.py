@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import breakhis, decode, near_duplicates, splits
+from bcdlib.data import breakhis, decode, near_duplicates, published_splits, splits
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError, printable
 from bcdlib.runs.folder import Run
@@ -198,16 +198,18 @@ def audit_splits(
     images : DataFrame
         Filename, class, subtype, slide, case, magnification (and fold_1..fold_5 for ``official``).
     split : str, optional
-        A protocol, or a CSV with filename, role and perhaps fold. By default all protocols that the images
-        allow.
+        A protocol, a list by its name, or a CSV with filename, role and perhaps fold. By default all
+        protocols that the images allow.
     cache : cache.PixelCache, optional
         Of these images, which are then compared pixel by pixel too.
 
     Returns
     -------
     list of dict
-        A row a fold, plain values for JSON: split, the columns of `splits.split_overlap`, and with a cache
-        near_duplicates (test, training, correlation).
+        A row a fold, plain values for JSON: split, the columns of `splits.split_overlap`; of a list and a CSV
+        also ``counts`` and ``cases`` (see `published_splits.count_overlap` and `count_test_cases`), of a list
+        ``coverage`` (how many of its images are here); with a cache near_duplicates (test, training,
+        correlation).
 
     Raises
     ------
@@ -218,16 +220,16 @@ def audit_splits(
     --------
     >>> rows = audit_splits(breakhis.known_images(), "magnification")
     >>> audit_lines(rows)[0][:47]
-    'magnification, fold 1: 82 of 82 test slides and'
+    'magnification, fold 0: 82 of 82 test slides and'
     """
     found = None if cache is None else near_duplicates.near_duplicates(cache)
-    rows = []
+    listed, rows = split in published_splits.list_names(), []
     for name in [split] if split else splits.PROTOCOLS:
         try:
-            if name.endswith(".csv"):
+            if _is_csv(name):
                 table = splits.read_split_table(name, images)
             elif split:  # folds that were asked for by name are made or refused
-                table = splits.make_split(images, name, folds, seed=seed)
+                table = splits.make_split(images, name, folds, validation=0, seed=seed)
             else:  # among all protocols of few images, what is possible
                 table, _ = splits.make_feasible_split(images, name, folds, seed=seed)
         except InputError:
@@ -240,18 +242,32 @@ def audit_splits(
             for row in overlap:
                 pairs = alike.loc[alike["fold"] == row["fold"], ["test", "training", "correlation"]]
                 row["near_duplicates"] = pairs.to_dict("records")
-        rows += [{"split": name} | row for row in overlap]
+        if listed or _is_csv(name):
+            for row, (_, part) in zip(overlap, splits.folds_of(table)):
+                row["counts"] = published_splits.count_overlap(part, images)
+                row["cases"] = published_splits.count_test_cases(part, images)
+        more = {"coverage": published_splits.coverage_text(name, images)} if listed else {}
+        rows += [{"split": name} | more | row for row in overlap]
     if not rows:
         raise InputError(f"these {len(images)} images allow no split; use more images")
     return rows
 
 
+def _is_csv(name: str) -> bool:
+    return name.lower().endswith((".csv", ".csv.gz"))
+
+
 def audit_lines(rows: list[dict]) -> list[str]:
     """Write the rows of `audit_splits` as lines, with the first near-duplicates of each fold."""
-    lines = []
+    lines, first = [], rows[0]
+    if "coverage" in first:
+        lines += [published_splits.source_line(first["split"]), first["coverage"]]
     for row in rows:
-        fold = row["fold"] + 1 if row["split"] in splits.PROTOCOLS else row["fold"]
-        lines.append(f"{row['split']}, fold {fold}: {splits.overlap_line(row)}")
+        lines.append(f"{row['split']}, fold {row['fold']}: {splits.overlap_line(row)}")
+        if "counts" in row:
+            lines.append(f"  {published_splits.counts_line(row['counts'])}")
+            cases = ", ".join(f"{name} {count}" for name, count in row["cases"].items())
+            lines.append(f"  test cases: {cases}")
         pairs = row.get("near_duplicates", [])
         lines += [
             f"  near-duplicate ({pair['correlation']:.3f}): test {pair['test']}, training {pair['training']}"
@@ -259,4 +275,7 @@ def audit_lines(rows: list[dict]) -> list[str]:
         ]
         if len(pairs) > 5:
             lines.append(f"  near-duplicates: and {len(pairs) - 5} more test images")
+    if "counts" in first and "coverage" not in first:  # a split of the user's own
+        leaks = {key: sum(row["counts"][key] for row in rows) for key in ("slide_leak", "case_leak_trainval")}
+        lines.append(published_splits.kept_apart_text(leaks))
     return lines

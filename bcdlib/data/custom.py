@@ -6,15 +6,14 @@ case.
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
-from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN, count_table_i
-from bcdlib.errors import InputError, one_line
+from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN, count_table_i, distinct_slides
+from bcdlib.errors import InputError
+from bcdlib.runs.files import read_user_csv
 
 REQUIRED = ("path", "label", "group")
-OPTIONAL = ("slide", "magnification", "subtype")
 _LABELS = {"0": CLASSES[0], "1": CLASSES[1]} | {name: name for name in CLASSES}
 # what pandas takes for empty: such a word would be lost on the way through the run's own tables
 _EMPTY = set("|#n/a|#n/a n/a|#na|<na>|n/a|na|nan|-nan|none|null|1.#ind|-1.#ind|1.#qnan|-1.#qnan".split("|"))
@@ -58,8 +57,9 @@ def read_manifest(csv) -> pd.DataFrame:
         - ``path``: relative to the data folder, or inside the archive
         - ``label``: 0 or benign, 1 or malignant, in any case
         - ``group``: what must not be split, for example the patient or case
-        - if wanted, ``slide`` (default: the group), ``magnification`` (whole number, perhaps with X; default:
-          unknown) and ``subtype`` (default: unknown); other columns are not used
+        - if wanted, ``slide`` (default: the group; one name in two groups means two slides),
+          ``magnification`` (whole number, perhaps with X; default: unknown) and ``subtype`` (default:
+          unknown); other columns are not used
 
     Returns
     -------
@@ -115,7 +115,7 @@ def read_manifest(csv) -> pd.DataFrame:
         .assign(sequence=lambda images: images.groupby("case").cumcount() + 1)
     )
     _check_classes(csv, images)
-    return images[IMAGE_COLUMNS]
+    return images.assign(slide=distinct_slides(images))[IMAGE_COLUMNS]
 
 
 def scan_custom(csv, source) -> CustomScan:
@@ -179,18 +179,20 @@ def image_caption(image, columns=("class", "subtype", "magnification", "slide"))
     >>> image_caption({"class": "benign", "subtype": "unknown", "magnification": 0, "slide": "7"})
     'benign, slide 7'
     """
-    parts = []
-    for name in columns:
-        value = magnification_label(image[name]) if name == "magnification" else str(image[name])
-        if value != UNKNOWN:
-            parts.append(f"{name} {value}" if name in ("slide", "case") else value)
-    return ", ".join(parts)
+    values = {
+        name: magnification_label(image[name]) if name == "magnification" else str(image[name])
+        for name in columns
+    }
+    return ", ".join(
+        f"{name} {value}" if name in ("slide", "case") else value
+        for name, value in values.items()
+        if value != UNKNOWN
+    )
 
 
 def custom_overview(scan: CustomScan) -> dict:
     """Sum up what was found, as the rows of a table."""
     images = scan.images
-    shared = images.groupby("slide")["case"].nunique() > 1
     rows: dict[str, int | str] = {
         "images": len(images),
         "slides": int(images["slide"].nunique()),
@@ -201,24 +203,22 @@ def custom_overview(scan: CustomScan) -> dict:
     }
     if scan.missing:
         rows["first missing"] = scan.missing[0]
-    if shared.any():
-        rows["slides of more than one case"] = int(shared.sum())
     return rows
 
 
 def _read_text(csv) -> pd.DataFrame:
     """All wanted columns as stripped text, "" where empty or absent."""
-    if not Path(csv).is_file():
-        raise InputError(
-            f"{csv}: no such file; --manifest names a CSV with the columns {', '.join(REQUIRED)}"
+    # commas that end every line: no harm
+    with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):
+        # index_col: or such commas would make the first column an index; utf-8-sig: as Excel writes
+        table = read_user_csv(
+            csv,
+            f"file; --manifest names a CSV with the columns {', '.join(REQUIRED)}",
+            str,
+            keep_default_na=False,
+            index_col=False,
+            encoding="utf-8-sig",
         )
-    try:
-        # commas that end every line: no harm
-        with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):
-            # index_col: or such commas would make the first column an index; utf-8-sig: as Excel writes
-            table = pd.read_csv(csv, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:
-        raise InputError(f"{csv}: not a readable CSV ({one_line(error)})") from None
     table.columns = table.columns.str.strip().str.lower()
     table = table.loc[:, ~table.columns.duplicated()]
     for column in REQUIRED:
@@ -230,8 +230,11 @@ def _read_text(csv) -> pd.DataFrame:
             )
     if table.empty:
         raise InputError(f"{csv}: the table has no rows")
-    table = table.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="").fillna("")
-    table = table.apply(lambda text: text.str.strip())
+    table = (
+        table.reindex(columns=[*REQUIRED, "slide", "magnification", "subtype"], fill_value="")
+        .fillna("")
+        .apply(lambda text: text.str.strip())
+    )
     return table.mask(table.apply(lambda text: text.str.lower().isin(_EMPTY)), "")
 
 

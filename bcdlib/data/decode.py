@@ -28,7 +28,6 @@ except ImportError:
 
 LARGEST_PIXELS = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
 RESAMPLING = "lanczos, gap 2"
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow knows more; to open some of them it starts other programs
 PNG = b"\x89PNG\r\n\x1a\n"
 _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: for Pillow
 _TAKEN_FOR = {
@@ -111,7 +110,8 @@ def _decode_plain_png(content: bytes) -> np.ndarray | None:
 
 def _decode_any(content: bytes) -> np.ndarray:
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        # Pillow knows more formats; to open some of them it starts other programs
+        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF", "BMP"))
         if image.width * image.height > LARGEST_PIXELS:
             raise ValueError(f"declares {image.width}x{image.height} pixels")
         # Pillow opens 16-bit colour as 8-bit without a word; the depth is byte 24 of a PNG, tag 258 of a TIFF
@@ -128,8 +128,11 @@ def _decode_any(content: bytes) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except UnidentifiedImageError:
         start = content[:512].lstrip().lower()
-        marks = (words for mark, words in _TAKEN_FOR.items() if start.startswith(mark))
-        what = next(marks, "") if start else "; it is empty"
+        what = (
+            next((words for mark, words in _TAKEN_FOR.items() if start.startswith(mark)), "")
+            if start
+            else "; it is empty"
+        )
         raise ValueError(f"cannot be decoded: not a PNG, JPEG, TIFF or BMP image{what}") from None
     except ValueError:
         raise
@@ -274,8 +277,15 @@ def decode_all(
 
     workers = workers or count_cores()
     pending: list[Future] = []  # bounded: memory does not grow with the data set
-    bar = tqdm(total=len(images), desc=label, unit="image", disable=not progress)
-    with _one_core_each(), ThreadPoolExecutor(workers) as pool, bar:
+    with (
+        threadpool_limits(1, "blas"),
+        contextlib.ExitStack() as afterwards,
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(images), desc=label, unit="image", disable=not progress) as bar,
+    ):
+        # OpenCV and BLAS do without threads of their own: where all cores are at work, they only take time
+        afterwards.callback(cv2.setNumThreads, cv2.getNumThreads())
+        cv2.setNumThreads(1)
         # the empty groups push the last ones out
         for group in itertools.chain(_groups(members), [[]] * 2 * workers):
             pending.append(pool.submit(work, group))
@@ -293,15 +303,6 @@ def _decoded(content: bytes | None, reason: str, size) -> tuple[np.ndarray | Non
         return decode_image(content, size), reason
     except ValueError as error:
         return None, str(error)
-
-
-@contextlib.contextmanager
-def _one_core_each() -> Iterator[None]:
-    """Take their threads from OpenCV and BLAS: where all cores are at work, they only take time."""
-    with threadpool_limits(1, "blas"), contextlib.ExitStack() as afterwards:
-        afterwards.callback(cv2.setNumThreads, cv2.getNumThreads())
-        cv2.setNumThreads(1)
-        yield
 
 
 def _groups(members) -> Iterator[list]:

@@ -12,8 +12,7 @@ import urllib3
 from tqdm import tqdm
 
 from bcdlib.errors import InputError, one_line
-from bcdlib.runs.files import write_json
-from bcdlib.runs.places import drive_folder, mount_drive
+from bcdlib.runs import files, places
 
 ARCHIVE_URL = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
 LICENCE = "CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/): share and adapt it, with attribution"
@@ -23,7 +22,6 @@ CITATION = (
 )
 KAGGLE_DATASET = "ambarish/breakhis"  # public, needs no account
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle, and Colab on request, mount data sets
-_CHUNK = 2**16  # what a reset connection can cost: a chunk that was begun is lost
 _PAUSE = 1.0  # seconds before the second attempt; doubled for each further one, up to 15
 
 
@@ -64,8 +62,9 @@ def download_archive(
     if name in ("", ".."):
         raise InputError(f"{url}: the address does not end in a file name")
     target = Path(folder).expanduser().absolute() / name
-    if target.is_relative_to(drive_folder()):
-        mount_drive()  # or the folder would be made on Colab's own disk, and Drive would seem to be mounted
+    if target.is_relative_to(places.drive_folder()):
+        # or the folder would be made on Colab's own disk, and Drive would seem to be mounted
+        places.mount_drive()
     if target.exists():
         if expected_size not in (None, size := target.stat().st_size):
             raise InputError(
@@ -91,8 +90,11 @@ def download_archive(
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             reason = one_line(error)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "the disk is full; free some space" if full else f"cannot write there ({error.strerror})"
+            what = (
+                "the disk is full; free some space"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                else f"cannot write there ({error.strerror})"
+            )
             raise InputError(f"{part}: {what}; calling again resumes") from None
     have, total = (part.stat().st_size if part.exists() else 0), _note(part, url).get("total")
     got = f"{have} bytes" if total is None else f"{have} of {total} bytes"
@@ -182,13 +184,14 @@ def _receive(part: Path, url: str, expected: int | None, timeout: float, progres
             raise InputError(f"{url}: has {note['total']} bytes, expected {expected}; check the address")
         if not have:
             part.write_bytes(b"")  # before the note, so that the note never describes other bytes
-            write_json(_note_file(part), note)
+            files.write_json(_note_file(part), note)
         bar = tqdm(
             desc=part.stem, total=note["total"], initial=have, unit="B", unit_scale=True, disable=not progress
         )
         with open(part, "ab") as file, bar:
-            # raw: some servers call a .tar.gz "Content-Encoding: gzip", and requests would unpack it
-            for chunk in response.raw.stream(_CHUNK, decode_content=False):
+            # raw: some servers call a .tar.gz "Content-Encoding: gzip", and requests would unpack it; a reset
+            # connection costs the chunk that was begun
+            for chunk in response.raw.stream(2**16, decode_content=False):
                 bar.update(file.write(chunk))
     have = part.stat().st_size
     if note["total"] not in (None, have):

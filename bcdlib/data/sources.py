@@ -2,7 +2,6 @@
 
 import abc
 import contextlib
-import errno
 import functools
 import hashlib
 import json
@@ -15,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from bcdlib.errors import InputError, printable
-from bcdlib.runs.files import CACHE_TAG, write_json
+from bcdlib.runs.files import CACHE_TAG, GONE, write_json
 from bcdlib.runs.folder import RUN_SUBFOLDERS, is_run_folder
 
 try:
@@ -28,12 +27,8 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 LARGEST_IMAGE = 64 * 2**20  # bytes of one file; a BreakHis PNG has under 1 MiB
 MOST_MEMBERS = 500_000  # of an archive; BreakHis has 7909 images, and each name costs memory
 UNREADABLE = "cannot be read"  # how the reason begins where the file system, not the file, is at fault
-_BOMB = (2**30, 50)  # bytes that any archive may unpack to, and times its size beyond; images hardly shrink
 _IMAGES_ALONE = "point --data at an archive or folder of the images alone"
 _NOT_A_FILE = "a folder, link, device or sparse file, not an image"
-_LARGEST_HEADER = 2**18  # bytes of a tar archive's long name or extended header
-# what the disk or its driver says when a Drive is unmounted or a stick pulled out: the file itself is sound
-_LOST = {getattr(errno, name) for name in "ENOENT EIO ENOTCONN ESTALE ETIMEDOUT ENODEV ENXIO EACCES".split()}
 
 
 class Source(abc.ABC):
@@ -206,7 +201,7 @@ class _ArchiveSource(Source):
         except InputError:
             raise
         except Exception as error:  # many kinds on damaged input: struct.error, zlib.error, ...
-            if isinstance(error, OSError) and error.errno in _LOST:
+            if isinstance(error, OSError) and error.errno in GONE:  # the file itself is sound
                 raise _lost(self.path, error) from None
             raise InputError(
                 f"{self.path}: not a readable {self.kind} archive ({error or type(error).__name__}); "
@@ -255,7 +250,7 @@ class ZipSource(_ArchiveSource):
                 # never more than is declared: archive.read() would unpack all of a bomb first and cut it then
                 content = member.read(info.file_size)
         except Exception as error:  # as in `_explain_errors`
-            if isinstance(error, OSError) and error.errno in _LOST:
+            if isinstance(error, OSError) and error.errno in GONE:  # the file itself is sound
                 raise _lost(self.path, error) from None
             return None, printable(error) or type(error).__name__
         return (content, "") if len(content) == info.file_size else (None, "shorter than it says")
@@ -285,14 +280,14 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf, encoding, errors):
         header = super().frombuf(buf, encoding, errors)
-        described = header.type in (
+        long_name_or_extension = header.type in (
             tarfile.GNUTYPE_LONGNAME,
             tarfile.GNUTYPE_LONGLINK,
             tarfile.XHDTYPE,
             tarfile.XGLTYPE,
             tarfile.SOLARIS_XHDTYPE,
         )
-        if header.size < 0 or (described and header.size > _LARGEST_HEADER):
+        if header.size < 0 or (long_name_or_extension and header.size > 2**18):
             raise tarfile.ReadError(f"a header of {header.size} bytes")
         return header
 
@@ -319,7 +314,8 @@ class TarSource(_ArchiveSource):
 
     def _members(self):
         with self._explain_errors(), open(self.path, "rb") as file:
-            limit = _BOMB[0] + _BOMB[1] * os.fstat(file.fileno()).st_size
+            # a GiB, which any archive may unpack to, and 50 times its size: images hardly shrink
+            limit = 2**30 + 50 * os.fstat(file.fileno()).st_size
             # not tarfile's "r:*": of other packers than gzip a few bytes may unpack to gigabytes
             stream = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
             with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
@@ -419,9 +415,7 @@ def _lost(path, error: OSError) -> InputError:
 
 def _bad_name(name: str) -> str:
     """Why an image of this path is not used; empty if it can be."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
+    if name.encode(errors="ignore").decode() != name:
         return "its name is not UTF-8 text; rename it"
     # nothing is ever unpacked, but such a path is in no honest archive either
     return "its path leads out of the archive" if name.startswith("/") or ".." in name.split("/") else ""

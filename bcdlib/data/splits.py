@@ -2,17 +2,19 @@
 
 `magnification` is the paper's; `image`, `slide` and `case` are k folds, stratified by class and grouped as
 they are called; `official` are the data set author's five folds, over all magnifications, and `official-40`
-(100, 200, 400) the same for the images of one magnification, as their author used them. See `PROTOCOLS` for
-what leaks in each.
+(100, 200, 400) the same for the images of one magnification, as their author used them. Published splits and
+the recommended lists go by their names too; see `published_splits`. See `PROTOCOLS` for what leaks in each.
 """
 
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedKFold
 
-from bcdlib.data import breakhis
+from bcdlib.data import breakhis, published_splits
+from bcdlib.data.cache import run_cache
 from bcdlib.errors import InputError, check_known
 from bcdlib.runs.files import read_user_csv
 from bcdlib.runs.folder import Run
@@ -39,26 +41,33 @@ def describe_protocol(protocol: str) -> str:
     'grouped by case, the strictest that the names allow; nothing shared'
     """
     known = PROTOCOLS | OFFICIAL_AT
-    check_known("split", protocol, known)
-    return known[protocol]
+    listed = published_splits.list_names()
+    check_known("split", protocol, (*known, *listed))
+    return published_splits.describe_list(protocol) if protocol in listed else known[protocol]
 
 
 def make_split(
-    images: pd.DataFrame, protocol: str, folds: int = 5, *, validation: float = 0.15, seed: int = 0
+    images: pd.DataFrame, protocol: str, folds: int = 5, *, validation: float = 0.25, seed: int = 0
 ) -> pd.DataFrame:
     """Make a split table.
+
+    Folds are drawn from a table of groups (images, slides or cases), one row each, stratified by class and,
+    where a subtype has enough of them, by subtype: a group with many images counts as much as one with few.
 
     Parameters
     ----------
     images : DataFrame
         One row an image: filename, class, slide, case, magnification (and fold_1..fold_5 for ``official``).
     protocol : str
-        One of `PROTOCOLS` or `OFFICIAL_AT`.
+        One of `PROTOCOLS` or `OFFICIAL_AT`, or a list by its name (see `published_splits.list_names`), of
+        which only the images that are among `images` are used.
     folds : int
-        Number of folds of ``image``, ``slide``, ``case``; ``official`` has five, ``magnification`` one.
+        Number of folds of ``image``, ``slide``, ``case``; ``official`` has five, ``magnification`` one, a
+        list its own.
     validation : float
-        Share of the training part that is set aside with the protocol's own grouping (``official``: by case).
-        ``magnification`` has none: the paper does not, and nothing is chosen there.
+        Share of the training part that is set aside with the protocol's own grouping (``official`` and lists
+        of slides: by case). ``magnification`` has none: the paper does not, and nothing is chosen there. A
+        list that names validation images keeps them.
     seed : int
         Shuffles ``image``, ``slide`` and ``case``, and the choice of validation images.
 
@@ -84,12 +93,18 @@ def make_split(
         if images.empty:
             raise InputError(f"split 'official-{at}': there is no {at}X image; choose another split")
     images = images.reset_index(drop=True)
+    if protocol in published_splits.list_names():
+        images, roles = _listed_roles(images, protocol)
+        group = None if published_splits.is_by_image(protocol) else "case"
+    else:
+        parts = _test_parts(images, protocol, folds, seed)
+        roles = [np.where(test, "test", "train").astype(object) for test in parts]
+        group = _GROUP.get(protocol)
     tables = []
-    for fold, test in enumerate(_test_parts(images, protocol, folds, seed)):
-        role = np.where(test, "test", "train").astype(object)
-        if protocol != "magnification" and validation > 0:
-            rows = np.flatnonzero(~test)
-            role[rows[_held_out(images.loc[rows], _GROUP[protocol], validation, seed + fold)]] = "validation"
+    for fold, role in enumerate(roles):
+        if protocol != "magnification" and validation > 0 and "validation" not in role:
+            rows = np.flatnonzero(role == "train")
+            role[rows[_held_out(images.loc[rows], group, validation, seed + fold)]] = "validation"
         tables.append(pd.DataFrame({"filename": images["filename"], "fold": fold, "role": role}))
         for part in ("train", "test"):
             found = images.loc[role == part, "class"].unique()
@@ -100,6 +115,17 @@ def make_split(
                     "another split"
                 )
     return pd.concat(tables, ignore_index=True)
+
+
+def _listed_roles(images: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Those of the images that a list has, and their roles, str (N,), fold by fold."""
+    roles = published_splits.read_list(name).pivot(index="filename", columns="fold", values="role")
+    images = images[images["filename"].isin(roles.index)].reset_index(drop=True)
+    if images.empty:
+        raise InputError(
+            f"split {name!r}: it is of BreakHis, and none of its images is here; choose another split"
+        )
+    return images, [roles.loc[images["filename"], fold].to_numpy(object) for fold in roles]
 
 
 def _test_parts(images: pd.DataFrame, protocol: str, folds: int, seed: int) -> list[np.ndarray]:
@@ -115,8 +141,33 @@ def _test_parts(images: pd.DataFrame, protocol: str, folds: int, seed: int) -> l
                 "split 'official': these images are not in data_manifest.csv; choose another split"
             )
         return [(images[column] == "test").to_numpy() for column in breakhis.FOLD_COLUMNS]
-    parts = _folds(images, _GROUP[protocol], folds, seed, f"split {protocol!r}")
-    return [np.isin(np.arange(len(images)), test) for _, test in parts]
+    number = _fold_numbers(images, _GROUP[protocol], folds, seed, what=f"split {protocol!r}")
+    return [number == fold for fold in range(folds)]
+
+
+def inner_folds(images: pd.DataFrame, protocol: str, folds: int, *, seed: int = 0) -> np.ndarray:
+    """Cut a training part into folds of its own, grouped as its protocol groups.
+
+    Parameters
+    ----------
+    images : DataFrame
+        Rows of the training part: filename, class, subtype, slide, case.
+    protocol : str
+        One of `PROTOCOLS` or `OFFICIAL_AT`; ``magnification`` and all others are cut by case.
+    folds : int
+        At most; fewer where the smaller class has fewer groups.
+    seed : int
+
+    Returns
+    -------
+    int64 array (N,)
+        The fold, from 0, that each image is held out in; all 0 where a class has one group only.
+    """
+    group = _GROUP.get(protocol, "case")
+    possible = min(folds, _count_units(images, group).min())
+    if possible < 2:
+        return np.zeros(len(images), dtype=int)
+    return _fold_numbers(images, group, possible, seed, what="inner folds")
 
 
 def _count_units(images: pd.DataFrame, group: str | None) -> pd.Series:
@@ -125,16 +176,53 @@ def _count_units(images: pd.DataFrame, group: str | None) -> pd.Series:
     return units["class"].value_counts().reindex(breakhis.CLASSES, fill_value=0)
 
 
-def _folds(images: pd.DataFrame, group: str | None, folds: int, seed: int, what: str):
+def _fold_numbers(images: pd.DataFrame, group: str | None, folds: int, seed: int, *, what: str) -> np.ndarray:
+    """Assign to each image the number of the fold, from 0, that holds it out; int64 (N,)."""
     fewest = _count_units(images, group).min()
     if folds < 2 or fewest < folds:
         raise InputError(
             f"{what}: {folds} folds; give 2 to {fewest}, the {group or 'image'}s of the smaller class"
         )
-    kind = StratifiedGroupKFold if group else StratifiedKFold
-    return kind(folds, shuffle=True, random_state=seed).split(
-        images, images["class"], images[group] if group else None
+    subtypes = images.get("subtype", images["class"])
+    return group_folds(images[group or "filename"], images["class"], subtypes, folds=folds, seed=seed)
+
+
+def group_folds(groups, classes, subtypes, *, folds: int, seed: int = 0) -> np.ndarray:
+    """Assign whole groups to folds, stratified over a table of groups, one row each.
+
+    Parameters
+    ----------
+    groups, classes, subtypes : array-like (N,)
+        Of each image. Stratified is by subtype if one has a group for each fold, else by class.
+    folds : int
+    seed : int
+        Shuffles.
+
+    Returns
+    -------
+    int64 array (N,)
+        The fold, from 0, that holds each image out.
+
+    Examples
+    --------
+    >>> group_folds(["a", "a", "b", "c", "d"], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1], folds=2).tolist()
+    [1, 1, 0, 0, 1]
+    """
+    table = pd.DataFrame({"group": groups, "class": classes, "subtype": subtypes}).astype(str)
+    # a group with images of both classes stands between them, so that both classes stay balanced
+    strata = table.groupby("group").agg(
+        {"class": lambda found: "+".join(sorted(set(found))), "subtype": "min"}
     )
+    strata = strata.rename_axis("group").reset_index().sort_values(["class", "subtype", "group"])
+    subtype = strata["class"] + " " + strata["subtype"]
+    by = subtype if subtype.value_counts().max() >= folds else strata["class"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a rare subtype may have fewer groups than folds
+        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, by)
+        fold_of = {
+            group: fold for fold, (_, held) in enumerate(parts) for group in strata["group"].iloc[held]
+        }
+    return table["group"].map(fold_of).to_numpy("int64")
 
 
 def _held_out(images: pd.DataFrame, group: str | None, share: float, seed: int) -> np.ndarray:
@@ -142,7 +230,8 @@ def _held_out(images: pd.DataFrame, group: str | None, share: float, seed: int) 
     fewest = _count_units(images, group).min()
     if fewest < 2:  # a very small data set: better no validation than none of a class in training
         return np.array([], dtype=int)
-    return next(_folds(images, group, min(round(1 / share), fewest), seed, "validation"))[1]
+    folds = min(round(1 / share), fewest)
+    return np.flatnonzero(_fold_numbers(images, group, folds, seed, what="validation") == 0)
 
 
 def fold_of(split: pd.DataFrame, fold: int) -> pd.DataFrame:
@@ -160,6 +249,9 @@ def folds_of(split: pd.DataFrame):
 
 def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
     """Read a split table that was made elsewhere: a CSV with filename, role and, if there are several, fold.
+
+    Names may have folders in front, another suffix or lower case where they hold a BreakHis name; see
+    `published_splits.match_names`.
 
     Parameters
     ----------
@@ -182,6 +274,8 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
             )
     if table.empty:
         raise InputError(f"{path}: has no rows; a split table has one for each image and role")
+    strange = ~table["filename"].isin(images["filename"]) & table["filename"].notna()
+    table.loc[strange, "filename"] = published_splits.match_names(table.loc[strange, "filename"])
     for bad, what in (
         (~table["role"].isin(ROLES), f"has a role that is not {', '.join(ROLES)}"),
         (~table["filename"].isin(images["filename"]), "is not among the images that are audited"),
@@ -240,10 +334,12 @@ def split_overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 def overlap_line(row) -> str:
     """Put a row of `split_overlap` in a sentence."""
     few = f" (slide {', '.join(row['shared_slide_names'])})" if 0 < row["slides_shared"] <= 3 else ""
+    shared, tested = row["images_shared"], row["test_images"]
+    again = f"{shared} of {tested} test images themselves, " if shared else ""
     return (
-        f"{row['slides_shared']} of {row['test_slides']} test slides{few} and {row['cases_shared']} of "
-        f"{row['test_cases']} test cases were also in training "
-        f"({row['test_images_of_shared_cases']} of {row['test_images']} test images)."
+        f"{again}{row['slides_shared']} of {row['test_slides']} test slides{few} and "
+        f"{row['cases_shared']} of {row['test_cases']} test cases were also in training "
+        f"({row['test_images_of_shared_cases']} of {tested} test images)."
     )
 
 
@@ -276,17 +372,14 @@ def make_feasible_split(
             f"split {protocol!r}: only one {protocol} has {name} images; in the fold that tests it there "
             "would be none to train on"
         )
-    for fewer in range(min(folds, fewest), 1, -1):
-        try:
-            note = f"{fewer} folds instead of {folds}: {fewest} {protocol}s have {name} images"
-            return make_split(images, protocol, fewer, seed=seed), note
-        except InputError as error:  # uneven groups: the smaller class can still end up in one fold
-            reason = error
-    raise reason
+    note = f"{fewest} folds instead of {folds}: {fewest} {protocol}s have {name} images"
+    return make_split(images, protocol, int(fewest), seed=seed), note
 
 
 def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
     """Select those of the wanted protocols that 02_preprocess made; if none, the strictest that it made.
+
+    What 02_preprocess does not make (see `read_split`) is selected unseen.
 
     Raises
     ------
@@ -298,13 +391,23 @@ def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
         raise InputError(
             f"{run.folder / 'splits'}: no split there yet; run 02_preprocess with this run folder first"
         )
-    chosen = tuple(name for name in wanted if name in there)
+    chosen = tuple(name for name in wanted if name in there or name not in PROTOCOLS)
     return chosen or (next(name for name in STRICTEST if name in there),)
 
 
 def read_split(run: Run, name: str) -> pd.DataFrame:
-    """Read a split that 02_preprocess wrote; InputError if it did not, or if there is no such protocol."""
+    """Read a split that 02_preprocess wrote, or write one of `OFFICIAL_AT` or a list now.
+
+    Raises
+    ------
+    InputError
+        If these images do not allow it, or there is no such protocol.
+    """
     describe_protocol(name)
+    if name not in PROTOCOLS:
+        made = make_split(run_cache(run).images, name, seed=run.settings.get("seed", 0))
+        run.write_csv(f"splits/{name}.csv", made)
+        return made
     there = _made_splits(run)
     if there and name not in there:
         raise InputError(

@@ -19,6 +19,8 @@ RUIFROK_HE = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])  # as they are o
 # what fit() of each normalizer finds in an image, and normalize() brings others to
 _FITTED = {"macenko": ("HERef", "maxCRef"), "reinhard": ("target_means", "target_stds")}
 _NORMALIZERS = {"macenko": NumpyMacenkoNormalizer, "reinhard": NumpyReinhardNormalizer}
+# what the methods raise on images that they were not made for
+_FAILURES_IGNORED = contextlib.suppress(np.linalg.LinAlgError, FloatingPointError, ValueError, IndexError)
 _TO_RGB = RUIFROK / np.linalg.norm(RUIFROK, axis=1, keepdims=True)
 _FROM_RGB = np.linalg.inv(_TO_RGB)
 
@@ -60,12 +62,11 @@ def fit_stain(kind: str, X) -> StainTarget:
     """
     check_known("stain normalisation", kind, KINDS)
     found = []
-    for image in X:
-        with _failures_ignored():
-            if _is_stained(image):
-                normalizer = _NORMALIZERS[kind]()
-                normalizer.fit(np.asarray(image))
-                found.append([getattr(normalizer, name) for name in _FITTED[kind]])
+    for image in filter(_is_stained, X):
+        with _FAILURES_IGNORED, np.errstate(divide="raise", invalid="raise", over="raise"):
+            normalizer = _NORMALIZERS[kind]()
+            normalizer.fit(np.asarray(image))
+            found.append([getattr(normalizer, name) for name in _FITTED[kind]])
     if not found:
         raise InputError(
             f"stain normalisation {kind!r}: none of the {len(X)} training images shows stained tissue"
@@ -91,14 +92,13 @@ def normalise_stain(X, target: StainTarget) -> np.ndarray:
     for name, values in zip(_FITTED[target.kind], target.values, strict=True):
         setattr(normalizer, name, np.array(values))
     result = np.array(X)
-    for row, image in enumerate(result):
-        with _failures_ignored():
-            if _is_stained(image):
-                result[row] = (
-                    normalizer.normalize(image, stains=False)[0]
-                    if target.kind == "macenko"
-                    else normalizer.normalize(image)
-                )
+    for image in filter(_is_stained, result):
+        with _FAILURES_IGNORED, np.errstate(divide="raise", invalid="raise", over="raise"):
+            image[:] = (
+                normalizer.normalize(image, stains=False)[0]
+                if target.kind == "macenko"
+                else normalizer.normalize(image)
+            )
     return result
 
 
@@ -134,15 +134,6 @@ def jitter_stain(X, seed, strength: float = 0.3, *, shift: float = 0.03) -> np.n
         amounts = amounts * random.uniform(1 - strength, 1 + strength, 3) + random.uniform(-shift, shift, 3)
         result[row] = (256 * 10 ** -(amounts @ _TO_RGB) - 1).round().clip(0, 255)
     return result
-
-
-@contextlib.contextmanager
-def _failures_ignored():
-    with (
-        contextlib.suppress(np.linalg.LinAlgError, FloatingPointError, ValueError, IndexError),
-        np.errstate(divide="raise", invalid="raise", over="raise"),
-    ):
-        yield
 
 
 def _is_stained(image) -> bool:

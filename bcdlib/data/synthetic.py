@@ -17,10 +17,8 @@ Nothing here is medical data; year 99 in the names says so.
 import itertools
 import json
 import os
-import string
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +27,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from bcdlib.data.breakhis import BENIGN, MAGNIFICATIONS, official_path, parse_name
 from bcdlib.errors import InputError, check_known
+from bcdlib.runs.files import write_json
 
 VERSION = 1
 IMAGES_EACH = 5  # per slide and magnification
@@ -83,8 +83,14 @@ def plan_images(seed: int = 0) -> pd.DataFrame:
             letters, MAGNIFICATIONS, range(1, IMAGES_EACH + 1)
         ):
             name = f"SOB_{group}_{subtype}-99-{10001 + number}{letter}-{magnification}-{sequence:03d}.png"
-            grade = float(np.clip(case_grade + GRADE_IMAGE * rng.standard_normal(), 0, 1))
-            rows.append(parse_name(name) | {"class": group, "grade": grade, "relpath": official_path(name)})
+            rows.append(
+                {
+                    **parse_name(name),
+                    "class": group,
+                    "grade": float(np.clip(case_grade + GRADE_IMAGE * rng.standard_normal(), 0, 1)),
+                    "relpath": official_path(name),
+                }
+            )
     return pd.DataFrame(rows).drop(columns="year")
 
 
@@ -124,13 +130,18 @@ def draw_dataset(
     if _has_marker(done, state):
         return folder
     if not _has_marker(begun, state):
-        _write(begun, json.dumps(state).encode())
-    todo = [row for row in table[:limit].to_dict("records") if not (folder / row["relpath"]).exists()]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        jobs = pool.map(lambda row: _draw_into(folder, row, seed), todo)
-        list(tqdm(jobs, total=len(todo), desc="drawing tissue", unit="image", disable=not progress))
+        write_json(begun, state)
+    thread_map(
+        partial(_draw_into, folder, seed),
+        [row for row in table[:limit].to_dict("records") if not (folder / row["relpath"]).exists()],
+        max_workers=workers or os.cpu_count(),
+        tqdm_class=tqdm,
+        desc="drawing tissue",
+        unit="image",
+        disable=not progress,
+    )
     if limit is None:
-        _write(done, json.dumps(state).encode())
+        write_json(done, state)
         begun.unlink(missing_ok=True)
     return folder
 
@@ -202,18 +213,14 @@ def _has_marker(path: Path, state: dict) -> bool:
     return True
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is there in full or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def _draw_into(folder: Path, row: dict, seed: int) -> None:
+def _draw_into(folder: Path, seed: int, row: dict) -> None:
     wanted = {key: row[key] for key in ("subtype", "magnification", "grade", "slide", "sequence")}
     path = folder / row["relpath"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, cv2.imencode(".png", draw_image(**wanted, seed=seed)[..., ::-1], PNG)[1].tobytes())
+    # there in full or not at all; what a killed run leaves must not be taken for an image
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(cv2.imencode(".png", draw_image(**wanted, seed=seed)[..., ::-1], PNG)[1].tobytes())
+    temporary.replace(path)
 
 
 # ---------------------------------------------------------------- stain and grain of a slide
@@ -221,7 +228,7 @@ def _draw_into(folder: Path, row: dict, seed: int) -> None:
 
 def _style(slide, seed):
     """Stain and grain of a slide: its case's draw, moved a little. No argument knows the class."""
-    case = slide.rstrip(string.ascii_uppercase)
+    case = slide.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     base = np.random.default_rng([seed, 2, zlib.crc32(case.encode())]).uniform(-1, 1, 14)
     own = np.random.default_rng([seed, 2, zlib.crc32(slide.encode()), 1]).uniform(-1, 1, 14)
     v = np.clip(base + 0.25 * own, -1, 1)
@@ -251,10 +258,10 @@ def _stain(scene, hematoxylin, eosin):
 
 def _noise(rng, wavelength):
     """Smooth noise of about unit variance over the image; wavelength in pixels."""
-    shape = (max(3, round(HEIGHT / wavelength) + 2), max(3, round(WIDTH / wavelength) + 2))
-    return 1.4 * cv2.resize(
-        rng.standard_normal(shape, dtype=np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+    coarse = rng.standard_normal(
+        [max(3, round(side / wavelength) + 2) for side in (HEIGHT, WIDTH)], dtype=np.float32
     )
+    return 1.4 * cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
 
 
 # ---------------------------------------------------------------- where the tissues lie
@@ -274,8 +281,8 @@ class _Scene:
         cv2.fillPoly(self.tissue, [np.rint(outline * self.ppm).astype(np.int32)], label)
 
     def strip(self, line, width, label):
-        thick = max(1, round(width * self.ppm))
-        cv2.polylines(self.tissue, [np.rint(line * self.ppm).astype(np.int32)], False, label, thick)
+        points = np.rint(line * self.ppm).astype(np.int32)
+        cv2.polylines(self.tissue, [points], False, label, max(1, round(width * self.ppm)))
 
     def at(self, points):
         """Index a map of the field, its rows and columns, at these points (n, 2)."""
@@ -306,9 +313,13 @@ class _Scene:
         return start + np.cumsum(step * np.stack([np.cos(angle), np.sin(angle)], 1), 0)
 
 
-def _glands(scene, spacing, radius, *, coverage, patch, hollow, wobble):
-    """Draw round structures; `hollow` is the chance of a lumen, which high grades lower further."""
+def _glands(scene, spacing, radius, *, growth=(0, 0), coverage, patch, hollow, wobble):
+    """Draw round structures; `hollow` is the chance of a lumen, which high grades lower further.
+
+    Of spacing and radius, `growth` is what the highest grade adds.
+    """
     rng, g = scene.rng, scene.grade
+    spacing, radius = np.array([spacing, radius]) + g * np.array(growth)
     centres = scene.scatter(spacing)
     level = _noise(rng, patch * scene.ppm)
     near = centres[level[scene.at(centres)] > np.quantile(level, np.clip(1.15 - coverage - 0.3 * g, 0, 1))]
@@ -319,11 +330,6 @@ def _glands(scene, spacing, radius, *, coverage, patch, hollow, wobble):
         if rng.random() < hollow * (1.3 - g):
             inner = max(r - rng.uniform(11, 14) - 4 * g, 0.18 * r)
             scene.fill(scene.blob(centre, inner, wobble + 0.3 * g), LUMEN)
-
-
-def _ductal(scene):
-    g = scene.grade
-    _glands(scene, 70 + 40 * g, 34 + 22 * g, coverage=0.7, patch=400, hollow=0.7, wobble=0.2)
 
 
 def _strands(scene, spacing, length, width, *, bend, wall, inside, unit=1.0):
@@ -343,23 +349,22 @@ def _slits(scene, spacing, width, bend):
 
 
 def _lobular(scene):
-    rng = scene.rng
     for start in scene.scatter(46 - 14 * scene.grade):
-        if rng.random() < 0.75:
-            scene.strip(scene.walk(start, rng.uniform(20, 150), 0.14), rng.uniform(9, 13), EPITHELIUM)
-    if rng.random() < 0.6 * (1 - scene.grade):
+        if scene.rng.random() < 0.75:
+            line = scene.walk(start, scene.rng.uniform(20, 150), 0.14)
+            scene.strip(line, scene.rng.uniform(9, 13), EPITHELIUM)
+    if scene.rng.random() < 0.6 * (1 - scene.grade):
         _glands(scene, 150, 30, coverage=0.4, patch=300, hollow=0.9, wobble=0.1)
 
 
 def _mucinous(scene):
-    rng = scene.rng
     for centre in scene.scatter(400):
-        scene.fill(scene.blob(centre, rng.uniform(170, 290), 0.2), MUCIN)
+        scene.fill(scene.blob(centre, scene.rng.uniform(170, 290), 0.2), MUCIN)
     for centre in scene.scatter(95):
-        if scene.tissue[scene.at(centre[None])][0] == MUCIN and rng.random() < 0.7:
-            r = rng.uniform(18, 44)
+        if scene.tissue[scene.at(centre[None])][0] == MUCIN and scene.rng.random() < 0.7:
+            r = scene.rng.uniform(18, 44)
             scene.fill(scene.blob(centre, r, 0.25, 1.3), EPITHELIUM)
-            if rng.random() < 0.6 * (1 - scene.grade):
+            if scene.rng.random() < 0.6 * (1 - scene.grade):
                 scene.fill(scene.blob(centre, max(r - 15, 4), 0.2, 1.3), LUMEN)
 
 
@@ -375,7 +380,12 @@ LAYOUTS: dict[str, tuple[Callable, int]] = {
     "F": (partial(_slits, spacing=170, width=(2, 14), bend=0.22), 26),
     "PT": (partial(_slits, spacing=300, width=(10, 90), bend=0.3), 15),
     "TA": (partial(_glands, spacing=60, radius=25, coverage=0.75, patch=600, hollow=1.0, wobble=0.06), 34),
-    "DC": (_ductal, 30),
+    "DC": (
+        partial(
+            _glands, spacing=70, radius=34, growth=(40, 22), coverage=0.7, patch=400, hollow=0.7, wobble=0.2
+        ),
+        30,
+    ),
     "LC": (_lobular, 30),
     "MC": (_mucinous, 30),
     "PC": (_papillary, 24),
@@ -405,7 +415,7 @@ def _lining(scene):
     inside[0, 0] = 0  # a field that is all epithelium has no border: give it one
     depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
     deepest = depth[scene.tissue == EPITHELIUM].max(initial=0)
-    found = []
+    found = [np.zeros((0, 3))]  # no epithelium, no nuclei
     for level in np.arange(1.25 * radius * ppm, deepest, 1.1 * pitch * ppm):
         deeper = (depth > level).astype(np.uint8)
         for contour in cv2.findContours(deeper, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]:
@@ -413,8 +423,6 @@ def _lining(scene):
             at = np.arange(rng.uniform(0, pitch * ppm), len(line), pitch * ppm / 1.12).astype(int)
             across = line[(at + 3) % len(line)] - line[(at - 3) % len(line)]
             found.append(np.column_stack([line[at], np.arctan2(across[:, 1], across[:, 0]) + np.pi / 2]))
-    if not found:
-        return np.zeros((0, 6))
     x, y, angle = np.concatenate(found).T
     keep = (x > 1) & (y > 1) & (x < WIDTH - 2) & (y < HEIGHT - 2)  # contours also follow the image's edge
     keep &= (scene.tissue[y.astype(int), x.astype(int)] == EPITHELIUM) & (rng.random(len(x)) > 0.08)
@@ -454,23 +462,27 @@ def _strangers(scene, apart, slope):
     at = scene.at(points)
     points = points[(scene.tissue[at] == STROMA) & (level[at] > rng.uniform(1.3, 4))]
     n = len(points)
-    round_ = [points * scene.ppm, np.full((n, 2), 2.7), np.zeros(n), rng.uniform(0.85, 1, n)]
-    return np.concatenate([spindle, np.column_stack(round_)])
+    lymphocytes = np.column_stack(
+        [points * scene.ppm, np.full((n, 2), 2.7), np.zeros(n), rng.uniform(0.85, 1, n)]
+    )
+    return np.concatenate([spindle, lymphocytes])
 
 
-def _draw_nuclei(scene, nuclei, irregular):
-    """Nuclei as darkness 0 to 1, float32 (460, 700)."""
+def _draw_nuclei(scene, nuclei):
+    """Nuclei, less regular in high grades, as darkness 0 to 1, float32 (460, 700)."""
     canvas = np.zeros((HEIGHT, WIDTH), np.uint8)
     rng, n = scene.rng, len(nuclei)
     t = np.linspace(0, 2 * np.pi, 14, endpoint=False)
     x, y, a, b, angle, dark = nuclei.T[:, :, None]
-    waves = [rng.normal(0, 1 / k, (n, 1)) * np.cos(k * t + rng.uniform(0, 6, (n, 1))) for k in (2, 3)]
-    bumps = 1 + irregular * sum(waves)
+    bumps = 1 + (0.05 + 0.2 * scene.grade) * sum(
+        rng.normal(0, 1 / k, (n, 1)) * np.cos(k * t + rng.uniform(0, 6, (n, 1))) for k in (2, 3)
+    )
     px, py = a * bumps * np.cos(t), b * bumps * np.sin(t)
     c, s = np.cos(angle), np.sin(angle)
-    outline = np.stack([x + scene.ppm * (c * px - s * py), y + scene.ppm * (s * px + c * py)], 2)
-    outlines = np.rint(outline * 16).astype(np.int32)
-    for polygon, value in zip(outlines, np.rint(255 * dark[:, 0]).astype(int).tolist()):
+    outlines = np.stack([x + scene.ppm * (c * px - s * py), y + scene.ppm * (s * px + c * py)], 2)
+    for polygon, value in zip(
+        np.rint(outlines * 16).astype(np.int32), np.rint(255 * dark[:, 0]).astype(int).tolist()
+    ):
         cv2.fillConvexPoly(canvas, polygon, value, cv2.LINE_AA, 4)
     return canvas.astype(np.float32) / 255
 
@@ -505,8 +517,7 @@ def _densities(scene, apart):
     """Compute the hematoxylin and eosin densities, float32 (460, 700), 0 = clear glass."""
     rng, g, ppm, style, tissue = scene.rng, scene.grade, scene.ppm, scene.style, scene.tissue
     texture, slope = _fibres(scene)
-    found = np.concatenate([_strangers(scene, apart, slope), _lining(scene)])
-    nuclei = _draw_nuclei(scene, found, irregular=0.05 + 0.2 * g)
+    nuclei = _draw_nuclei(scene, np.concatenate([_strangers(scene, apart, slope), _lining(scene)]))
     soft = {
         label: cv2.GaussianBlur((tissue == label).astype(np.float32), (0, 0), max(0.8, 0.8 * ppm))
         for label in (EPITHELIUM, LUMEN, MUCIN, FAT)

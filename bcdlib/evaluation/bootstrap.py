@@ -5,20 +5,32 @@ folds. The interval then says what another set of as many cases would give; it s
 again on other cases.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import brentq
+from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
 from bcdlib.data import splits
 from bcdlib.errors import InputError, check_known
-from bcdlib.evaluation.metrics import METRICS, THRESHOLD, metrics_by_seed, metrics_table, tables_by_seed
+from bcdlib.evaluation.metrics import (
+    METRICS,
+    THRESHOLD,
+    metrics_by_seed,
+    metrics_table,
+    overlapping_folds,
+    tables_by_seed,
+)
 
 REPEATS = 2000
 LEVEL = 0.95
 KEY = ["filename", "seed"]
+FEWEST_CASES = 3  # of a class: with fewer, nothing is said about other cases
+ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can add
 
 
 def bootstrap_cases(
@@ -27,6 +39,7 @@ def bootstrap_cases(
     unit: str = "case",
     *,
     threshold: float | str = THRESHOLD,
+    added: bool = False,
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -35,7 +48,8 @@ def bootstrap_cases(
     Parameters
     ----------
     predictions : DataFrame
-        A predictions table; with several seeds, each metric is the mean over the seeds.
+        A predictions table; with several seeds (or folds that test an image more than once), each metric is
+        the mean over them.
     metrics : sequence of str
         Keys of `METRICS`.
     unit : str
@@ -43,6 +57,9 @@ def bootstrap_cases(
         image, whose intervals are too narrow.
     threshold : float or str
         A str names the column that has each row's threshold.
+    added : bool
+        Whether two more cases of mean size can be drawn, one predicted correctly throughout and one wrongly
+        (of metrics that are a ``rate``; the others stay as they are). No more cases are drawn for that.
 
     Returns
     -------
@@ -57,32 +74,49 @@ def bootstrap_cases(
     """
     for name in metrics:
         check_known("metric", name, METRICS)
-    tables = tables_by_seed(predictions, threshold)
+    tables, units = tables_by_seed(predictions, threshold), np.unique(predictions[unit])
     blocks = [
         sum(_resampled(one, metrics, weights, unit=unit) for one in tables) / len(tables)
-        for weights in _draws(np.unique(predictions[unit]), repeats, seed)
+        for weights in _draws([*units, *(ADDED if added else ())], len(units), repeats=repeats, seed=seed)
     ]
     return pd.concat(blocks, ignore_index=True)
 
 
-def _draws(names: np.ndarray, repeats: int, seed: int) -> Iterator[pd.DataFrame]:
-    """How often each unit is drawn (units, up to 250 resamples): blocks, so that memory stays small."""
-    generator, n = np.random.default_rng(seed), len(names)
+def _draws(units: list, n: int, *, repeats: int, seed: int) -> Iterator[pd.DataFrame]:
+    """Yield how often each unit is among n drawn (units, up to 250 resamples): blocks, to save memory."""
+    generator = np.random.default_rng(seed)
     for start in range(0, repeats, 250):
-        counts = generator.multinomial(n, np.full(n, 1 / n), size=min(250, repeats - start))
-        yield pd.DataFrame(counts.T, index=names)
+        share = np.full(len(units), 1 / len(units))
+        counts = generator.multinomial(n, share, size=min(250, repeats - start))
+        yield pd.DataFrame(counts.T, index=units)
 
 
 def _resampled(tables, metrics, weights: pd.DataFrame, *, unit: str) -> pd.DataFrame:
     """Metrics (B, metrics) of one seed's tables; `weights` (units, B) says how often each unit is drawn."""
-    drawn = {
-        counted: weights.loc[table[unit]].to_numpy(dtype=float).T
-        for counted, table in tables.items()
-        if unit in table  # a slide or case cannot be drawn by image
-    }
-    chosen = {name: METRICS[name] for name in metrics if METRICS[name].unit in drawn}
-    values = {name: one.weighted_values(tables[one.unit], drawn[one.unit]) for name, one in chosen.items()}
+    values = {}
+    for name in metrics:
+        metric = METRICS[name]
+        table = tables[metric.unit]
+        if unit in table:  # a slide or case cannot be drawn by image
+            drawn = weights.loc[table[unit]].to_numpy(dtype=float).T
+            if metric.rate and ADDED[0] in weights.index:
+                table, drawn = _with_added(metric, table, drawn, weights.loc[ADDED].to_numpy(dtype=float))
+            values[name] = metric.weighted_values(table, drawn)
     return pd.DataFrame(values, index=weights.columns, columns=list(metrics), dtype=float)
+
+
+def _with_added(metric, table: pd.DataFrame, drawn: np.ndarray, added: np.ndarray):
+    """Append rows that stand for the case predicted correctly throughout and for the other."""
+    by_class = metric.both_classes or len(metric.classes) == 1
+    parts = {label: table[table["label"] == label] for label in metric.classes} if by_class else {1: table}
+    rows, columns = [], [drawn]
+    for label, part in parts.items():
+        size = len(part) / max(1, part["case"].nunique())
+        for correct, times in zip((1, 0), added, strict=True):
+            rows.append({"label": label, "predicted": label if correct else 1 - label, "correct": correct})
+            columns.append(size * times[:, None])
+    used = ["label", metric.of]
+    return pd.concat([table[used], pd.DataFrame(rows)[used]]), np.hstack(columns)
 
 
 def confidence_limits(values, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -110,47 +144,169 @@ def confidence_limits(values, n: int, level: float = LEVEL) -> tuple[float, floa
     return float(low), float(high)
 
 
+def auc_limits(auc: float, malignant: int, benign: int, level: float = LEVEL) -> tuple[float, float]:
+    """Compute the confidence interval of an AUC from the numbers of units of both classes.
+
+    Newcombe 2006, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic, part
+    2", Statistics in Medicine 25, method 5. It holds for few units and near 1, where a bootstrap draws the
+    same AUC again and again.
+
+    Returns
+    -------
+    tuple of float
+
+    Examples
+    --------
+    >>> low, high = auc_limits(1.0, 12, 8)
+    >>> round(low, 2), high
+    (0.79, 1.0)
+    """
+    half, size = stats.norm.ppf(0.5 + level / 2), (malignant + benign) / 2
+
+    def distance(true, side):
+        spread = 1 + (size - 1) * ((1 - true) / (2 - true) + true / (1 + true))
+        return auc - true + side * half * np.sqrt(true * (1 - true) * spread / (malignant * benign))
+
+    # 0 and 1 themselves solve the equation for an AUC of 0 or 1: the other solution is meant
+    low = 0.0 if auc <= 0 else brentq(distance, 0, min(auc, 1 - 1e-9), args=(-1,))
+    high = 1.0 if auc >= 1 else brentq(distance, max(auc, 1e-9), 1, args=(1,))
+    return float(low), float(high)
+
+
+def metric_limits(
+    metric: str, value: float, predictions: pd.DataFrame, draws, added, *, level: float = LEVEL
+) -> tuple[float, float]:
+    """Compute the confidence interval of a metric over cases.
+
+    It is the expanded percentile interval of the bootstrap (`confidence_limits`) for the number of cases of
+    the class concerned (of two classes, the smaller). Near 0 and 1 that alone is too narrow, since errors of
+    a kind that is not among these cases cannot be drawn. Hence rates take in the interval of a bootstrap with
+    two added cases as well, an AUC beyond 0.9 (or 0.1) that of `auc_limits` with cases as units, and the AUC
+    of cases has the latter alone. How often these hold the true value is measured by a test, for 14, 26 and
+    70 cases.
+
+    Parameters
+    ----------
+    metric : str
+        A key of `METRICS`.
+    value : float
+        The metric of `predictions`.
+    predictions : DataFrame
+        With case and label.
+    draws, added : float array (B,)
+        The metric as from `bootstrap_cases`, without and with added cases.
+    level : float
+
+    Returns
+    -------
+    tuple of float
+        NaN where an interval cannot be said: with fewer than `FEWEST_CASES` cases of a class concerned, or
+        where both limits are the same.
+    """
+    about, units = METRICS[metric], _effective_cases(metric, predictions)
+    if not units or np.isnan(value):
+        return float("nan"), float("nan")
+    pairs = [confidence_limits(draws, units, level)]
+    if about.rate:
+        pairs.append(confidence_limits(added, units, level))
+    if about.compute is roc_auc_score:
+        cases = predictions.groupby("label")["case"].nunique()
+        newcombe = auc_limits(value, cases[1], cases[0], level)
+        if about.unit == "case":
+            pairs = [newcombe]
+        elif abs(value - 0.5) > 0.4:
+            pairs.append(newcombe)
+    low, high = np.min(pairs, axis=0)[0], np.max(pairs, axis=0)[1]
+    return (float(low), float(high)) if low < high else (float("nan"), float("nan"))
+
+
+def _effective_cases(metric: str, predictions: pd.DataFrame) -> int:
+    """Count the cases that an interval rests on; 0 with too few of a class concerned."""
+    about = METRICS[metric]
+    cases = predictions.groupby("label")["case"].nunique()
+    cases = cases[cases.index.isin(about.classes)]
+    if cases.empty or cases.min() < FEWEST_CASES:
+        return 0
+    return int(cases.min() if about.both_classes else cases.sum())
+
+
 def interval_table(
     predictions: pd.DataFrame,
     metrics: Sequence[str] = ("accuracy", "auc"),
     by: Sequence[str] = ("method", "split"),
     *,
     threshold: float | str = THRESHOLD,
+    by_image: bool = True,
     level: float = LEVEL,
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compute metrics of each group with their 95 % intervals over cases.
+    """Compute metrics of each group with their 95 % intervals over cases; see `metric_limits`.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        A predictions table.
+    metrics : sequence of str
+        Keys of `METRICS`.
+    by : sequence of str
+        Columns to group by.
+    threshold : float or str
+        A str names the column that has each row's threshold.
+    by_image : bool
+        Whether to add the limits of a bootstrap by image.
+    level : float
+        Of confidence.
+    repeats, seed : int
+        Number of resamples, and the seed that draws them.
 
     Returns
     -------
     DataFrame
-        The columns of `by`, images, slides, cases, metric, value, low, high, and low_by_image,
-        high_by_image: what a bootstrap by image claims, which takes the images of a case for independent
-        and is too narrow.
+        The columns of `by`, images, slides, cases, metric, value, low, high (NaN where no interval can be
+        said), and low_by_image, high_by_image: what a bootstrap by image claims, which takes the images of a
+        case for independent and is too narrow.
     """
     counts = [*by, "images", "slides", "cases"]
     rows, points = [], metrics_table(predictions, by, threshold)
     for (_, part), (_, point) in zip(
         predictions.groupby(list(by), sort=False), points.iterrows(), strict=True
     ):
-        cases, images = (
-            bootstrap_cases(part, metrics, unit, threshold=threshold, repeats=repeats, seed=seed)
-            for unit in ("case", "filename")
+        resample = functools.partial(
+            bootstrap_cases, part, metrics, threshold=threshold, repeats=repeats, seed=seed
         )
+        cases, added = resample(), resample(added=True)
+        images = resample("filename") if by_image else cases
         for metric in metrics:
-            rows.append(
-                [
-                    *point[counts],
-                    metric,
-                    point[metric],
-                    *confidence_limits(cases[metric], point["cases"], level),
-                    *confidence_limits(images[metric], point["images"], level),
-                ]
-            )
-    return pd.DataFrame(
-        rows, columns=[*counts, "metric", "value", "low", "high", "low_by_image", "high_by_image"]
-    )
+            value = point[metric]
+            row = [*point[counts], metric, value]
+            row += metric_limits(metric, value, part, cases[metric], added[metric], level=level)
+            rows.append([*row, *confidence_limits(images[metric], point["images"], level)])
+    columns = [*counts, "metric", "value", "low", "high", "low_by_image", "high_by_image"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table if by_image else table[columns[:-2]]
+
+
+def share_limits(predictions: pd.DataFrame, found, **options) -> tuple[float, float]:
+    """Compute the 95 % interval over cases of a share of images.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        Rows of one method and split.
+    found : bool array (N,)
+        Whether each image counts.
+    **options
+        As in `interval_table`.
+
+    Returns
+    -------
+    tuple of float
+        NaN where no interval can be said; see `metric_limits`.
+    """
+    counted = predictions.assign(label=1, probability=np.asarray(found, dtype=float))
+    row = interval_table(counted, ["accuracy"], by_image=False, **options).iloc[0]
+    return row["low"], row["high"]
 
 
 def paired_difference(
@@ -168,47 +324,62 @@ def paired_difference(
     Returns
     -------
     dict
-        value (first minus second), low, high, p (two-sided, of no difference, from the same resamples),
-        images, cases.
+        value (first minus second), low, high, p (two-sided, of no difference, from the same interval: it is
+        below 0.05 where the 95 % interval leaves out 0), images, cases. low, high and p are NaN where they
+        cannot be said; see `metric_limits`.
 
     Raises
     ------
     InputError
         If no image was predicted by both with the same seed.
     """
-    first, second = _matched(first, second)
-    both = first, second.assign(case=first["case"])  # the same image belongs to the same case
+    both = matched_predictions(first, second)
     values = [metrics_by_seed(one, threshold, [metric])[metric].mean(skipna=False) for one in both]
     draws = [
         bootstrap_cases(one, [metric], threshold=threshold, repeats=repeats, seed=seed)[metric]
         for one in both
     ]
     gaps = (draws[0] - draws[1]).dropna().to_numpy()
-    cases = first["case"].nunique()
-    low, high = confidence_limits(gaps, cases, level)
-    tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
-    p = min(1.0, 2 * (tail + 1) / (len(gaps) + 1)) if len(gaps) and cases > 1 else float("nan")
+    units = _effective_cases(metric, both[0])
+    low, high = confidence_limits(gaps, units, level) if len(gaps) else (np.nan, np.nan)
+    p = np.nan
+    if units < 2 or not low < high:
+        low = high = np.nan
+    else:
+        tail = (min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1) / (len(gaps) + 1)
+        # confidence_limits, solved for the level whose interval ends at 0
+        p = min(1.0, 2 * stats.t.cdf(stats.norm.ppf(tail) * np.sqrt((units - 1) / units), units - 1))
     return {
         "value": values[0] - values[1],
         "low": low,
         "high": high,
         "p": p,
-        "images": first["filename"].nunique(),
-        "cases": cases,
+        "images": both[0]["filename"].nunique(),
+        "cases": both[0]["case"].nunique(),
     }
 
 
-def _matched(first: pd.DataFrame, second: pd.DataFrame) -> list[pd.DataFrame]:
-    """Select the images and seeds that both have, in one order."""
-    # the author's folds test some images more than once
-    key = [*KEY, "fold"] if set(first["split"]) == set(second["split"]) else KEY
-    first, second = (one.drop_duplicates(key) for one in (first, second))
-    both = first[key].merge(second[key], on=key)
-    if both.empty:
+def matched_predictions(first: pd.DataFrame, second: pd.DataFrame) -> list[pd.DataFrame]:
+    """Select the images and seeds that both tables predicted; the cases are those of the first.
+
+    The fold tells predictions apart only where both tables test an image more than once: the same image may
+    lie in another fold.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    key = [*KEY, "fold"] if overlapping_folds(first) and overlapping_folds(second) else KEY
+    found = [
+        one.merge(other[key].drop_duplicates(), on=key) for one, other in ((first, second), (second, first))
+    ]
+    if found[0].empty:
         raise InputError(
             "these two have no image and seed in common; compare trials of the same data and seeds"
         )
-    return [one.merge(both, on=key).sort_values(key, ignore_index=True) for one in (first, second)]
+    cases = found[0].drop_duplicates("filename").set_index("filename")["case"]
+    return [found[0], found[1].assign(case=found[1]["filename"].map(cases))]
 
 
 def paired_differences(
@@ -236,21 +407,39 @@ def paired_differences(
     Returns
     -------
     DataFrame
-        split (or method), first, second, metric, value, low, high, p, images, cases. Empty if there is
-        nothing to compare.
+        split (or method), first, second, metric, value, low, high, p, p_holm, images, cases. p_holm is
+        Holm's correction over all rows of the table, which is one family: one question, one metric. Empty if
+        there is nothing to compare.
     """
     within = "split" if between == "method" else "method"
-    rows = []
+    pairs = []
     for name, part in predictions.groupby(within, sort=False):
         groups = dict(list(part.groupby(between, sort=False)))
         base = against if against in groups else next(iter(groups))
         for other, one in groups.items():
             if other != base and len(one[KEY].merge(groups[base][KEY], on=KEY)):
-                rows.append(
-                    {within: name, "first": other, "second": base, "metric": metric}
-                    | paired_difference(one, groups[base], metric, repeats=repeats, seed=seed)
+                pairs.append(
+                    ({within: name, "first": other, "second": base, "metric": metric}, one, groups[base])
                 )
-    return pd.DataFrame(rows)
+    repeats = max(repeats, _resamples_needed(len(pairs), predictions["case"].nunique()))
+    table = pd.DataFrame(
+        [
+            names | paired_difference(one, base, metric, repeats=repeats, seed=seed)
+            for names, one, base in pairs
+        ]
+    )
+    known = table["p"].notna() if pairs else []
+    if any(known):
+        table.loc[known, "p_holm"] = multipletests(table.loc[known, "p"], method="holm")[1]
+    return table
+
+
+def _resamples_needed(rows: int, cases: int) -> int:
+    """Return how many resamples let Holm's correction of so many differences reject at 5 % at all."""
+    if not rows or cases < 2:
+        return 0
+    tail = stats.norm.cdf(stats.t.ppf(0.0125 / rows, cases - 1) * np.sqrt(cases / (cases - 1)))
+    return max(40 * rows, min(20_000, round(1 / tail)))
 
 
 def comparison_table(
@@ -268,7 +457,8 @@ def comparison_table(
     -------
     DataFrame
         within (the split or method that both share), first, second, metric, value, low, high, p, p_holm
-        (Holm's correction over all rows of the table), images, cases. Empty if there is nothing to compare.
+        (Holm's correction over the differences of one metric between methods, or between protocols), images,
+        cases. Empty if there is nothing to compare.
     """
     strictest = next((name for name in splits.STRICTEST if name in set(predictions["split"])), None)
     found = [
@@ -278,24 +468,20 @@ def comparison_table(
         for between, other, against in (("method", "split", None), ("split", "method", strictest))
         for metric in metrics
     ]
-    table = pd.concat(found, ignore_index=True).reindex(
+    return pd.concat(found, ignore_index=True).reindex(
         columns="within first second metric value low high p p_holm images cases".split()
     )
-    known = table["p"].notna()
-    if known.any():
-        table.loc[known, "p_holm"] = multipletests(table.loc[known, "p"], method="holm")[1]
-    return table
 
 
 def range_text(low: float, high: float) -> str:
-    """Format an interval for reading; "-" where it is not defined.
+    """Format an interval for reading.
 
     Examples
     --------
     >>> range_text(0.6, 0.81234), range_text(float("nan"), float("nan"))
-    ('0.600 to 0.812', '-')
+    ('0.600 to 0.812', 'cannot be said')
     """
-    return "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
+    return "cannot be said" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def interval_text(row) -> str:
@@ -306,5 +492,4 @@ def interval_text(row) -> str:
     >>> interval_text(pd.Series({"value": 0.71, "low": 0.6, "high": 0.81}))
     '0.710 (0.600 to 0.810)'
     """
-    limits = "" if np.isnan(row.low) else f" ({range_text(row.low, row.high)})"
-    return "-" if np.isnan(row.value) else f"{row.value:.3f}{limits}"
+    return "-" if np.isnan(row.value) else f"{row.value:.3f} ({range_text(row.low, row.high)})"

@@ -9,8 +9,8 @@ To add a metric, add one entry to `METRICS`: results, comparison and model card 
 interval.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,10 +24,11 @@ from bcdlib.runs import files, folder
 COLUMNS = "filename slide case magnification subtype label probability fold method split seed".split()
 SUBTYPE_COLUMNS = [f"p_{name}" for name in breakhis.SUBTYPES]
 THRESHOLD = 0.5
+FAR_UNDER_CHANCE = 0.35  # an AUC below this is rather a mistake in the table than a bad model
 BINS = 10  # of the calibration error and the reliability diagram
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Metric:
     """A metric: how it is computed, and where and under which name it is shown.
 
@@ -49,6 +50,15 @@ class Metric:
         "predicted").
     both_classes : bool
         Whether it is undefined (NaN) with benign or malignant images only.
+    classes : tuple of int
+        The labels whose cases it rests on, which sets how wide its interval is: (1,) for sensitivity, (0,)
+        for specificity.
+    rate : bool
+        Whether it is a share of what is predicted correctly: its interval then allows for errors of a kind
+        that the few cases at hand do not show; see `bootstrap.interval_table`.
+    within_folds : bool
+        Whether it is computed fold by fold and averaged (over the folds in which it is defined), so that
+        probabilities of differently trained networks are never ranked against each other.
     tables : tuple of str
         Where it is shown: "results", "comparison", "card", "thresholds", "groups" (by magnification,
         subtype or slide).
@@ -68,16 +78,32 @@ class Metric:
     of: str = "predicted"
     unit: str = "image"
     both_classes: bool = False
+    classes: tuple[int, ...] = (0, 1)
+    rate: bool = False
+    within_folds: bool = False
     tables: tuple[str, ...] = ("results", "comparison", "card")
 
     def value(self, table: pd.DataFrame) -> float:
         """Compute it from the rows of `table`; NaN where it is not defined."""
+        if self.within_folds:
+            whole = dataclasses.replace(self, within_folds=False)
+            return float(pd.Series([whole.value(part) for _, part in table.groupby("fold")]).mean())
         if self.both_classes and table["label"].nunique() < 2:
             return float("nan")
         return float(self.compute(table["label"].to_numpy(), table[self.of].to_numpy()))
 
     def weighted_values(self, table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
         """Compute it for each row of ``weights`` (B, N): how often each row of `table` counts; float (B,)."""
+        if self.within_folds:
+            whole = dataclasses.replace(self, within_folds=False)
+            by_fold = np.array(
+                [
+                    whole.weighted_values(table.iloc[rows], weights[:, rows])
+                    for rows in table.groupby("fold").indices.values()
+                ]
+            )
+            known = np.isfinite(by_fold)
+            return _ratio(np.where(known, by_fold, 0).sum(axis=0), known.sum(axis=0))
         if self.weighted is None:
             rows = np.arange(len(table))
             return np.array([self.value(table.iloc[rows.repeat(count)]) for count in weights.astype(int)])
@@ -114,21 +140,29 @@ def _weighted_auc(label, probability, weights) -> np.ndarray:
 
 
 def calibration_error(label, probability) -> float:
-    """Compute the expected calibration error of the probability of malignant, 0..1.
+    """Compute the calibration error of the probability of malignant, 0..1, without the bias of few images.
 
-    In `BINS` bins of equal width: the distance between mean probability and share of malignant images,
-    weighted by the bin's share of images (Guo et al. 2017, there for the probability of the predicted
-    class).
+    In `BINS` bins of equal width: the squared distance between mean probability and share of malignant
+    images, less what chance alone adds to it, weighted by the bin's share of images; the root of that (Kumar,
+    Liang & Ma 2019, "Verified Uncertainty Calibration", section 4). The usual expected calibration error (Guo
+    et al. 2017) is never 0, however good the model: the fewer the images, the larger. Bins with one image are
+    left out.
 
     Examples
     --------
-    >>> round(calibration_error([0, 0, 1, 0], [0.1, 0.1, 0.9, 0.9]), 3)  # half of 0.1 and half of 0.4
-    0.25
+    >>> round(calibration_error([0, 0, 0, 0, 1, 1], [0.2, 0.2, 0.2, 0.2, 0.9, 0.9]), 3)
+    0.173
     """
-    probability = np.asarray(probability, dtype=float)
+    label, probability = np.asarray(label, dtype=float), np.asarray(probability, dtype=float)
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)  # 1.0 belongs to the last
-    differences = np.bincount(bins, probability - np.asarray(label), BINS)
-    return float(np.abs(differences).sum() / len(probability))
+    counts = np.bincount(bins, minlength=BINS)
+    used = counts > 1
+    if not used.any():
+        return float("nan")
+    counts = counts[used]
+    share, mean = (np.bincount(bins, of, BINS)[used] / counts for of in (label, probability))
+    excess = (mean - share) ** 2 - share * (1 - share) / (counts - 1)
+    return float(np.sqrt(max(0.0, np.average(excess, weights=counts))))
 
 
 METRICS: dict[str, Metric] = {
@@ -136,6 +170,7 @@ METRICS: dict[str, Metric] = {
         "accuracy",
         sk.accuracy_score,
         lambda label, predicted, weights: _weighted_mean(label, predicted == label, weights),
+        rate=True,
         tables=("results", "comparison", "card", "thresholds", "groups"),
     ),
     "balanced_accuracy": Metric(
@@ -143,18 +178,23 @@ METRICS: dict[str, Metric] = {
         sk.balanced_accuracy_score,
         lambda *values: (_weighted_recall(*values) + _weighted_recall(*values, pos_label=0)) / 2,
         both_classes=True,
+        rate=True,
         tables=("results", "card", "thresholds"),
     ),
     "sensitivity": Metric(
         "sensitivity (malignant found)",
         partial(sk.recall_score, zero_division=np.nan),
         _weighted_recall,
+        classes=(1,),
+        rate=True,
         tables=("results", "card", "thresholds", "groups"),
     ),
     "specificity": Metric(
         "specificity",
         partial(sk.recall_score, pos_label=0, zero_division=np.nan),
         partial(_weighted_recall, pos_label=0),
+        classes=(0,),
+        rate=True,
         tables=("results", "card", "thresholds", "groups"),
     ),
     "precision": Metric(
@@ -171,7 +211,7 @@ METRICS: dict[str, Metric] = {
         ),
         tables=("thresholds", "groups"),
     ),
-    "mcc": Metric("Matthews correlation", sk.matthews_corrcoef, both_classes=True, tables=("thresholds",)),
+    "mcc": Metric("Matthews correlation", sk.matthews_corrcoef, both_classes=True, tables=()),
     "kappa": Metric("Cohen's kappa", sk.cohen_kappa_score, both_classes=True, tables=()),
     "auc": Metric(
         "AUC",
@@ -180,6 +220,15 @@ METRICS: dict[str, Metric] = {
         of="probability",
         both_classes=True,
         tables=("results", "comparison", "card", "groups"),
+    ),
+    "auc_within": Metric(
+        "AUC within folds",
+        sk.roc_auc_score,
+        _weighted_auc,
+        of="probability",
+        both_classes=True,
+        within_folds=True,
+        tables=("results", "comparison"),
     ),
     "average_precision": Metric(
         "average precision", sk.average_precision_score, of="probability", both_classes=True, tables=()
@@ -192,7 +241,7 @@ METRICS: dict[str, Metric] = {
         of="probability",
         tables=("groups",),
     ),
-    "ece": Metric("calibration error", calibration_error, of="probability", tables=()),
+    "ece": Metric("calibration error (debiased)", calibration_error, of="probability", tables=()),
     # the mean over slides of the share of their images that are predicted correctly: the "patient
     # recognition rate" of Spanhol et al. 2016
     "slide_recognition": Metric(
@@ -201,6 +250,7 @@ METRICS: dict[str, Metric] = {
         _weighted_mean,
         of="correct",
         unit="slide",
+        rate=True,
     ),
     "slide_auc": Metric(
         "slide AUC",
@@ -223,7 +273,7 @@ def shown_in(table: str) -> list[str]:
     Examples
     --------
     >>> shown_in("comparison")
-    ['accuracy', 'auc', 'slide_recognition', 'case_auc']
+    ['accuracy', 'auc', 'auc_within', 'slide_recognition', 'case_auc']
     """
     return [key for key, metric in METRICS.items() if table in metric.tables]
 
@@ -235,8 +285,8 @@ def read_predictions(path) -> pd.DataFrame:
     ------
     InputError
         If the file cannot be read, a column is missing, a label is not 0 or 1, a probability is not in
-        0..1, a slide or case is empty, an image comes twice in one trial, or an image has two labels or two
-        cases.
+        0..1, a slide or case is empty, an image comes twice in one trial, an image has two labels or two
+        cases, or labels contradict BreakHis names.
     """
     return check_predictions(
         files.read_user_csv(path, "predictions table", {"slide": str, "case": str}), str(path)
@@ -245,6 +295,9 @@ def read_predictions(path) -> pd.DataFrame:
 
 def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.DataFrame:
     """Return the table if it is a predictions table, else raise InputError (see `read_predictions`).
+
+    What the names of BreakHis images prove takes the place of what the table says: slide, case and subtype.
+    A slide name that stands in several cases is several slides. `prediction_notes` says what else is odd.
 
     Examples
     --------
@@ -276,11 +329,69 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
     twice = table.duplicated([*folder.TRIAL_COLUMNS, "filename"])
     if twice.any():
         raise InputError(f"{name}: {table.loc[twice, 'filename'].iloc[0]} comes twice in one trial")
+    table = _with_breakhis_facts(table.assign(probability=probability), name)
     for column in ("label", "case"):  # a slide may hold both classes, an image may not
         differ = table.groupby("filename")[column].nunique() > 1
         if differ.any():
             raise InputError(f"{name}: {differ.idxmax()} has two different values of {column}")
-    return table.assign(probability=probability)
+    return table.assign(slide=breakhis.distinct_slides(table))
+
+
+def _with_breakhis_facts(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Hold the rows that have BreakHis names against these; their cases become accession numbers."""
+    known = table["filename"].map(
+        {file: breakhis.is_breakhis_name(file) for file in table["filename"].unique()}
+    )
+    facts = breakhis.images_table(table.loc[known, "filename"])
+    wrong = breakhis.class_labels(facts) != table.loc[known, "label"].to_numpy()
+    if wrong.any():
+        raise InputError(
+            f"{name}: {wrong.sum()} of {len(table)} labels contradict the file name, the first of "
+            f"{facts['filename'][wrong.argmax()]}; were the images shuffled after the labels were listed?"
+        )
+    table = table.copy()
+    for column in ("slide", "case", "subtype"):
+        other = known.copy()
+        other[known] = facts[column].to_numpy() != table.loc[known, column].to_numpy()
+        table[column] = table[column].astype(object)
+        table.loc[known, column] = facts[column].to_numpy()
+        if column == "case" and other.any():
+            note = "the column `case` differs from the accession numbers in the file names, which were taken"
+            table.attrs["notes"] = [f"{note} ({other.sum()} of {len(table)} rows)."]
+    return table
+
+
+def prediction_notes(predictions: pd.DataFrame) -> list[str]:
+    """List what is odd about a predictions table, a sentence each.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        From `read_predictions`.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"filename": ["1", "2"], "case": ["a", "b"], "label": [0, 1], "method": "m"})
+    >>> prediction_notes(table.assign(split="s", probability=[0.9, 0.8]))[0]
+    'Every case has one image: if several images come from one patient, the column `case` must say so.'
+    """
+    notes = list(predictions.attrs.get("notes", []))
+    if predictions["case"].nunique() == predictions["filename"].nunique():
+        notes.append(
+            "Every case has one image: if several images come from one patient, the column `case` must say "
+            "so."
+        )
+    for (method, split), part in predictions.groupby(["method", "split"], sort=False):
+        what = f"{method}, split {split}: "
+        if (part["probability"] >= THRESHOLD).all():
+            notes.append(
+                f"{what}all probabilities are 0.5 or more: is the column the confidence in the predicted "
+                "class rather than the probability of malignant?"
+            )
+        auc = sk.roc_auc_score(part["label"], part["probability"]) if part["label"].nunique() == 2 else 0.5
+        if auc < FAR_UNDER_CHANCE:
+            notes.append(f"{what}AUC {auc:.3f}, far under 0.5: is it the probability of benign?")
+    return notes
 
 
 def with_correct(predictions: pd.DataFrame, threshold=THRESHOLD) -> pd.DataFrame:
@@ -319,10 +430,11 @@ def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]
     Returns
     -------
     dict of float
-        The keys are those of `METRICS` whose unit is the image. All are 0..1 but mcc and kappa (-1..1).
+        The keys are those of `METRICS` whose unit is the image, without the one within folds. All are 0..1
+        but mcc and kappa (-1..1).
         What is not defined is NaN: AUC, average precision, balanced accuracy, MCC and kappa with one class
-        only, sensitivity without malignant images, specificity without benign ones, precision and F1
-        without an image predicted malignant.
+        only, sensitivity without malignant images, specificity without benign ones, precision without an
+        image predicted malignant, F1 where no image is malignant nor predicted so.
 
     Examples
     --------
@@ -334,7 +446,11 @@ def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]
         pd.DataFrame({"label": np.asarray(label), "probability": np.asarray(probability)}),
         np.asarray(threshold),
     )
-    return {key: metric.value(table) for key, metric in METRICS.items() if metric.unit == "image"}
+    return {
+        key: metric.value(table)
+        for key, metric in METRICS.items()
+        if metric.unit == "image" and not metric.within_folds
+    }
 
 
 def group_units(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
@@ -371,17 +487,27 @@ def group_units(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
 
 
 def tables_by_seed(predictions: pd.DataFrame, threshold=THRESHOLD) -> list[dict[str, pd.DataFrame]]:
-    """Make tables of images, slides and cases, for each seed of one method and split."""
+    """Make tables of images, slides and cases, for each seed of one method and split.
+
+    Where folds test an image more than once (the author's do), for each seed and fold: pooled, slides and
+    cases would be judged by the mean of several networks.
+    """
+    by = ["seed", "fold"] if overlapping_folds(predictions) else ["seed"]
     return [
         {unit: group_units(part, unit) for unit in ("image", "slide", "case")}
-        for _, part in with_correct(predictions, threshold).groupby("seed")
+        for _, part in with_correct(predictions, threshold).groupby(by)
     ]
+
+
+def overlapping_folds(predictions: pd.DataFrame) -> bool:
+    """Tell whether the folds of one method and split test an image more than once."""
+    return bool(predictions.duplicated(["filename", "seed"]).any())
 
 
 def metrics_by_seed(
     predictions: pd.DataFrame, threshold=THRESHOLD, keys: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Compute metrics (default: all) of one method and split: a row a seed, NaN where not defined."""
+    """Compute metrics (default: all) of one method and split: a row a table of `tables_by_seed`."""
     chosen = {key: METRICS[key] for key in (METRICS if keys is None else keys)}
     return pd.DataFrame(
         [
@@ -395,7 +521,9 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
     """Compute every metric of each group, with its number of images, slides, cases, folds and seeds.
 
     The folds of a group are pooled, each image with the prediction of the fold that tested it (out of
-    fold). With several seeds, each metric is the mean over the seeds.
+    fold). Where folds test an image more than once (``official``), each metric is the mean over the folds, as
+    the data set's authors report it. With several seeds, each metric is the mean over the seeds; NaN if it is
+    not defined for one of them.
 
     Parameters
     ----------
@@ -425,7 +553,7 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
         rows.append(
             dict(zip(by, key, strict=True))
             | counts
-            | metrics_by_seed(part, threshold).mean().to_dict()
+            | metrics_by_seed(part, threshold).mean(skipna=False).to_dict()
             | weights
         )
     return pd.DataFrame(rows)
@@ -484,8 +612,8 @@ def cross_validation_table(
     -------
     DataFrame
         The columns of `by`, metric, cases, trials (folds x seeds in which it is defined), mean, sd, lowest,
-        highest, pooled. The standard deviation is that of the trials; they share training images, so it is
-        no standard error.
+        highest, pooled (NaN where folds test an image more than once). The standard deviation is that of
+        the trials; they share training images, so it is no standard error.
     """
     key = [*by, "metric"]
     single = metrics_table(predictions, (*by, "fold", "seed")).melt(list(by), list(metrics), "metric")
@@ -496,6 +624,8 @@ def cross_validation_table(
         [*by, "cases"], list(metrics), "metric", "pooled", ignore_index=False
     )
     table = pooled.sort_index(kind="stable").merge(spread, on=key)  # the metrics of a group together
+    often = predictions.groupby([*by, "seed", "filename"]).size().groupby(list(by)).max() > 1
+    table["pooled"] = table["pooled"].mask(table.join(often.rename("often"), on=list(by))["often"])
     return table[[*key, "cases", *spread, "pooled"]]
 
 

@@ -91,11 +91,20 @@ def write_recording(
     full, shown = _complete(stored), metrics.shown_in("comparison")
     with files.atomic_write(place / f"{name}.predictions.csv.gz") as temporary:
         stored.to_csv(temporary, index=False, compression={"method": "gzip", "mtime": 0})
-    counts = metrics.metrics_table(full)[["method", "split", "folds", "seeds", "weights"]]
-    found = bootstrap.interval_table(full, shown)
-    files.write_csv(place / f"{name}.metrics.csv", found.merge(counts, on=["method", "split"]))
-    differences = [bootstrap.paired_differences(full, "method", key, against=against) for key in shown]
-    files.write_csv(place / f"{name}.differences.csv", pd.concat(differences, ignore_index=True))
+    files.write_csv(
+        place / f"{name}.metrics.csv",
+        bootstrap.interval_table(full, shown).merge(
+            metrics.metrics_table(full)[["method", "split", "folds", "seeds", "weights"]],
+            on=["method", "split"],
+        ),
+    )
+    files.write_csv(
+        place / f"{name}.differences.csv",
+        pd.concat(
+            [bootstrap.paired_differences(full, "method", key, against=against) for key in shown],
+            ignore_index=True,
+        ),
+    )
     files.write_json(
         place / f"{name}.json",
         {"commands": commands, "weights": weights, "against": against, "bcdlib": __version__},
@@ -129,6 +138,7 @@ def read_recording(name: str) -> Recording:
 
 def _complete(stored: pd.DataFrame) -> pd.DataFrame:
     """Add what BreakHis' file names say."""
-    full = stored.merge(breakhis.images_table(stored["filename"].unique()), on="filename", how="left")
-    full = metrics.check_predictions(full.assign(label=breakhis.class_labels(full)))
-    return full[[*metrics.COLUMNS, "weights"]]
+    full = stored.merge(breakhis.images_table(stored["filename"].unique()), on="filename", how="left").assign(
+        label=breakhis.class_labels
+    )
+    return metrics.check_predictions(full)[[*metrics.COLUMNS, "weights"]]

@@ -5,6 +5,7 @@ adds what it found to the test predictions. Nothing here chooses on a test part,
 whose columns say what it read there.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,12 +15,15 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
 
+from bcdlib.data import breakhis
 from bcdlib.errors import InputError, check_known
-from bcdlib.evaluation import metrics
+from bcdlib.evaluation import bootstrap, metrics
 from bcdlib.runs.folder import TRIAL_COLUMNS
 
 RULES = ("youden", "sensitivity")
 CALIBRATIONS = ("temperature", "platt", "none")
+FEWEST_CASES = 8  # of a class, below which a threshold or calibration is noise
+_REPEATS = 500  # resamples of each point of a curve
 WISHED_SENSITIVITY = 0.95
 REFERRAL_SENSITIVITY = 0.99
 
@@ -75,7 +79,8 @@ def choose_threshold(
     false_alarms, found, thresholds = roc_curve(label, probability, drop_intermediate=False)
     # of equals the highest, whatever rounding did to the last bit
     good = np.round(found - false_alarms, 12) if rule == "youden" else found >= sensitivity - 1e-12
-    return float(min(thresholds[np.argmax(good)], 1.0))  # the curve's first threshold is infinite
+    # a threshold at which nothing is malignant, the curve's first, is none
+    return float(thresholds[found > 0][np.argmax(good[found > 0])])
 
 
 def fit_calibration(label, probability, kind: str = "temperature") -> tuple[float, float]:
@@ -83,7 +88,8 @@ def fit_calibration(label, probability, kind: str = "temperature") -> tuple[floa
 
     ``temperature`` (Guo et al. 2017) fits the slope alone, 1 / temperature: it changes neither the order of
     the images nor what is predicted at 0.5, and one number is as much as a few cases can support. ``platt``
-    (Platt 1999, with his smoothed targets) fits both.
+    (Platt 1999) fits both. Both are fitted to `smoothed_targets`: classes that are perfectly separated would
+    ask for certainty.
 
     Returns
     -------
@@ -106,12 +112,27 @@ def fit_calibration(label, probability, kind: str = "temperature") -> tuple[floa
         return 1.0, 0.0
     if kind == "platt":
         return fit_platt(x, label)
+    target = smoothed_targets(label)
 
     def loss(log_temperature):
-        return np.logaddexp(0, -(2 * label - 1) * x / np.exp(log_temperature)).mean()
+        scaled = x / np.exp(log_temperature)
+        return (np.logaddexp(0, scaled) - target * scaled).mean()
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(100)), method="bounded")
     return float(np.exp(-found.x)), 0.0
+
+
+def smoothed_targets(label) -> np.ndarray:
+    """Draw labels towards each other as Platt (1999) does: by one image more of each class.
+
+    Examples
+    --------
+    >>> smoothed_targets([1, 1, 0]).round(3).tolist()
+    [0.75, 0.75, 0.333]
+    """
+    positive = np.sum(label)
+    negative = len(label) - positive
+    return np.where(label, (positive + 1) / (positive + 2), 1 / (negative + 2))
 
 
 def fit_platt(scores, label, *, smooth: bool = True) -> tuple[float, float]:
@@ -141,8 +162,7 @@ def fit_platt(scores, label, *, smooth: bool = True) -> tuple[float, float]:
     scores, label = np.reshape(scores, (-1, 1)), np.asarray(label)
     model = LogisticRegression(C=1e6)
     if smooth:
-        positive, negative = label.sum(), (1 - label).sum()
-        target = np.where(label == 1, (positive + 1) / (positive + 2), 1 / (negative + 2))
+        target = smoothed_targets(label)
         both = np.repeat([1, 0], len(label))  # each image once as malignant and once as benign, weighted
         model.fit(np.r_[scores, scores], both, sample_weight=np.r_[target, 1 - target])
     else:
@@ -173,9 +193,11 @@ def lock_thresholds(
     Returns
     -------
     DataFrame
-        One row a trial: `TRIAL_COLUMNS`, validation_images, validation_cases, threshold, slope, intercept,
-        refer_below (the highest limit that keeps 99 % of the malignant validation images at or above it). A
-        trial whose validation part lacks a class has threshold 0.5, slope 1, intercept 0, refer_below NaN.
+        One row a trial: `TRIAL_COLUMNS`, validation_images, benign_cases, malignant_cases, threshold, slope,
+        intercept, refer_below (the highest limit that keeps 99 % of the malignant validation images at or
+        above it), sensitivity_on_validation and specificity_on_validation (at that threshold), note. With
+        fewer than `FEWEST_CASES` cases of a class nothing is chosen: threshold 0.5, slope 1, intercept 0,
+        refer_below NaN, and the note says so.
 
     Raises
     ------
@@ -186,18 +208,31 @@ def lock_thresholds(
     rows = []
     for key, part in validation.groupby(TRIAL_COLUMNS, sort=False):
         label, probability = part["label"].to_numpy(), part["probability"].to_numpy()
-        threshold = choose_threshold(label, probability, rule, sensitivity=sensitivity)
-        below = choose_threshold(label, probability, "sensitivity", sensitivity=REFERRAL_SENSITIVITY)
-        limits = [
-            threshold,
-            *fit_calibration(label, probability, calibration),
-            below if len(set(label)) == 2 else float("nan"),
-        ]
-        rows.append([*key, len(part), part["case"].nunique(), *limits])
-    floats = ["threshold", "slope", "intercept", "refer_below"]
-    table = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, "validation_images", "validation_cases", *floats])
+        cases = [part.loc[label == side, "case"].nunique() for side in (0, 1)]
+        if min(cases) < FEWEST_CASES:
+            chosen, note = [metrics.THRESHOLD, 1.0, 0.0, np.nan], _too_few(cases)
+        else:
+            threshold = choose_threshold(label, probability, rule, sensitivity=sensitivity)
+            below = choose_threshold(label, probability, "sensitivity", sensitivity=REFERRAL_SENSITIVITY)
+            chosen, note = [threshold, *fit_calibration(label, probability, calibration), below], ""
+        found = metrics.compute_metrics(label, probability, chosen[0])
+        rows.append([*key, len(part), *cases, *chosen, found["sensitivity"], found["specificity"], note])
+    floats = (
+        "threshold slope intercept refer_below sensitivity_on_validation specificity_on_validation".split()
+    )
+    counts = ["validation_images", "benign_cases", "malignant_cases"]
+    table = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *counts, *floats, "note"])
     # an empty table (no validation anywhere) must merge and calculate like any other
     return table.astype(dict.fromkeys(floats, float) | dict(validation[TRIAL_COLUMNS].dtypes))
+
+
+def _too_few(cases: list[int]) -> str:
+    few = " and ".join(
+        f"{count} {name} case{'s' * (count != 1)}"
+        for count, name in zip(cases, breakhis.CLASSES, strict=True)
+        if count < FEWEST_CASES
+    )
+    return f"{few} on validation, fewer than {FEWEST_CASES}: threshold 0.5, no calibration"
 
 
 def apply_lock(predictions: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
@@ -216,6 +251,55 @@ def apply_lock(predictions: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def match_validation(validation: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Give validation predictions the names of the trials whose test predictions they belong to.
+
+    One trial on each side belongs together, whatever its columns say; else `TRIAL_COLUMNS` tell.
+
+    Parameters
+    ----------
+    validation, predictions : DataFrame
+        Predictions tables.
+
+    Returns
+    -------
+    DataFrame
+        The validation table. Warned of are cases that were tested too.
+
+    Raises
+    ------
+    InputError
+        If trials of the validation table are not among the tested ones, or images are both validated and
+        tested in one trial.
+    """
+    trials = [table[TRIAL_COLUMNS].drop_duplicates() for table in (validation, predictions)]
+    if all(len(names) == 1 for names in trials):
+        validation = validation.assign(**trials[1].iloc[0])
+    validation = validation.astype(dict(predictions[TRIAL_COLUMNS].dtypes))
+    matched = validation.merge(trials[1], on=TRIAL_COLUMNS)
+    if matched.empty:
+        sides = [", ".join(f"{name} {value}" for name, value in names.iloc[0].items()) for names in trials]
+        raise InputError(
+            f"validation predictions of no tested trial: they are of {sides[0]}; tested is {sides[1]}; "
+            f"make the columns {', '.join(TRIAL_COLUMNS)} agree"
+        )
+    both = matched.merge(predictions, on=[*TRIAL_COLUMNS, "filename"], suffixes=("", "_tested"))
+    if len(both):
+        raise InputError(
+            f"{len(both)} of {len(matched)} validation images are test images of the same trial, the first "
+            f"{both['filename'].iloc[0]}; a threshold is chosen on images that are not tested"
+        )
+    tested = predictions[[*TRIAL_COLUMNS, "case"]].drop_duplicates()
+    shared = matched.merge(tested, on=[*TRIAL_COLUMNS, "case"])["case"].unique()
+    if len(shared):
+        warnings.warn(
+            f"{len(shared)} validation cases are test cases too, the first {shared[0]}: the threshold has "
+            "seen them",
+            stacklevel=2,
+        )
+    return matched
+
+
 def selective_accuracy(
     predictions: pd.DataFrame,
     shares: Sequence[float] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
@@ -229,7 +313,8 @@ def selective_accuracy(
     Returns
     -------
     DataFrame
-        The columns of `by`, decided (share of images), images, cases, accuracy.
+        The columns of `by`, decided (share of predictions), images, cases, accuracy, and low, high: its 95 %
+        interval over cases.
     """
     rows = []
     for key, part in predictions.groupby(list(by), sort=False):
@@ -238,8 +323,10 @@ def selective_accuracy(
         part = metrics.with_correct(part, at).iloc[np.argsort(-certain, kind="stable")]
         for share in shares:
             kept = part.iloc[: max(1, round(share * len(part)))]
-            rows.append([*key, share, len(kept), kept["case"].nunique(), kept["correct"].mean()])
-    return pd.DataFrame(rows, columns=[*by, "decided", "images", "cases", "accuracy"])
+            counts = [kept["filename"].nunique(), kept["case"].nunique()]
+            limits = bootstrap.share_limits(kept, kept["correct"], repeats=_REPEATS)
+            rows.append([*key, share, *counts, kept["correct"].mean(), *limits])
+    return pd.DataFrame(rows, columns=[*by, "decided", "images", "cases", "accuracy", "low", "high"])
 
 
 def referral_table(
@@ -265,18 +352,25 @@ def referral_table(
     -------
     DataFrame
         The columns of `by`, images, cases; referred and sensitivity at the limits that validation set (NaN
-        where there was none); referred_hindsight: the share that the test part itself would have asked for.
+        where there was none), each followed by its 95 % interval over cases (text); referred_hindsight: the
+        share that the test part itself would have asked for, which has no interval since it was chosen there.
     """
     rows = []
     for key, part in predictions.groupby(list(by), sort=False):
         probability, threshold, below = part["probability"], part["threshold"], part["refer_below"]
         limit = choose_threshold(part["label"], probability, "sensitivity", sensitivity=sensitivity)
-        referred, hindsight = (
-            ((probability >= at) & (probability < threshold)).mean() for at in (below, limit)
-        )
-        found = (probability >= np.minimum(below, threshold))[part["label"] == 1].mean()
-        known = [referred, found] if below.notna().all() else [np.nan, np.nan]
-        rows.append([*key, len(part), part["case"].nunique(), *known, hindsight])
-    return pd.DataFrame(
-        rows, columns=[*by, "images", "cases", "referred", "sensitivity", "referred_hindsight"]
-    )
+        row = dict(zip(by, key, strict=True))
+        row |= {"images": part["filename"].nunique(), "cases": part["case"].nunique()}
+        found, malignant = probability >= np.minimum(below, threshold), part["label"] == 1
+        shares = {
+            "referred": (part, (probability >= below) & (probability < threshold)),
+            "sensitivity": (part[malignant], found[malignant]),
+        }
+        for name, (rows_of, counted) in shares.items():
+            known = below.notna().all() and len(rows_of)
+            limits = bootstrap.share_limits(rows_of, counted) if known else (np.nan, np.nan)
+            row[name] = counted.mean() if known else np.nan
+            row[f"{name}, 95 % by case"] = bootstrap.range_text(*limits)
+        row["referred_hindsight"] = ((probability >= limit) & (probability < threshold)).mean()
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -5,8 +5,7 @@ import contextlib
 import numpy as np
 import pandas as pd
 
-from bcdlib.data.cache import run_cache
-from bcdlib.data.custom import image_caption
+from bcdlib.data import cache, custom
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
 from bcdlib.explain import gradcam, models
@@ -60,38 +59,43 @@ def error_figure(run: Run, table: pd.DataFrame, n: int = 6):
         return style.note_figure("No image here: there is no wrong prediction to show.")
     if not has_cache(run):
         return style.note_figure("The images of these predictions are not in this run, so there is no map.")
-    cache = run_cache(run)
-    rows = rows[rows["filename"].isin(cache.images["filename"])].reset_index(drop=True)
-    maps = _maps(run, rows, cache)
+    cached = cache.run_cache(run)
+    rows = rows[rows["filename"].isin(cached.images["filename"])].reset_index(drop=True)
+    maps = _maps(run, rows, cached)
     if not maps:
         return style.note_figure(
             "No saved model of these predictions, of which a map can be made, is in this run."
         )
     images, captions = [], []
     for place, row in rows.iterrows():
-        images += [cache.pixels[cache.rows([row["filename"]])[0]]] * 2
-        known = image_caption(row, ("subtype", "magnification", "case"))
-        captions.append(f"{models.true_caption(row)}\n{known}")
+        images += [cached.pixels[cached.rows([row["filename"]])[0]]] * 2
         without = "" if place in maps else "; no map"
-        captions.append(f"{models.prediction_caption(row['probability'])}\nsplit {row['split']}{without}")
-    title = "In brackets: probability of malignant; yellow: what spoke most for the predicted class"
-    figure = style.image_grid(images, captions, 4, title=title)
+        captions += [
+            f"{models.true_caption(row)}\n{custom.image_caption(row, ('subtype', 'magnification', 'case'))}",
+            f"{models.prediction_caption(row['probability'])}\nsplit {row['split']}{without}",
+        ]
+    figure = style.image_grid(
+        images,
+        captions,
+        4,
+        title="In brackets: probability of malignant; yellow: what spoke most for the predicted class",
+    )
     for place, cam in maps.items():
         models.overlay(figure.axes[2 * place + 1], cam)
     return figure
 
 
-def _maps(run: Run, rows: pd.DataFrame, cache) -> dict[int, np.ndarray]:
+def _maps(run: Run, rows: pd.DataFrame, cached) -> dict[int, np.ndarray]:
     """Return maps by the rows' index, those that can be made."""
     found = {}
     for _, part in rows.groupby(TRIAL_COLUMNS, sort=False):
         folder = trial_folder(run, part.iloc[0])
         if folder is None:
             continue
-        model = models.load_model(folder / MODEL)
-        resized = models.model_cache(model, cache)
-        if resized is not None:
-            X = model.stained(resized.pixels[resized.rows(part["filename"])])
-            with contextlib.suppress(InputError):  # a network of which there is no map: the figure says so
+        with contextlib.suppress(InputError):  # no network, or no map of it: the figure says so
+            model = models.load_model(folder / MODEL)
+            resized = models.model_cache(model, cached)
+            if resized is not None:
+                X = model.stained(resized.pixels[resized.rows(part["filename"])])
                 found |= dict(zip(part.index, gradcam.compute_gradcam(model.network, X), strict=True))
     return found

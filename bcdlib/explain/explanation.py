@@ -13,10 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import splits
-from bcdlib.data.cache import run_cache
-from bcdlib.data.custom import image_caption
-from bcdlib.data.decode import decode_image
+from bcdlib.data import cache, custom, decode, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import thresholds
 from bcdlib.explain import gradcam, models, ood
@@ -94,10 +91,12 @@ def explain_image(model_file, image) -> Explanation:
     model = models.load_model(model_file)
     try:
         content = image if isinstance(image, bytes) else Path(image).read_bytes()
-        shown = decode_image(content, model.size)
+        shown = decode.decode_image(content, model.size)
     except (OSError, ValueError) as error:
-        name = "the image" if isinstance(image, bytes) else image
-        raise InputError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(
+            f"{'the image' if isinstance(image, bytes) else image}: "
+            f"{getattr(error, 'strerror', None) or error}"
+        ) from None
     return _explain(model, model_file, shown)
 
 
@@ -124,21 +123,29 @@ def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: i
         folder = trial_folder(run, part.iloc[0])
         if folder is None:
             continue
+        try:
+            model = models.load_model(folder / MODEL)
+        except InputError:  # a method of one's own that is no Keras network
+            continue
         if image:
             return explain_image(folder / MODEL, image)
-        model = models.load_model(folder / MODEL)
-        cache = models.model_cache(model, run_cache(run))
-        if cache is None:
+        cached = models.model_cache(model, cache.run_cache(run))
+        if cached is None:
             continue
         row = part.iloc[int(np.random.default_rng(seed).integers(len(part)))]
-        shown = cache.pixels[cache.rows([row["filename"]])[0]]
-        return _explain(model, folder / MODEL, shown, title=models.true_caption(row))
+        return _explain(
+            model,
+            folder / MODEL,
+            cached.pixels[cached.rows([row["filename"]])[0]],
+            title=models.true_caption(row),
+        )
     text = "This run has no saved model of these predictions, so there is none to ask about an image."
-    nearest = pd.DataFrame(columns=NEAREST_COLUMNS)
-    return Explanation("", float("nan"), None, text, nearest, style.note_figure(text))
+    return Explanation(
+        "", float("nan"), None, text, pd.DataFrame(columns=NEAREST_COLUMNS), style.note_figure(text)
+    )
 
 
-def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODReference | None:
+def trial_reference(model_file, model: SavedMethod) -> ood.OODReference | None:
     """Load the reference beside a model, or compute and store it in the run that trained the model.
 
     Returns
@@ -150,26 +157,30 @@ def trial_reference(model_file, model: SavedMethod | None = None) -> ood.OODRefe
     reference = ood.load_reference(folder)
     if reference is not None or not record or not has_cache(run):
         return reference
-    model = model or models.load_model(model_file)
-    cache = models.model_cache(model, run_cache(run))
+    cached = models.model_cache(model, cache.run_cache(run))
     split = run.folder / "splits" / f"{record['split']}.csv"
-    if cache is None or not split.is_file():
+    if cached is None or not split.is_file():
         return None
     part = splits.fold_of(pd.read_csv(split), record["fold"])
-    if {role: (part["role"] == role).sum() for role in splits.ROLES} != record["images"]:
+    tested = set(pd.read_csv(folder / "predictions.csv")["filename"])
+    counts = {role: (part["role"] == role).sum() for role in splits.ROLES}
+    if counts != record["images"] or tested != set(part.loc[part["role"] == "test", "filename"]):
         return None  # preprocessed anew since: these are no longer the images that it was trained on
     points, images = {}, {}
     for role in ("train", "validation"):
-        rows = cache.rows(part.loc[part["role"] == role, "filename"])
-        images[role] = cache.images.iloc[rows][
+        rows = cached.rows(part.loc[part["role"] == role, "filename"])
+        images[role] = cached.images.iloc[rows][
             ["filename", "slide", "case", "class", "magnification", "subtype"]
         ]
-        X = model.stained(cache.pixels[rows])
-        points[role] = ood.reference_points(model.network, X) if len(rows) else None
-    reference = ood.build_reference(
-        points["train"], images["train"], points["validation"], validation_images=images["validation"]
+        points[role] = (
+            ood.reference_points(model.network, model.stained(cached.pixels[rows])) if len(rows) else None
+        )
+    ood.save_reference(
+        folder,
+        ood.build_reference(
+            points["train"], images["train"], points["validation"], validation_images=images["validation"]
+        ),
     )
-    ood.save_reference(folder, reference)
     return ood.load_reference(folder)  # rounded as stored: the same answer now and later
 
 
@@ -193,7 +204,7 @@ def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> di
     columns = {}
     calibrated = _calibrate(model_file, probability)
     if calibrated is not None:
-        columns["calibrated"] = calibrated.tolist()
+        columns["calibrated"] = calibrated
     reference = ood.load_reference(Path(model_file).parent)
     if reference is not None:
         queries = ood.reference_points(model.network, model.stained(X))
@@ -202,21 +213,24 @@ def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> di
     return columns
 
 
-def _calibrate(model_file, probability) -> np.ndarray | None:
+def _calibrate(model_file, probability) -> list[float] | None:
     """Calibrate probabilities (N,) as the run locked it for the trial of this model, if it did."""
     record, locked = models.trial_record(model_file), models.run_of(model_file).folder / "locked.csv"
     if not record or not locked.is_file():
         return None
     table = pd.read_csv(locked)
     mine = table[(table[TRIAL_COLUMNS] == [record[name] for name in TRIAL_COLUMNS]).all(axis=1)]
-    return None if mine.empty else thresholds.calibrate(probability, *mine[["slope", "intercept"]].iloc[0])
+    return (
+        None
+        if mine.empty
+        else thresholds.calibrate(probability, *mine[["slope", "intercept"]].iloc[0]).tolist()
+    )
 
 
 def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = "the image") -> Explanation:
     X = model.stained(shown[None])
     probability = float(models.predict_images(model, shown[None])[0])
-    calibrated = _calibrate(model_file, [probability])
-    calibrated = None if calibrated is None else float(calibrated[0])
+    [calibrated] = _calibrate(model_file, [probability]) or [None]
     reference = trial_reference(model_file, model)
     if reference is None:
         warning, nearest = "", pd.DataFrame(columns=NEAREST_COLUMNS)
@@ -231,33 +245,35 @@ def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = 
         cam = gradcam.compute_gradcam(model.network, X)[0]
     except InputError:  # a network without a feature map still has a class and its probability
         cam = None
-    label = models.predicted_class(probability)
-    answer = Explanation(label, probability, calibrated, warning, nearest, None)
+    answer = Explanation(
+        models.predicted_class(probability), probability, calibrated, warning, nearest[NEAREST_COLUMNS], None
+    )
     record = models.trial_record(model_file)
     made = f" ({record['method']}, split {record['split']})" if record else ""
     texts = [answer.summary.capitalize() + made, verdict, DISCLAIMER]
     captions = [
         title,
-        models.prediction_caption(probability),
+        models.prediction_caption(probability)
+        + ("; no map" if cam is None else "\nyellow: what spoke for it"),
         "\n\n".join(textwrap.fill(text, 60) for text in texts),
         "",
     ]
     figure = _figure(shown, cam, captions, nearest=nearest.head(SHOWN), run=models.run_of(model_file))
-    return dataclasses.replace(answer, nearest=nearest[NEAREST_COLUMNS], figure=figure)
+    return dataclasses.replace(answer, figure=figure)
 
 
 def _figure(shown: np.ndarray, cam, captions: list[str], *, nearest: pd.DataFrame, run: Run):
     """Draw the image, its map and the text, and below them the nearest training images, if known."""
-    captions[1] += "; no map" if cam is None else "\nyellow: what spoke for it"
-    for _, row in nearest.iterrows():
-        caption = image_caption(row).replace(", slide", "\nslide")
-        captions.append(f"{caption}\ndistance {row['distance']:.2f}")
+    near = [
+        custom.image_caption(row).replace(", slide", "\nslide") + f"\ndistance {row['distance']:.2f}"
+        for _, row in nearest.iterrows()
+    ]
     images = [None] * len(nearest)
     if has_cache(run):
-        cache = run_cache(run)
-        rows = pd.Index(cache.images["filename"]).get_indexer(nearest["filename"])
-        images = [cache.pixels[row] if row >= 0 else None for row in rows]
-    figure = style.image_grid([shown, shown, None, None, *images], captions, SHOWN)
+        cached = cache.run_cache(run)
+        rows = pd.Index(cached.images["filename"]).get_indexer(nearest["filename"])
+        images = [cached.pixels[row] if row >= 0 else None for row in rows]
+    figure = style.image_grid([shown, shown, None, None, *images], captions + near, SHOWN)
     if cam is not None:
         models.overlay(figure.axes[1], cam)
     if len(nearest):

@@ -8,12 +8,27 @@ over places first would forget which places count. No kept library does this for
 that asks a backend for its own gradient.
 """
 
+import functools
+import weakref
+
 import keras
 import numpy as np
-from keras.tree import flatten
 
 from bcdlib.errors import InputError
-from bcdlib.methods.parts.fitting import predict_batches
+from bcdlib.methods.parts import architectures, fitting
+
+
+def _once(build):
+    """Make a function of a network give what it first built, and Keras compiled, as long as that lives."""
+    built = weakref.WeakKeyDictionary()
+
+    @functools.wraps(build)
+    def find(network):
+        if network not in built:
+            built[network] = build(network)
+        return built[network]
+
+    return find
 
 
 def compute_gradcam(network: keras.Model, X, classes=None) -> np.ndarray:
@@ -48,7 +63,7 @@ def compute_gradcam(network: keras.Model, X, classes=None) -> np.ndarray:
     before, scores, limit = _parts(network)
     if len(X) == 0:
         return np.zeros(X.shape[:3], "float32")
-    feature_maps = [keras.ops.convert_to_tensor(one) for one in flatten(before(X, training=False))]
+    feature_maps = [keras.ops.convert_to_tensor(one) for one in keras.tree.flatten(before(X, training=False))]
     outputs = keras.ops.convert_to_numpy(scores(feature_maps))
     columns = outputs.shape[1]
     if classes is None:
@@ -76,12 +91,17 @@ def last_features(network: keras.Model, X) -> np.ndarray:
     InputError
         If the network has neither.
     """
+    return fitting.predict_batches(_feature_network(network), X)
+
+
+@_once
+def _feature_network(network: keras.Model) -> keras.Model:
     if "pool" in [layer.name for layer in network.layers]:
         pooled = network.get_layer("pool").output
     else:
         network = _parts(network)[0]
         pooled = keras.ops.concatenate([keras.ops.mean(one, axis=(1, 2)) for one in network.outputs], axis=-1)
-    return predict_batches(keras.Model(network.inputs[0], pooled), X)
+    return keras.Model(network.inputs[0], pooled)
 
 
 def _joined(pieces, n: int):
@@ -113,6 +133,7 @@ def _gradient(score, tensors):
     raise InputError(f"Grad-CAM needs the backend tensorflow or jax, not {backend!r}; set KERAS_BACKEND")
 
 
+@_once
 def _parts(network: keras.Model):
     """Cut a network at its last feature maps.
 
@@ -138,14 +159,16 @@ def _cut(network: keras.Model, without=None) -> tuple[keras.Model, keras.Model]:
     operations = getattr(network, "operations", network.layers)
     # without models and inputs: a model's own input is not that of its call
     plain = [one for one in operations if not isinstance(one, keras.layers.InputLayer | keras.Model)]
-    used = {id(tensor): tensor for one in plain for tensor in filter(_is_map, flatten(one.input))}
+    used = {id(tensor): tensor for one in plain for tensor in filter(_is_map, keras.tree.flatten(one.input))}
     # what goes on as a feature map, whatever else looks at it (squeeze and excitation), is not the last
-    going_on = [one for one in plain if any(map(_is_map, flatten(one.output)))]
-    inside = {id(tensor) for one in going_on for tensor in flatten(one.input)}
+    going_on = [one for one in plain if any(map(_is_map, keras.tree.flatten(one.output)))]
+    inside = {id(tensor) for one in going_on for tensor in keras.tree.flatten(one.input)}
     last = [tensor for key, tensor in used.items() if key not in inside]
     if last:
-        end = without.input if without else network.outputs[0]
-        return keras.Model(network.inputs[0], last), keras.Model(last, end)
+        return (
+            keras.Model(network.inputs[0], last),
+            keras.Model(last, without.input if without else network.outputs[0]),
+        )
     for place, inner in enumerate(operations):
         if isinstance(inner, keras.Model) and _is_map(inner.inputs[0]) and not _is_map(inner.outputs[0]):
             return _cut_within(network, operations, place, without)
@@ -155,14 +178,13 @@ def _cut(network: keras.Model, without=None) -> tuple[keras.Model, keras.Model]:
 def _cut_within(network, operations, place: int, without):
     """Cut inside a base that pools by itself and stands in a chain of layers."""
     before, after = _cut(operations[place])
-    x = network.inputs[0]
-    for layer in operations[:place]:
-        x = x if isinstance(layer, keras.layers.InputLayer) else layer(x)
+    first = [layer for layer in operations[:place] if not isinstance(layer, keras.layers.InputLayer)]
+    last = [layer for layer in operations[place + 1 :] if layer is not without]
     feature_maps = [keras.Input(one.shape[1:]) for one in before.outputs]
-    y = after(feature_maps)
-    for layer in operations[place + 1 :]:
-        y = y if layer is without else layer(y)
-    return keras.Model(network.inputs[0], before(x)), keras.Model(feature_maps, y)
+    return (
+        keras.Model(network.inputs[0], architectures.chain(network.inputs[0], *first, before)),
+        keras.Model(feature_maps, architectures.chain(feature_maps, after, *last)),
+    )
 
 
 def _is_map(tensor) -> bool:

@@ -6,16 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from bcdlib import methods
-from bcdlib.data import breakhis, splits
-from bcdlib.data.cache import PixelCache, resized_cache
+from bcdlib.data import breakhis, cache, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
 from bcdlib.methods._base import malignant_probability
-from bcdlib.methods._saved import SavedMethod
 from bcdlib.runs.folder import MODEL, Run
 
 
-def load_model(model_file) -> SavedMethod:
+def load_model(model_file) -> methods.SavedMethod:
     """Load a saved model that takes images of one size; see `methods.load_method`.
 
     Raises
@@ -29,21 +27,21 @@ def load_model(model_file) -> SavedMethod:
     return model
 
 
-def model_cache(model: SavedMethod, cache: PixelCache) -> PixelCache | None:
+def model_cache(model: methods.SavedMethod, cached: cache.PixelCache) -> cache.PixelCache | None:
     """Return a run's images at the size that a model takes, or None if they cannot be had.
 
     A model of another size than the run's was trained before the run was preprocessed anew, unless its method
     has a size of its own.
     """
-    if cache.size != model.size and not model.kind.own_size:
+    if cached.size != model.size and not model.kind.own_size:
         return None
     try:
-        return resized_cache(cache, model.size)
+        return cache.resized_cache(cached, model.size)
     except InputError:  # the data set is no longer where it was
         return None
 
 
-def predict_images(model: SavedMethod, X) -> np.ndarray:
+def predict_images(model: methods.SavedMethod, X) -> np.ndarray:
     """Predict the probability of malignant; float64 (N,)."""
     return malignant_probability(model.predict_proba(np.asarray(X)))
 
@@ -111,9 +109,9 @@ def saved_models(run: Run) -> dict[str, Path]:
         record = trial_record(file)
         if record:  # written last: a trial that was cut off has none
             name = (
-                f"{record['method']}, split {record['split']}, "
-                f"fold {record['fold'] + 1}, seed {record['seed']}"
+                f"{record['method']}, split {record['split']}, fold {record['fold']}, seed {record['seed']}"
             )
-            made = file.with_name("trial.json").stat().st_mtime
-            found.append((strictness(record["split"]), name, made, file))
+            found.append(
+                (strictness(record["split"]), name, file.with_name("trial.json").stat().st_mtime, file)
+            )
     return {name: file for _, name, _, file in sorted(found)}

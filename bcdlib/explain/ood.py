@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import normalize
+from sklearn import neighbors, preprocessing
 
 from bcdlib.errors import InputError
 from bcdlib.explain import gradcam
@@ -61,14 +60,13 @@ class OODReference:
 
     def warnings(self, queries) -> list[str]:
         """Return a sentence for each point (N, channels) that is out-of-distribution, else an empty text."""
-        distances = self.nearest(queries)[0].mean(axis=1)
         return [
             f"Unlike the training images (out-of-distribution): its {NEIGHBOURS} nearest lie {distance:.2f} "
             f"away, and {PERCENTILE:g}\u00a0% of {self.set_on} have theirs within {self.threshold:.2f}. "
             "The class and its probability mean nothing here."
             if distance > self.threshold
             else ""
-            for distance in distances
+            for distance in self.nearest(queries)[0].mean(axis=1)
         ]
 
 
@@ -85,7 +83,7 @@ def reference_points(network, X) -> np.ndarray:
     float32 array (N, channels)
     """
     features = gradcam.last_features(network, X)
-    return normalize(np.sign(features) * np.sqrt(np.abs(features))).astype("float32")
+    return preprocessing.normalize(np.sign(features) * np.sqrt(np.abs(features))).astype("float32")
 
 
 def build_reference(
@@ -114,21 +112,25 @@ def build_reference(
     if not limits:  # one case only: nothing tells how far apart cases lie
         return OODReference(training, images, 2.0, "no image")
     name = max(limits, key=limits.get)
-    set_on = f"the {len(sets[name])} {name} (their own case left out)"
-    return OODReference(training, images, float(limits[name]), set_on)
+    return OODReference(
+        training, images, float(limits[name]), f"the {len(sets[name])} {name} (their own case left out)"
+    )
 
 
 def _distances_to_other_cases(training, images, queries, *, query_images) -> np.ndarray:
     cases, own = images["case"].to_numpy(), query_images["case"].to_numpy()
-    found = [np.zeros(0, "float32")]
-    for case in np.unique(own):
-        if (cases != case).any():
-            found.append(_nearest(training[cases != case], queries[own == case])[0].mean(axis=1))
-    return np.concatenate(found)
+    found = [
+        _nearest(training[cases != case], queries[own == case])[0].mean(axis=1)
+        for case in np.unique(own)
+        if (cases != case).any()
+    ]
+    return np.concatenate(found or [np.zeros(0, "float32")])
 
 
 def _nearest(points, queries) -> tuple[np.ndarray, np.ndarray]:
-    search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(points)), metric="cosine", algorithm="brute")
+    search = neighbors.NearestNeighbors(
+        n_neighbors=min(NEIGHBOURS, len(points)), metric="cosine", algorithm="brute"
+    )
     return search.fit(points).kneighbors(queries)
 
 

@@ -1,17 +1,21 @@
 """The methods that are compared: one file each, found here by its name.
 
-A method file defines one class with the attributes ``key`` and ``title`` and scikit-learn's ``fit`` and
-``predict_proba`` (see `_base.Method`). To add one, put a file into this folder, or name a file elsewhere by
-its path.
+A method file defines one class with scikit-learn's ``fit`` and ``predict_proba`` (see `_base.Method`). To add
+one, put a file into this folder, or name a file elsewhere by its path.
 """
 
+import contextlib
 import functools
+import hashlib
 import importlib.util
 import pkgutil
 import re
+import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
-from bcdlib.errors import InputError, check_known
+from bcdlib.errors import InputError, check_known, one_line
 from bcdlib.methods._base import TASKS, Method
 from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods._saved import SavedMethod, load_saved
@@ -22,6 +26,7 @@ __all__ = [
     "Method",
     "SavedMethod",
     "absolute_name",
+    "explain_errors",
     "get_method",
     "load_method",
     "method_names",
@@ -41,8 +46,7 @@ def method_names() -> tuple[str, ...]:
     >>> method_names()[0]
     'resnet50'
     """
-    modules = pkgutil.iter_modules(__path__)
-    names = (name for _, name, package in modules if not (package or name.startswith("_")))
+    names = [name for _, name, package in pkgutil.iter_modules(__path__) if not (package or name[0] == "_")]
     return tuple(sorted(names, key=lambda name: (name != "resnet50", name)))
 
 
@@ -97,7 +101,7 @@ def get_method(name: str) -> type[Method]:
     Raises
     ------
     InputError
-        Unknown key, no such file, or a file that does not hold exactly one method.
+        Unknown key, no such file, or a file that does not hold exactly one method that works.
 
     Examples
     --------
@@ -106,22 +110,75 @@ def get_method(name: str) -> type[Method]:
     """
     name = _CHANGE.split(name)[0]
     if name.endswith(".py"):
-        if not Path(name).is_file():
-            raise InputError(f"{name}: no such method file")
-        spec = importlib.util.spec_from_file_location(f"bcdlib_method_{Path(name).stem}", name)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        check_known("method", name, method_names())
-        module = importlib.import_module(f"bcdlib.methods.{name}")
-    classes = [
+        return _own_method(Path(name))
+    check_known("method", name, method_names())
+    return _only_method(importlib.import_module(f"bcdlib.methods.{name}"), name)
+
+
+def _only_method(module, name) -> type[Method]:
+    found = {
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    if len(classes) != 1:
-        raise InputError(f"{name}: a method file defines one subclass of Method, this one {len(classes)}")
-    return classes[0]
+    }
+    last = [kind for kind in found if not any(kind in other.__bases__ for other in found)]
+    if len(last) != 1:
+        raise InputError(f"{name}: a method file defines one subclass of Method, this one {len(last)}")
+    return last[0]
+
+
+def _own_method(file: Path) -> type[Method]:
+    if not file.is_file():
+        raise InputError(f"{file}: no such method file")
+    # as it stands: an edited file is another module; one that was loaded is not loaded again
+    digest = hashlib.sha256(f"{file.absolute()}\0".encode() + file.read_bytes()).hexdigest()[:12]
+    module_name = f"bcdlib_method_{file.stem}_{digest}"
+    if module_name in sys.modules:
+        return _only_method(sys.modules[module_name], file)
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look there
+    try:
+        with explain_errors(file):
+            spec.loader.exec_module(module)
+            kind = _only_method(module, file)
+            own = [vars(base) for base in kind.__mro__ if base.__module__ == module_name]
+            if not any("key" in names for names in own):  # not that of a method from which it is derived
+                kind.key = file.stem
+            if not any("title" in names for names in own):
+                kind.title = kind.key
+            kind().get_params()
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return kind
+
+
+@contextlib.contextmanager
+def explain_errors(name) -> Iterator[None]:
+    """Turn what goes wrong in a method file of one's own into one line that names the file and the line.
+
+    Parameters
+    ----------
+    name : str or path-like
+        As of `get_method`; a key from the registry changes nothing.
+
+    Raises
+    ------
+    InputError
+    """
+    file = _CHANGE.split(str(name))[0]
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or not file.endswith(".py"):
+            raise
+        path = str(Path(file).absolute())
+        lines = [part.lineno for part in traceback.extract_tb(error.__traceback__) if part.filename == path]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines = [error.lineno]
+        place = f"{file}, line {lines[-1]}" if lines else file
+        raise InputError(f"{place}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def load_method(path) -> SavedMethod:

@@ -1,5 +1,6 @@
 """What a method is."""
 
+import inspect
 from abc import ABC, abstractmethod
 from functools import cached_property
 
@@ -8,6 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from bcdlib.data import breakhis
+from bcdlib.errors import InputError, one_line
 
 TASKS = {"binary": breakhis.CLASSES, "subtype": tuple(breakhis.SUBTYPES)}
 
@@ -21,30 +23,37 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     Class attributes
     ----------------
     key, title : str
-        The registry's name, and one for people.
+        The registry's name, and one for people; a file of one's own that has none is called as the file.
     tasks : tuple of str
         Which tasks it can learn.
     always : "all", "head" or None
         Whether it trains its whole network, or a head only, whatever ``trainable`` says.
     chooses : bool
-        Whether `fit` chooses something on ``validation_data``; it is then never given the test part there.
+        Whether `fit` chooses something on ``validation_data`` (early stopping, for example); it is then
+        never given the test part there. A method that only draws curves on it says False.
     changes : dict
         Settings in place of the profile's, by what is trained: {"all": {...}, "head": {...}}.
     own_size : bool
         Whether it may look at images at a size of its own, whatever the profile's.
+    decides_for : str
+        What one probability is of: "image", or "slide" if all images of a slide get the same; tables say so.
+    suffix : str
+        Of the file that `save` writes; with another than ".keras" it is no network to draw maps of.
     """
 
     key: str
     title: str
     tasks: tuple[str, ...] = ("binary",)
     always: str | None = "all"
-    chooses: bool = False
+    chooses: bool = True
     changes: dict[str, dict] = {}
     own_size: bool = False
+    decides_for: str = "image"
+    suffix: str = ".keras"
 
     @abstractmethod
     def fit(self, X, y, validation_data=None, *, folder=None, images=None):
-        """Train.
+        """Train. A method leaves out of its signature what it does not want of all but X and y.
 
         Parameters
         ----------
@@ -55,8 +64,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
         folder : path-like, optional
             Where checkpoints go.
         images : DataFrame, optional
-            What is known of the images: ``breakhis.IMAGE_COLUMNS``, rows parallel with X. A method that does
-            not want it leaves it out of its signature, here and in `predict_proba`.
+            What is known of the images: ``breakhis.IMAGE_COLUMNS``, rows parallel with X.
 
         Returns
         -------
@@ -65,7 +73,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def predict_proba(self, X, images=None) -> np.ndarray:
-        """Predict probabilities.
+        """Predict probabilities. A method that does not want ``images`` leaves it out of its signature.
 
         Returns
         -------
@@ -73,9 +81,9 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
             Columns benign and malignant, or for ``task="subtype"`` the subtypes.
         """
 
-    @abstractmethod
     def save(self, path) -> None:
-        """Store the trained method in a file, atomically."""
+        """Store the trained method in a file, atomically; a method without it is not stored."""
+        raise NotImplementedError(f"{type(self).__name__} has no save")
 
     @cached_property
     def classes_(self) -> np.ndarray:
@@ -105,13 +113,75 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     @classmethod
     def _get_param_names(cls):
         # scikit-learn's list of parameters, with those that a method's own __init__ hands on as **settings
-        kinds = [kind for kind in cls.__mro__ if "__init__" in vars(kind)]
-        return sorted({name for kind in kinds for name in BaseEstimator._get_param_names.__func__(kind)})
+        return sorted(
+            {
+                name
+                for kind in cls.__mro__
+                if "__init__" in vars(kind)
+                for name in BaseEstimator._get_param_names.__func__(kind)
+            }
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False  # images, in four dimensions
         return tags
+
+
+def wanted(function, **offered) -> dict:
+    """Select the keyword arguments that a function takes.
+
+    Examples
+    --------
+    >>> wanted(lambda X, folder=None: X, folder="here", images=None)
+    {'folder': 'here'}
+    """
+    known = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return {name: value for name, value in offered.items() if takes_all or name in known}
+
+
+def predict_checked(estimator: Method, X, images, *, classes: int) -> np.ndarray:
+    """Call a method's `predict_proba`, and check what it gives.
+
+    Parameters
+    ----------
+    estimator : Method
+    X, images
+        As `Method.predict_proba` takes them.
+    classes : int
+
+    Returns
+    -------
+    float64 array (N, classes)
+
+    Raises
+    ------
+    InputError
+        If it gives another shape, or rows that are no probabilities.
+    """
+    function = estimator.predict_proba
+    probability = function(X, **wanted(function, images=images))
+    code, n = inspect.unwrap(function).__code__, len(X)
+    name = f"{code.co_filename}, line {code.co_firstlineno}: predict_proba"
+    try:
+        found = np.asarray(probability, dtype="float64")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} gives no array of numbers ({one_line(error)})") from None
+    if found.shape != (n, classes):
+        raise InputError(
+            f"{name} gives an array of shape {found.shape}; wanted is {(n, classes)}, a column a class"
+        )
+    bad = ~(np.isfinite(found) & (found >= 0) & (found <= 1)).all(axis=1) | (
+        abs(found.sum(axis=1) - 1) > 0.01
+    )
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(
+            f"{name} gives {bad.sum()} rows of {n} that are no probabilities, the first (row {row}) "
+            f"{found[row].tolist()}; wanted are numbers from 0 to 1 that sum to 1"
+        )
+    return found
 
 
 def probability_columns(probability) -> np.ndarray:
@@ -147,5 +217,5 @@ def malignant_probability(probability) -> np.ndarray:
     """
     if probability.shape[1] == 2:
         return probability[:, 1]
-    columns = [number for number, name in enumerate(breakhis.SUBTYPES) if name not in breakhis.BENIGN]
-    return probability[:, columns].sum(axis=1).clip(0, 1)
+    malignant = [name not in breakhis.BENIGN for name in breakhis.SUBTYPES]
+    return probability[:, malignant].sum(axis=1).clip(0, 1)

@@ -62,6 +62,7 @@ class KerasMethod(KerasTraining):
 
     architectures: tuple[str, ...] = ()
     always = None
+    chooses = False
     pooling = "average"
     patches = 1  # images go through the bases in patches x patches parts
     loss = "binary_crossentropy"

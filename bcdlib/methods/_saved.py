@@ -10,8 +10,7 @@ import numpy as np
 
 from bcdlib.data import stain
 from bcdlib.errors import InputError
-from bcdlib.methods import _base, _training
-from bcdlib.methods._keras import KerasMethod
+from bcdlib.methods import _base, _keras, _training
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class SavedMethod:
     """
 
     network: keras.Model
-    kind: type[KerasMethod]
+    kind: type[_keras.KerasMethod]
     task: str
     classes: tuple[str, ...]
     size: tuple[int, int] | None
@@ -68,8 +67,9 @@ def _check(path) -> None:
     try:
         # older formats, HDF5 and SavedModel, hold code that no safe mode stops
         with zipfile.ZipFile(path) as archive:
-            sizes = [archive.getinfo(name).file_size for name in ("config.json", "metadata.json")]
-            if max(sizes) > _LARGEST_CONFIG:
+            if any(
+                archive.getinfo(f"{name}.json").file_size > _LARGEST_CONFIG for name in ("config", "metadata")
+            ):
                 raise ValueError("its config.json is of a monstrous size")
             json.loads(
                 archive.read("config.json"), object_hook=lambda part: found.add(part.get("class_name"))
@@ -83,7 +83,7 @@ def _check(path) -> None:
         )
 
 
-def load_saved(path, kinds: dict[str, type[KerasMethod]]) -> SavedMethod:
+def load_saved(path, kinds: dict[str, type[_keras.KerasMethod]]) -> SavedMethod:
     """Load a network as `bcdlib.methods.load_method`; ``kinds`` gives the classes by the key in the file."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such model file")
@@ -93,8 +93,11 @@ def load_saved(path, kinds: dict[str, type[KerasMethod]]) -> SavedMethod:
         _, height, width, _ = network.input_shape
         outputs = network.output_shape[-1]
         with zipfile.ZipFile(path) as archive:
-            known = _training.MEMBER in archive.namelist()
-            facts = json.loads(archive.open(_training.MEMBER).read(_LARGEST_CONFIG)) if known else {}
+            facts = (
+                json.loads(archive.open(_training.MEMBER).read(_LARGEST_CONFIG))
+                if _training.MEMBER in archive.namelist()
+                else {}
+            )
     except Exception as error:  # Keras raises many kinds on a damaged or foreign file
         raise InputError(f"{path}: not a usable Keras model ({error})".splitlines()[0]) from None
     task = facts.get("task", "subtype" if outputs == len(_base.TASKS["subtype"]) else "binary")
@@ -103,7 +106,7 @@ def load_saved(path, kinds: dict[str, type[KerasMethod]]) -> SavedMethod:
     target = facts.get("stain")
     return SavedMethod(
         network,
-        kinds.get(facts.get("key"), KerasMethod),
+        kinds.get(facts.get("key"), _keras.KerasMethod),
         task,
         _base.TASKS[task],
         (width, height) if width and height else None,

@@ -1,6 +1,7 @@
 """What trains a `_keras.KerasMethod`, predicts with it and saves it."""
 
 import json
+import math
 import zipfile
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class KerasTraining(Method):
     stain_: StainTarget | None = None
     head_: keras.Model | None = None  # with frozen bases: from features to what the loss looks at
     joined_: keras.Model | None = None  # the head whose weights `model_` has
+    longest = math.inf  # seconds that training the whole network may take on a CPU
 
     def targets(self, y, images=None) -> np.ndarray:
         """Give what the loss compares with, for labels (N,): a float array, rows parallel."""
@@ -121,7 +123,8 @@ class KerasTraining(Method):
     def _train(self, X, y, held_out, folder) -> None:
         if self.frozen:
             X, y = flatten_copies(X, y)
-            self.head_ = self._run(self._new_head(X), X, y, held_out)  # seconds: not worth a checkpoint
+            self.head_ = self._new_head(X)
+            self._run(self.head_, X, y, held_out)  # seconds: not worth a checkpoint
             if folder is not None:
                 write_csv(Path(folder) / "history.csv", self.history_)
         else:
@@ -141,21 +144,21 @@ class KerasTraining(Method):
             hardware.sharing_devices(self.batch_size, self.verbose) as self.devices_,
             hardware.computing_dtype(policy),
         ):
-            self.model_ = self._run(self.build(X.shape[1:]), X, y, held_out, folder, self.devices_)
+            self._run(self.build(X.shape[1:]), X, y, held_out, folder, self.devices_)
         if policy != "float32" or self.devices_ > 1:
             # what is kept computes in float32, on one device: as exact, and quicker on a CPU
             weights = self.model_.get_weights()
             self.build(X.shape[1:]).set_weights(weights)
 
-    def _run(self, model, X, y, held_out, folder=None, devices=1) -> keras.Model:
-        """Train, set ``history_``, and give the network, another object if it was resumed."""
+    def _run(self, model, X, y, held_out, folder=None, devices=1) -> None:
+        """Train, and set ``history_``."""
         batches = fitting.Batches(X, y, self.batch_size, self.steps_per_epoch, self.seed)
         # a step of a head takes milliseconds: Python counts, so an epoch is one execution
         wanted = self.steps_per_execution or (batches.steps if self.frozen else 0)
         model.steps_per_execution = hardware.steps_at_once(batches.steps, wanted, devices=devices)
         if self.verbose and not self.frozen:
-            print(hardware.describe_hardware(model, keras.config.dtype_policy().name), flush=True)
-        model, self.history_ = fitting.fit_network(
+            print(hardware.describe_hardware(model), flush=True)
+        self.history_ = fitting.fit_network(
             model,
             batches,
             held_out,
@@ -164,8 +167,8 @@ class KerasTraining(Method):
             devices=devices,
             seed=self.seed,
             verbose=self.verbose,
+            longest=None if self.frozen else self.longest,
         )
-        return model
 
     def whole(self) -> keras.Model:
         """Give the fitted network from pixels on, compiled; with frozen bases built when first needed."""

@@ -38,7 +38,10 @@ class CSDCNN(KerasMethod):
         """Append the output, and beside it the embedding."""
         x = keras.layers.Dense(128, activation="relu", name="dense")(x)
         embedding = chain(
-            x, keras.layers.Dense(128, name="project"), keras.layers.UnitNormalization(name="embedding")
+            x,
+            keras.layers.Dense(128, name="project"),
+            # in float16 the sum of squares overflows from 65504 on
+            keras.layers.UnitNormalization(name="embedding", dtype="float32"),
         )
         x = chain(x, keras.layers.Dropout(0.4, name="dropout"), self.output())
         return keras.layers.Concatenate(name="trained", dtype="float32")([x, embedding])
@@ -72,10 +75,8 @@ def structure(y, embedding, margin: float = 1.0):
     squared = keras.ops.sum(keras.ops.square(embedding[:, None] - embedding[None]), axis=-1)
     distance = keras.ops.sqrt(keras.ops.maximum(squared, 1e-12))  # the root has no gradient at 0
     same = keras.ops.cast(keras.ops.equal(y[:, None], y[None]), embedding.dtype)
-    others = 1 - keras.ops.eye(
-        keras.ops.shape(y)[0], dtype=embedding.dtype
-    )  # a vector and itself are no pair
-    return _mean(squared, same * others) + _mean(
+    itself = keras.ops.eye(keras.ops.shape(y)[0], dtype=embedding.dtype)  # no pair
+    return _mean(squared, same * (1 - itself)) + _mean(
         keras.ops.square(keras.ops.maximum(margin - distance, 0)), 1 - same
     )
 

@@ -1,22 +1,18 @@
 """Deep features with traditional classifiers, the best pair chosen (Gupta & Chawla 2020)."""
 
-import warnings
-
 import keras
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import recall_score, roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from sklearn.svm import LinearSVC
+from sklearn import linear_model, metrics, svm
 
+from bcdlib.data import splits
 from bcdlib.evaluation.thresholds import fit_platt
 from bcdlib.methods import KerasMethod, _linear, _training
 from bcdlib.methods.parts import backbones
 
 # features outnumber images by far: hence so strong a regularisation
 CLASSIFIERS = {
-    "logistic": lambda seed: LogisticRegression(C=0.01, max_iter=1000),
-    "svm": lambda seed: LinearSVC(C=0.001, dual=True, max_iter=2000, random_state=seed),
+    "logistic": lambda seed: linear_model.LogisticRegression(C=0.01, max_iter=1000),
+    "svm": lambda seed: svm.LinearSVC(C=0.001, dual=True, max_iter=2000, random_state=seed),
 }
 
 
@@ -28,9 +24,9 @@ class HybridCNN(KerasMethod):
     (Table II, as printed; split not stated there). The publication was not at hand. Known of it: these four
     bases, pre-trained, and these two classifiers on their features. Chosen here: global average pooling,
     features standardised by the training images, C = 0.01 and 0.001; the pair with the best AUC (subtypes:
-    balanced accuracy) on the validation part, or, where the protocol has none, in three-fold cross-validation
-    inside the training part, grouped by case where the cases are known. The test part is never looked at. The
-    SVM gets probabilities by Platt scaling on the validation part's scores, or on cross-validated ones.
+    balanced accuracy) in three-fold cross-validation inside the images it is fitted on, grouped by case where
+    the cases are known; the SVM gets probabilities by Platt scaling on scores from the same folds. Neither
+    the validation nor the test part is looked at.
 
     The bases always stay frozen. What was fitted becomes Keras layers: the saved network is the chosen pair.
 
@@ -46,7 +42,6 @@ class HybridCNN(KerasMethod):
     title = "Deep features + SVM or logistic regression"
     architectures = ("vgg16", "vgg19", "xception", "resnet50")
     always = "head"
-    chooses = True
 
     chosen_: tuple[str, str] | None = None
 
@@ -76,22 +71,20 @@ class HybridCNN(KerasMethod):
         folds, self.scores_ = self._folds(y), {}
         for name, columns in self._columns().items():
             scale = _training.standardise(keras.layers.Normalization(), X[:, columns])
-            Z, others = _scaled(scale, X, held_out, columns)
+            Z = np.asarray(scale(X[:, columns]))
             for kind in CLASSIFIERS:
-                self.scores_[name, kind] = self._score(*self._unseen(kind, Z, y, folds, others))
+                self.scores_[name, kind] = self._score(self._unseen(kind, Z, y, folds), y)
         self.chosen_ = max(self.scores_, key=self.scores_.get)
         self._prepare()
-        columns = self._columns()[self.chosen_[0]]
-        held_out = held_out and (held_out[0][:, columns], held_out[1])
-        self.head_ = self._fitted_head(X[:, columns], y, folds, held_out)
+        self.head_ = self._fitted_head(X[:, self._columns()[self.chosen_[0]]], y, folds)
 
-    def _fitted_head(self, X, y, folds, held_out=None) -> keras.Model:
+    def _fitted_head(self, X, y, folds) -> keras.Model:
         """Fit the chosen classifier, as Keras layers."""
         head = self._new_head(X)
-        Z, others = _scaled(head.get_layer("standardise"), X, held_out)
+        Z = np.asarray(head.get_layer("standardise")(X))
         kernel, bias = self._linear(self.chosen_[1], Z, y)
         if self.chosen_[1] == "svm":
-            slope, offset = platt(*self._unseen("svm", Z, y, folds, others))
+            slope, offset = platt(self._unseen("svm", Z, y, folds), y)
             kernel, bias = kernel * slope, bias * slope + offset
         head.get_layer("linear").set_weights([kernel, bias])
         return head
@@ -103,40 +96,34 @@ class HybridCNN(KerasMethod):
 
     def _folds(self, y) -> list:
         number = np.unique(y, return_counts=True)[1].min().clip(2, 3)
-        kind = StratifiedKFold if self.cases_ is None else StratifiedGroupKFold
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a rare subtype may have fewer images than folds
-            return list(kind(number, shuffle=True, random_state=self.seed).split(y, y, self.cases_))
+        cases = self.cases_
+        if cases is None or max(len(np.unique(cases[y == kind])) for kind in np.unique(y)) < number:
+            cases = np.arange(len(y))
+        held_out = splits.group_folds(cases, y, y, folds=number, seed=self.seed)
+        return [
+            (np.flatnonzero(held_out != fold), np.flatnonzero(held_out == fold)) for fold in range(number)
+        ]
 
     def _linear(self, kind: str, Z, y) -> tuple[np.ndarray, np.ndarray]:
         return _linear.linear_layer(CLASSIFIERS[kind](self.seed), Z, y, outputs=self.units)
 
-    def _unseen(self, kind: str, Z, y, folds, held_out) -> tuple[np.ndarray, np.ndarray]:
-        """Score images that the classifier is not fitted on, held out or fold by fold; give labels too."""
-        if held_out is not None:
-            kernel, bias = self._linear(kind, Z, y)
-            return held_out[0] @ kernel + bias, held_out[1]
+    def _unseen(self, kind: str, Z, y, folds) -> np.ndarray:
+        """Score images that the classifier is not fitted on, fold by fold."""
         scores = np.zeros((len(y), self.units))
         for train, test in folds:
             kernel, bias = self._linear(kind, Z[train], y[train])
             scores[test] = Z[test] @ kernel + bias
-        return scores, y
+        return scores
 
     def _score(self, scores, y) -> float:
         if self.task == "subtype":
-            return recall_score(y, scores.argmax(axis=1), labels=np.unique(y), average="macro")
-        return roc_auc_score(y, scores[:, 0]) if len(np.unique(y)) == 2 else 0.0
+            return metrics.recall_score(y, scores.argmax(axis=1), labels=np.unique(y), average="macro")
+        return metrics.roc_auc_score(y, scores[:, 0]) if len(np.unique(y)) == 2 else 0.0
 
     def predict_proba(self, X, images=None):
         """Predict as `KerasMethod.predict_proba`; features are those of all bases."""
         X = _training.first_copies(np.asanyarray(X))
         return super().predict_proba(X if X.ndim == 4 else X[:, self._columns()[self.chosen_[0]]], images)
-
-
-def _scaled(scale, X, held_out, columns=slice(None)):
-    """Standardise columns of the training features, and of the held-out part if there is one."""
-    others = held_out and (np.asarray(scale(held_out[0][:, columns])), held_out[1])
-    return np.asarray(scale(X[:, columns])), others
 
 
 def platt(scores, y) -> tuple[np.ndarray, np.ndarray]:

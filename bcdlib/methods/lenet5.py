@@ -33,5 +33,9 @@ class LeNet5(KerasMethod):
 
     def build_head(self, x):
         """Append the dense layers and dropout."""
-        dense = [layers.Dense(units, activation="relu", name=f"dense_{units}") for units in (120, 84)]
-        return chain(x, *dense, layers.Dropout(0.3, name="dropout"))
+        return chain(
+            x,
+            layers.Dense(120, activation="relu", name="dense_120"),
+            layers.Dense(84, activation="relu", name="dense_84"),
+            layers.Dropout(0.3, name="dropout"),
+        )

@@ -21,12 +21,8 @@ class ResHist(KerasMethod):
     key = "reshist"
     title = "ResHist (152 layers)"
     changes = {"all": {"learning_rate": 0.001}}
-    stages = (
-        (16, 3),
-        (32, 8),
-        (64, 36),
-        (128, 3),
-    )  # maps within a block (four times as many between), blocks
+    # maps within a block (four times as many between), blocks
+    stages = ((16, 3), (32, 8), (64, 36), (128, 3))
 
     def build_features(self, x):
         """Build the stages of residual blocks."""
@@ -38,8 +34,9 @@ class ResHist(KerasMethod):
         )
         for stage, (maps, count) in enumerate(self.stages, 2):
             for number in range(1, count + 1):
-                strides = 2 if number == 1 and stage > 2 else 1
-                x = self._block(x, maps, strides, number == 1, f"block_{stage}_{number}")
+                x = self._block(
+                    x, maps, 2 if number == 1 and stage > 2 else 1, number == 1, f"block_{stage}_{number}"
+                )
         return chain(x, *self._norm("last"), layers.GlobalAveragePooling2D(name="pool"))
 
     def _block(self, x, maps: int, strides: int, project: bool, name: str):

@@ -30,6 +30,7 @@ class ResNet152(KerasMethod):
     """
 
     key = "resnet152"
+    decides_for = "slide"
     title = "MuDeRN (ResNet-152)"
     architectures = ("resnet152",)
     changes = {"head": {"learning_rate": 0.0005}}
@@ -70,8 +71,8 @@ class ResNet152(KerasMethod):
 
     def targets(self, y, images=None):
         """Give the label and the heads' `shares`; (N, 1 + heads)."""
-        known = None if images is None else images["magnification"]
-        return np.column_stack([y, shares(known, self.magnifications_, len(y))])
+        known = np.full(len(y), None) if images is None else images["magnification"]
+        return np.column_stack([y, shares(known, self.magnifications_)])
 
     @classmethod
     def probabilities(cls, network, X, images=None):
@@ -85,14 +86,12 @@ class ResNet152(KerasMethod):
         }
         found = fitting.predict_batches(keras.Model(network.inputs, list(heads.values())), X)
         found = np.stack(keras.tree.flatten(found), axis=1)
-        share = shares(images["magnification"].astype(str), list(heads), len(found))
+        share = shares(images["magnification"].astype(str), list(heads))
         return slide_decision((found * share[:, :, None]).sum(axis=1), images)
 
 
-def shares(magnifications, heads, n: int) -> np.ndarray:
-    """Weigh the heads for each image: its magnification's alone, or all the same; float64 (n, heads)."""
-    if magnifications is None:
-        return np.full((n, len(heads)), 1 / len(heads))
+def shares(magnifications, heads) -> np.ndarray:
+    """Weigh the heads for each image: its magnification's alone, or all the same; float64 (N, heads)."""
     own = np.asarray(magnifications)[:, None] == np.asarray(heads)
     return np.where(own.any(axis=1, keepdims=True), own, 1 / len(heads))
 
@@ -110,9 +109,8 @@ def slide_decision(probability, images: pd.DataFrame) -> np.ndarray:
     -------
     float64 array (N, outputs)
     """
-    table = pd.DataFrame(np.asarray(probability, dtype="float64"))
     slide, magnification = (images[name].to_numpy() for name in ("slide", "magnification"))
-    votes = table.groupby([slide, magnification]).mean()
+    votes = pd.DataFrame(np.asarray(probability, dtype="float64")).groupby([slide, magnification]).mean()
     return votes.groupby(level=0).mean().loc[slide].to_numpy()
 
 

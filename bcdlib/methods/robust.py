@@ -107,14 +107,15 @@ class Robust(KerasMethod):
         rows, labels = _training.flatten_copies(X, y.astype(int))
         copies = len(rows) // len(X)
         self.head_ = self._new_head(rows)
-        fitted = _linear.linear_layer(
-            LogisticRegression(C=self.C, max_iter=2000),
-            np.asarray(self.head_.get_layer("standardise")(rows)),
-            labels,
-            outputs=self.units,
-            sample_weight=np.repeat(self._weights(y.astype(int)) / copies, copies),
+        self.head_.get_layer("probability").set_weights(
+            _linear.linear_layer(
+                LogisticRegression(C=self.C, max_iter=2000),
+                np.asarray(self.head_.get_layer("standardise")(rows)),
+                labels,
+                outputs=self.units,
+                sample_weight=np.repeat(self._weights(y.astype(int)) / copies, copies),
+            )
         )
-        self.head_.get_layer("probability").set_weights(fitted)
 
     def _weights(self, y) -> np.ndarray:
         """How much each training image counts; float (N,), mean 1."""

@@ -71,13 +71,12 @@ def axes_or_new(ax, *, width: float, height: float):
 
 def _sharpen() -> None:
     """Let notebooks draw figures with twice the pixels: sharp on today's screens, and as large as before."""
-    if getattr(get_ipython(), "kernel", None) is None:
-        return
-    from matplotlib_inline.config import InlineBackend  # a kernel has it; a plain program need not
+    if getattr(get_ipython(), "kernel", None) is not None:
+        from matplotlib_inline.config import InlineBackend  # a kernel has it; a plain program need not
 
-    backend = InlineBackend.instance(parent=get_ipython())
-    if backend.figure_formats == {"png"}:  # the default: who asked for another format keeps it
-        backend.figure_formats = {"retina"}
+        backend = InlineBackend.instance(parent=get_ipython())
+        if backend.figure_formats == {"png"}:  # the default: who asked for another format keeps it
+            backend.figure_formats = {"retina"}
 
 
 def note_figure(text: str):
@@ -120,8 +119,12 @@ def image_grid(images, captions, columns: int, *, title: str = "", headings=(), 
     rows = -(-len(images) // columns)
     height, width = images[0].shape[:2]
     lines = 1 + max(caption.count("\n") for image, caption in zip(images, captions) if image is not None)
-    row_height = 8 / columns * height / width + 0.1 + 0.15 * lines
-    figure, axes = make_figure(rows, columns, height=rows * row_height + 0.35, squeeze=False)
+    figure, axes = make_figure(
+        rows,
+        columns,
+        height=rows * (8 / columns * height / width + 0.1 + 0.15 * lines) + 0.35,
+        squeeze=False,
+    )
     figure.suptitle(title, fontsize=11)
     colours = itertools.repeat(None) if colours is None else colours
     for axis, image, caption, colour in zip(axes.flat, images, captions, colours):

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -18,10 +18,10 @@ import pandas as pd
 from bcdlib.errors import InputError, one_line
 
 CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, see bford.info/cachedir
-_STALE = 6 * 3600  # seconds after which a temporary file is taken for one whose writer was killed
 # what libraries without error numbers say of a full disk; the last is NumPy's
 _FULL = ("no space left", "quota exceeded", "errno = 28", "requested and")
-_GONE = {
+# what the disk or its driver says when a Drive is unmounted or a stick pulled out
+GONE = {
     *(errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO),
     *(errno.EROFS, errno.ETIMEDOUT, errno.ENOENT, errno.EACCES),
 }
@@ -77,7 +77,7 @@ def _remove_stale(path: Path) -> None:
     """Remove temporary files of killed writers of `path`: half a checkpoint is hundreds of megabytes."""
     for left in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE:
+            if time.time() - left.stat().st_mtime > 6 * 3600:  # seconds: no writer takes that long
                 left.unlink()
 
 
@@ -86,7 +86,7 @@ def _path_digest(path) -> str:
 
 
 @contextlib.contextmanager
-def lock_path(path) -> Iterator[None]:
+def lock_path(path, *, busy: str = "") -> Iterator[None]:
     """Lock the creation of `path` across the processes of this machine.
 
     Other processes that ask for the same lock wait. Look inside the lock whether `path` exists by now. The
@@ -97,11 +97,22 @@ def lock_path(path) -> Iterator[None]:
     ----------
     path : str or path-like
         Need not exist.
+    busy : str
+        Printed if another process holds the lock, before waiting for it.
     """
     folder = Path(tempfile.gettempdir(), f"bcdlib-{os.getuid() if hasattr(os, 'getuid') else 'locks'}")
     folder.mkdir(exist_ok=True)
-    with filelock.FileLock(folder / f"{_path_digest(path)}.lock"):
+    lock = filelock.FileLock(folder / f"{_path_digest(path)}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        if busy:
+            print(busy, flush=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def local_copy(path) -> Path:
@@ -171,7 +182,7 @@ def explain_disk_errors(path) -> Iterator[None]:
                 "stored"
             ) from None
         here = str(getattr(error, "filename", None) or path).startswith(str(Path(path or ".").parent))
-        if isinstance(error, OSError) and number in _GONE and here:
+        if isinstance(error, OSError) and number in GONE and here:
             raise InputError(
                 f"{path}: cannot be written ({text}); if it lies on a Drive, see that it is mounted, "
                 "then run the same again"
@@ -185,10 +196,15 @@ def write_csv(path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False)
 
 
+def write_text(path, text: str) -> None:
+    """Write a text in UTF-8, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path, value) -> None:
     """Write JSON, indented, atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def make_cache_folder(folder) -> Path:
@@ -206,7 +222,7 @@ def make_cache_folder(folder) -> Path:
     return folder
 
 
-def read_user_csv(path, what: str, dtype: Mapping[str, type]) -> pd.DataFrame:
+def read_user_csv(path, what: str, dtype, **options) -> pd.DataFrame:
     """Read a CSV file that a user named.
 
     Parameters
@@ -214,8 +230,9 @@ def read_user_csv(path, what: str, dtype: Mapping[str, type]) -> pd.DataFrame:
     path : str or path-like
     what : str
         What the file should be ("predictions table"), for the message.
-    dtype : dict
-        Column -> type, as for `pandas.read_csv`.
+    dtype : type, or dict of column -> type
+    **options
+        Of `pandas.read_csv`, as is `dtype`.
 
     Returns
     -------
@@ -229,6 +246,6 @@ def read_user_csv(path, what: str, dtype: Mapping[str, type]) -> pd.DataFrame:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such {what}")
     try:
-        return pd.read_csv(path, dtype=dict(dtype))
+        return pd.read_csv(path, dtype=dtype, **options)
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable CSV ({one_line(error)})") from None

@@ -151,9 +151,11 @@ class Run:
         pandas.io.formats.style.Styler
         """
         self.write_csv(f"tables/{name}.csv", values)
-        shown = (values if rows is None else values.loc[rows]).style.hide(axis="index")
-        return shown.format(precision=digits, na_rep="-", escape="html").format_index(
-            escape="html", axis="columns"
+        return (
+            (values if rows is None else values.loc[rows])
+            .style.hide(axis="index")
+            .format(precision=digits, na_rep="-", escape="html")
+            .format_index(escape="html", axis="columns")
         )
 
     def figure(self, name: str, figure):

@@ -36,8 +36,7 @@ def write_report(run: Run) -> dict:
             table = metrics.metrics_table(metrics.read_predictions(run.folder / name))
             summary[key] = json.loads(table.to_json(orient="records"))
     files.write_json(run.folder / "summary.json", summary)
-    with files.atomic_write(run.folder / "report.html") as temporary:
-        temporary.write_text(render_report(run, summary), encoding="utf-8")
+    files.write_text(run.folder / "report.html", render_report(run, summary))
     return summary
 
 
@@ -66,8 +65,7 @@ def trial_environments(run: Run) -> list[dict]:
 def render_report(run: Run, summary: dict) -> str:
     """Render one self-contained HTML page: results, then what the executed notebooks say and show."""
     chapters = []
-    paths = [run.folder / "notebooks" / f"{stage}.ipynb" for stage in STAGES]
-    for path in filter(Path.is_file, paths):
+    for path in filter(Path.is_file, (run.folder / "notebooks" / f"{stage}.ipynb" for stage in STAGES)):
         try:
             notebook = nbformat.read(path, as_version=4)
         except Exception as error:  # half written by a run that was killed: nbformat has its own kinds
@@ -95,10 +93,10 @@ def render_report(run: Run, summary: dict) -> str:
             }
         )
     figure = run.folder / "figures" / "protocols.png"
-    environment = jinja2.Environment(
+    template = jinja2.Environment(
         loader=jinja2.PackageLoader("bcdlib.suite", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(
+    ).get_template("report.html.j2")
+    return template.render(
         summary=summary,
         made_with=_made_with(summary),
         chapters=chapters,

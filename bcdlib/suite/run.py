@@ -132,15 +132,14 @@ def evaluation_parameters(
     Raises
     ------
     InputError
-        If a table cannot be used, or there is no such rule or calibration.
+        If a table cannot be used, the two do not belong together (see `thresholds.match_validation`), or
+        there is no such rule or calibration.
     """
     table = metrics.read_predictions(predictions)
-    thresholds.lock_thresholds(
-        metrics.read_predictions(validation) if validation else table[:0],
-        rule,
-        sensitivity,
-        calibration=calibration,
-    )
+    known = table[:0]
+    if validation:
+        known = thresholds.match_validation(metrics.read_predictions(validation), table)
+    thresholds.lock_thresholds(known, rule, sensitivity, calibration=calibration)
     return {
         "predictions": _absolute(predictions),
         "validation": _absolute(validation) if validation else "",

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 
 from bcdlib import BRANCH, REPOSITORY
-from bcdlib.runs.files import atomic_write
+from bcdlib.runs import files
 
 BADGE_IMAGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
@@ -121,8 +121,13 @@ def explain_parameters(names: list[str]) -> str:
     <BLANKLINE>
     - `epochs`: how many to train (0: the profile's).
     """
-    lines = [f"- `{name}`: {PARAMETERS[name]}." for name in names]
-    return "\n".join(["**Parameters** (the first six are the same in all six notebooks):", "", *lines])
+    return "\n".join(
+        [
+            "**Parameters** (the first six are the same in all six notebooks):",
+            "",
+            *(f"- `{name}`: {PARAMETERS[name]}." for name in names),
+        ]
+    )
 
 
 def next_step(notebook: str | None, repository: str = REPOSITORY, branch: str = BRANCH) -> str:
@@ -158,33 +163,26 @@ def stamp_notebooks(root, repository: str = REPOSITORY, branch: str = BRANCH) ->
     -------
     list of the files that changed
     """
-    root, changed = Path(root), []
-    paths = sorted((root / "notebooks").glob("*.ipynb"))
+    texts, paths = {}, sorted(Path(root, "notebooks").glob("*.ipynb"))
     for path, following in zip(paths, [*(path.name for path in paths[1:]), None], strict=True):
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata = nbformat.from_dict(METADATA | (_ON_GPU if path.name >= "04" else {}))
         badge, _, words, parameters, first, *_, last = notebook.cells
         badge.source = f"[![Open In Colab]({BADGE_IMAGE})]({colab_address(path.name, repository, branch)})"
-        names = re.findall(r"^(\w+) = ", parameters.source, flags=re.MULTILINE)
-        words.source = explain_parameters(names)
+        words.source = explain_parameters(re.findall(r"^(\w+) = ", parameters.source, flags=re.MULTILINE))
         first.source = FIRST_CELL.format(repository=repository)
         last.source = next_step(following, repository, branch)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-        _write(path, nbformat.writes(notebook) + "\n", changed)
-    readme = root / "README.md"
-    text = re.sub(
+        texts[path] = nbformat.writes(notebook) + "\n"
+    readme = Path(root, "README.md")
+    texts[readme] = re.sub(
         rf"\[!\[Open In Colab\]\({re.escape(BADGE_IMAGE)}\)\]\(\S*/notebooks/([\w.]+)\)",
         lambda match: f"[![Open In Colab]({BADGE_IMAGE})]({colab_address(match[1], repository, branch)})",
         readme.read_text(encoding="utf-8"),
     )
-    _write(readme, text, changed)
+    changed = [path for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
+    for path in changed:
+        files.write_text(path, texts[path])
     return changed
-
-
-def _write(path: Path, text: str, changed: list[Path]) -> None:
-    if path.read_text(encoding="utf-8") != text:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        changed.append(path)

@@ -168,17 +168,16 @@ def run_sweep(
             data_seed=base["seed"],
             split_seed=seed,
         )
-    items = {
-        folder.name: {
-            "folder": str(folder),
-            "parameters": one,
-            "prepared": str(prepared[one["profile"], one["seed"]]),
-        }
-        for folder, one in waiting.items()
-    }
     outcomes = cluster.map_items(
         f"{__name__}:run_combination",
-        items,
+        {
+            folder.name: {
+                "folder": str(folder),
+                "parameters": one,
+                "prepared": str(prepared[one["profile"], one["seed"]]),
+            }
+            for folder, one in waiting.items()
+        },
         scheduler=scheduler,
         label="Sweep",
         progress=progress and scheduler != "none",  # here the notebooks' own lines show how far it is
@@ -197,8 +196,8 @@ def _plan(out: Run, given: dict[str, list], base: dict) -> dict[Path, dict]:
     found = {}
     for values in itertools.product(*given.values()):
         one = base | dict(zip(given, values, strict=True))
-        words = ",".join(f"{name}={Path(str(one[name])).name}" for name in varied) or "only"
-        words = re.sub(r"[^\w.=,-]", "_", words)[:100]
+        words = ",".join(f"{name}={Path(str(one[name])).name}" for name in varied)
+        words = re.sub(r"[^\w.=,-]", "_", words or "only")[:100]
         digest = hashlib.sha256(json.dumps(one, sort_keys=True).encode()).hexdigest()[:8]
         folder = out.folder / f"{words}-{digest}"
         found[folder] = one | {"out": str(folder)}
@@ -212,34 +211,42 @@ def run_combination(folder: str, parameters: dict, prepared: str) -> None:
     print(f"Combination {run.folder.name}", flush=True)
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
     run_suite(run, parameters, SWEEP_STAGES)
-    seconds = round(time.perf_counter() - started, 1)
-    files.write_json(run.folder / _DONE, {"parameters": parameters, "seconds": seconds})
+    files.write_json(
+        run.folder / _DONE, {"parameters": parameters, "seconds": round(time.perf_counter() - started, 1)}
+    )
 
 
 def _rows(folder: Path, names: list[str], parameters: dict, error: str | None) -> pd.DataFrame:
     settings = {name: parameters[name] for name in names}
     if error:
         return pd.DataFrame([settings | {"error": error, "folder": folder.name}])
-    found = metrics.metrics_table(metrics.read_predictions(folder / "predictions.csv"))
     locked = pd.read_csv(folder / "tables" / "thresholds.csv").query("at == 'locked'")
-    found = found.merge(
-        locked.drop(columns=["at", "images", "cases"]),
-        how="left",
-        on=["method", "split"],
-        suffixes=("", "_locked"),
-    )
-    found = found.rename(columns={"method": "label", "weights": "started_from"}).astype(
+    found = (
+        metrics.metrics_table(metrics.read_predictions(folder / "predictions.csv"))
+        .merge(
+            locked.pivot(index=["method", "split"], columns="metric", values="value").reset_index(),
+            how="left",
+            on=["method", "split"],
+            suffixes=("", "_locked"),
+        )
+        .rename(columns={"method": "label", "weights": "started_from"})
         # counts stay whole numbers beside rows that failed, too
-        dict.fromkeys(["images", "slides", "cases", "folds", "seeds"], "Int64")
+        .astype(dict.fromkeys(["images", "slides", "cases", "folds", "seeds"], "Int64"))
     )
     return pd.DataFrame([settings] * len(found)).join(found).assign(error=None, folder=folder.name)
+
+
+ON_TEST = (
+    "These are metrics of test parts: to choose a combination by them is to choose on the test part. "
+    "`compare --choose` chooses inside the training part."
+)
 
 
 def sweep_text(table: pd.DataFrame, given: dict[str, list]) -> str:
     """Return a sweep's table as text: the parameters that vary, and the metrics that everybody asks for."""
     names = [name for name in given if table[name].nunique() > 1] or list(given)
     shown = [name for name in ("split", "images", "cases", "accuracy", "auc", "case_auc") if name in table]
-    return table[table["error"].isna()][[*names, *shown]].round(3).to_string(index=False)
+    return f"{table[table['error'].isna()][[*names, *shown]].round(3).to_string(index=False)}\n{ON_TEST}"
 
 
 def failed_combinations(table: pd.DataFrame) -> list[str]:

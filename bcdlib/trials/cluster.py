@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bcdlib.data.decode import count_cores
 from bcdlib.errors import InputError, printable
 
 PATIENCE = 60  # seconds that a scheduler which has gone may take to come back
@@ -100,9 +101,8 @@ def map_items(
     """
     check_scheduler(scheduler)
     with tqdm(total=len(items), desc=label, unit="trial", disable=not progress) as bar:
-        outcomes = _here(work, items, bar) if scheduler == "none" else _on_workers(scheduler, work, items)
-        for name, outcome in outcomes:
-            yield name, outcome
+        for done in _here(work, items, bar) if scheduler == "none" else _on_workers(scheduler, work, items):
+            yield done
             bar.update()
 
 
@@ -157,7 +157,7 @@ def _client(scheduler: str):
     ):
         if local := _LOCAL.fullmatch(scheduler):
             # BCD_THREADS: to measure, with the same threads a worker however many there are
-            threads = os.environ.get("BCD_THREADS") or max(1, len(os.sched_getaffinity(0)) // int(local[1]))
+            threads = os.environ.get("BCD_THREADS") or max(1, count_cores() // int(local[1]))
             cluster = distributed.LocalCluster(
                 n_workers=int(local[1]),
                 threads_per_worker=1,
@@ -253,9 +253,10 @@ def _start():
     multiprocessing.current_process().daemon = (
         False  # Dask's workers are daemons, which may not start processes
     )
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, worker_environment()), daemon=True)
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(there, worker_environment()), daemon=True
+    )
     process.start()
     there.close()
     return process, here
@@ -285,10 +286,11 @@ def worker_environment() -> dict[str, str]:
 
     That is BCD_DEVICES of them, or one: the others belong to other workers.
     """
-    places = [str(Path(__file__).resolve().parent.parent.parent), os.environ.get("PYTHONPATH")]
     found = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, places)),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")])
+        ),
         "BCD_DEVICES": os.environ.get("BCD_DEVICES") or "1",
     }
     if found.get("CUDA_VISIBLE_DEVICES") and found["BCD_DEVICES"].isdecimal():

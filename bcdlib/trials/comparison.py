@@ -1,28 +1,25 @@
 """Many trials: plan them, run them, keep what they found; choose among methods.
 
 The best of many variants, by the same test folds that it was chosen by, looks better than it is. What
-choosing is worth is measured by nested cross-validation, on images kept out of the choice: each fold's
-training part is cut into folds of its own (grouped as the split is), every method is tried on these, and the
-one with the best AUC there predicts the fold's test part (Varma & Simon 2006, "Bias in error estimation when
-using cross-validation for model selection").
+choosing is worth is measured by nested cross-validation, on images kept out of the choice: inside each fold's
+training part, the method with the best AUC out of fold is chosen, and it alone predicts the fold's test part
+(Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection").
 """
 
-import dataclasses
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from bcdlib import methods
-from bcdlib.data import cache, splits
+from bcdlib.data import cache, published_splits, splits
 from bcdlib.errors import InputError, describe_error
 from bcdlib.evaluation import metrics
 from bcdlib.runs import files, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.trials import jobs
 from bcdlib.trials.trial import Result, Trial, add_predictions, of_same_data, run_trial
-
-INNER_SPLITS = ("image", "slide", "case")  # that can be cut once more
 
 
 def run_comparison(
@@ -99,6 +96,9 @@ def run_comparison(
         task=task,
         stain=stain,
     )
+    for name in dict.fromkeys(trial.split for trial in planned):
+        if name in published_splits.list_names():
+            print(published_splits.coverage_text(name, pixels.images), flush=True)
     outcomes = jobs.run_trials(
         planned,
         pixels,
@@ -138,10 +138,11 @@ def choose_methods(
     weights: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Choose among methods inside each training part by nested cross-validation.
+    """Choose among methods inside each training part, by the predictions of their trials on validation.
 
-    The predictions join those of the run as method "chosen"; which method was chosen where stands in
-    ``choices.csv``.
+    These are out of fold where a method trains a head only (see `trial.run_trial`): with the folds outside,
+    this is nested cross-validation. The test predictions of the best join those of the run as method
+    "chosen"; which method was chosen where stands in ``choices.csv``.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ def choose_methods(
     Raises
     ------
     InputError
-        If none of the splits is one that can be cut once more (image, slide, case).
+        If none of the splits has a validation part.
     """
     pixels = cache.run_cache(run)
     planned = _plan(
@@ -168,66 +169,35 @@ def choose_methods(
         seeds=seeds,
         trainable=trainable,
     )
-    outer = [trial for trial in planned if trial.split in INNER_SPLITS]
-    if not outer:
-        raise InputError(f"choosing needs one of the splits {', '.join(INNER_SPLITS)}")
     places = {}
-    for trial in outer:
-        places.setdefault((trial.split, trial.seed, trial.fold), []).append(trial)
-    tables = [
-        inner_split(pixels.images, trials[0].split_table, fold, protocol=split, folds=3, seed=seed)
-        for (split, seed, fold), trials in places.items()
-    ]
+    for trial in planned:
+        if (splits.fold_of(trial.split_table, trial.fold)["role"] == "validation").any():
+            places.setdefault((trial.split, trial.seed, trial.fold), []).append(trial)
+    if not places:
+        raise InputError("choosing needs a split with a validation part; choose among image, slide, case")
     options = {"root": run.folder / "trials", "weights": weights, "keep_model": False, "verbose": 0}
     predictions, choices = [], []
-    with tqdm(total=len(outer), desc="Choose", unit="trial", disable=not progress) as bar:
-        for (split, seed, fold), trials, table in zip(places, places.values(), tables, strict=True):
-            scores = []
-            for trial in trials:
-                inner = [
-                    dataclasses.replace(
-                        trial, split=f"{split}-inner{fold}", split_table=table, fold=int(inner_fold)
-                    )
-                    for inner_fold in sorted(table["fold"].unique())
-                ]
-                found = pd.concat([run_trial(one, pixels, profile, **options).predictions for one in inner])
-                scores.append(metrics.metrics_table(found)["auc"].iloc[0])
-                bar.update()
-            best = trials[scores.index(max(scores))]
-            predictions.append(
-                run_trial(best, pixels, profile, **options).predictions.assign(method="chosen")
-            )
-            choices += [
-                {
-                    "split": split,
-                    "seed": seed,
-                    "fold": fold,
-                    "method": trial.label,
-                    "inner AUC": score,
-                    "chosen": trial is best,
-                }
-                for trial, score in zip(trials, scores, strict=True)
-            ]
+    for (split, seed, fold), trials in tqdm(places.items(), "Choose", unit="fold", disable=not progress):
+        results = [run_trial(trial, pixels, profile, **options) for trial in trials]
+        # a network that was fine-tuned has seen more of the training part: compare where all are unseen
+        common = set.intersection(*(set(result.validation["filename"]) for result in results))
+        scores = []
+        for result in results:
+            seen = result.validation[result.validation["filename"].isin(common)]
+            scores.append(metrics.compute_metrics(seen["label"], seen["probability"])["auc"])
+        best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
+        predictions.append(results[best].predictions.assign(method="chosen"))
+        place = {"split": split, "seed": seed, "fold": fold}
+        choices += [
+            place | {"method": trial.label, "AUC on validation": score, "chosen": number == best}
+            for number, (trial, score) in enumerate(zip(trials, scores, strict=True))
+        ]
     chosen = pd.concat(predictions, ignore_index=True)
     add_predictions(run.folder / "comparison_predictions.csv", chosen)
     files.write_csv(run.folder / "choices.csv", pd.DataFrame(choices))
     failed = run.read_csv("comparison.csv", "06_compare").dropna(subset="error")
     _write_summary(run, failed[["method", "split", "error"]])
     return chosen
-
-
-def inner_split(
-    images: pd.DataFrame, split: pd.DataFrame, fold: int, *, protocol: str, folds: int, seed: int
-) -> pd.DataFrame:
-    """Make a split table of one fold's training and validation images alone, without its test images.
-
-    Raises
-    ------
-    InputError
-        If they are too few for two folds.
-    """
-    known = splits.fold_of(split, fold).query("role != 'test'")["filename"]
-    return splits.make_feasible_split(images[images["filename"].isin(known)], protocol, folds, seed=seed)[0]
 
 
 def expand_methods(names: Iterable[str]) -> list[str]:
@@ -264,13 +234,13 @@ def _plan(
 def _split_tables(
     run: Run, profile: profiles.Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Read what 02_preprocess wrote for the run's own seed; for another seed shuffle the folds anew."""
+    """Read or make the splits for the run's own seed; for another seed shuffle the folds anew."""
     if not names:
         names = [name for name in profile.compare_splits if (run.folder / "splits" / f"{name}.csv").is_file()]
     tables = {}
     for name in names:
         splits.describe_protocol(name)  # or it is refused
-        if seed == run.settings.get("seed", 0) and name in splits.PROTOCOLS:
+        if seed == run.settings.get("seed", 0):
             tables[name] = splits.read_split(run, name)
         else:
             file = f"splits/{name}-seed{seed}.csv"

@@ -70,10 +70,9 @@ def run_trials(
         # made on a machine with a disk of its own
         if options["store"] and isinstance(name, str) and not (root / name).is_dir():
             store.fetch_trial(options["store"], root / name)
-    found = [outcomes[str(trial)] for trial in planned]
     return [
         load_trial(trial, root / outcome) if isinstance(outcome, str) else outcome
-        for trial, outcome in zip(planned, found, strict=True)
+        for trial, outcome in ((trial, outcomes[str(trial)]) for trial in planned)
     ]
 
 
@@ -139,14 +138,18 @@ def run_job(place: str, name: str, trial: dict) -> str:
     if facts["options"]["store"] and not root.parent.is_dir():
         root = _own_folder() / "trials"
         root.mkdir(parents=True, exist_ok=True)
-    planned = Trial(**trial | {"split_table": tables[trial["split_table"]]})
-    return run_here(planned, cache, profile, root=root, **facts["options"])
+    return run_here(
+        Trial(**trial | {"split_table": tables[trial["split_table"]]}),
+        cache,
+        profile,
+        root=root,
+        **facts["options"],
+    )
 
 
 @functools.lru_cache(maxsize=2)
 def _read_job(place: str, name: str):
     facts = json.loads(store.read_file(place, name))
-    tables = {key: pd.read_csv(StringIO(text), dtype=_TYPES) for key, text in facts["splits"].items()}
     if (Path(facts["cache"]) / "cache.json").is_file():
         cache = open_cache(facts["cache"])
     else:  # not seen from here: built from the same images at the same path, by one worker of this machine
@@ -157,7 +160,12 @@ def _read_job(place: str, name: str):
             root=_own_folder(),
             progress=False,
         )
-    return facts, cache, Profile(**facts["profile"]), tables
+    return (
+        facts,
+        cache,
+        Profile(**facts["profile"]),
+        {key: pd.read_csv(StringIO(text), dtype=_TYPES) for key, text in facts["splits"].items()},
+    )
 
 
 def _own_folder() -> Path:

@@ -8,8 +8,9 @@ import pandas as pd
 
 from bcdlib import __version__
 from bcdlib.data import breakhis, splits
+from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
-from bcdlib.runs.files import atomic_write
+from bcdlib.runs.files import write_text
 
 CARD_NAME = "model-card.md"
 _NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
@@ -33,35 +34,45 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     """
     card = Path(folder) / CARD_NAME
     facts = json.loads(card.with_name("trial.json").read_text())
-    predictions = pd.read_csv(card.with_name("predictions.csv"), dtype={"slide": str, "case": str})
-    shown = bootstrap.interval_table(predictions, metrics.shown_in("card"))
-    shown = shown.assign(
-        name=[metrics.METRICS[key].label for key in shown["metric"]], defined=shown["value"].notna()
+    shown = bootstrap.interval_table(
+        pd.read_csv(card.with_name("predictions.csv"), dtype={"slide": str, "case": str}),
+        metrics.shown_in("card"),
+    ).assign(
+        name=lambda table: [metrics.METRICS[key].label for key in table["metric"]],
+        defined=lambda table: table["value"].notna(),
     )
     known = part.merge(images.drop_duplicates("filename"), on="filename")
     overlap = splits.split_overlap(part.assign(fold=facts["fold"]), images).iloc[0]
-    environment = jinja2.Environment(
+    template = jinja2.Environment(
         loader=jinja2.PackageLoader("bcdlib.trials", ""),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+    ).get_template("model_card.md.j2")
+    write_text(
+        card,
+        template.render(
+            facts=facts,
+            version=__version__,
+            breakhis=breakhis.is_breakhis(known),
+            drawn=breakhis.is_synthetic(known),
+            total=_counts(known),
+            roles={role: _counts(known[known["role"] == role]) for role in splits.ROLES},
+            parameters={key: value for key, value in facts["parameters"].items() if key not in _NOT_SHOWN},
+            protocol=_protocol(facts["split"]),
+            overlap=overlap,
+            leaks=splits.overlap_line(overlap),
+            metrics=shown.to_dict("records"),
+        ),
     )
-    text = environment.get_template("model_card.md.j2").render(
-        facts=facts,
-        version=__version__,
-        breakhis=breakhis.is_breakhis(known),
-        drawn=breakhis.is_synthetic(known),
-        total=_counts(known),
-        roles={role: _counts(known[known["role"] == role]) for role in splits.ROLES},
-        parameters={key: value for key, value in facts["parameters"].items() if key not in _NOT_SHOWN},
-        protocol=(splits.PROTOCOLS | splits.OFFICIAL_AT).get(facts["split"], ""),
-        overlap=overlap,
-        leaks=splits.overlap_line(overlap),
-        metrics=shown.to_dict("records"),
-    )
-    with atomic_write(card) as temporary:
-        temporary.write_text(text, encoding="utf-8")
     return card
+
+
+def _protocol(split: str) -> str:
+    try:
+        return splits.describe_protocol(split)
+    except InputError:  # folds inside a training part, for example
+        return ""
 
 
 def _counts(images: pd.DataFrame) -> dict[str, int]:

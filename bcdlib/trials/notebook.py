@@ -46,8 +46,10 @@ def run_with_notebook(
     """
     result = run_trial(trial, cache, profile, weights=weights, store=store, **options)
     if not (result.folder / _NAME).is_file():
-        named = profiles.get_profile(profile.name)
-        if trial.estimator(named, weights).get_params() != trial.estimator(profile, weights).get_params():
+        if (
+            trial.estimator(profiles.get_profile(profile.name), weights).get_params()
+            != trial.estimator(profile, weights).get_params()
+        ):
             raise InputError(
                 f"profile {profile.name!r} was changed: 04_train knows profiles by name only, "
                 "and would train anew"
@@ -75,23 +77,22 @@ def _make_notebook(
             trials=str(result.folder.parent.absolute()),
         )
         files.write_csv(scratch.folder / "splits" / f"{trial.split}.csv", trial.split_table)
-        parameters = {
-            "data": made_from,
-            "profile": profile.name,
-            "out": folder,
-            "seed": trial.seed,
-            "weights": weights or "",
-            "method": str(trial.method),
-            "trainable": trial.trainable,
-            "task": trial.task,
-            "stain": trial.stain or "",
-            "splits": trial.split,
-            "fold": trial.fold,
-            "keep_model": False,
-        }
         execute_notebook(
             "04_train",
-            parameters,
+            {
+                "data": made_from,
+                "profile": profile.name,
+                "out": folder,
+                "seed": trial.seed,
+                "weights": weights or "",
+                "method": str(trial.method),
+                "trainable": trial.trainable,
+                "task": trial.task,
+                "stain": trial.stain or "",
+                "splits": trial.split,
+                "fold": trial.fold,
+                "keep_model": False,
+            },
             half,
             # it works here: the method's file and the folder of weights may have been named relative to it
             cwd=Path.cwd(),
@@ -134,16 +135,19 @@ def execute_notebook(
     """
     notebook = places.shipped("notebooks") / f"{stage}.ipynb"
     known = papermill.inspect_notebook(str(notebook))
-    environment = {  # which the kernel inherits
-        # the kernel must be this very Python, not one that the user's Jupyter settings name "python3"
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        # and its caches ours: the notebooks work in their own folder, which need not be beside the user's
-        "BCD_HOME": str(places.home_folder()),
-        "BCD_VERBOSE": os.environ.get("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2"),
-        **(env or {}),
-    }
     try:
-        with patch.dict(os.environ, environment):
+        with patch.dict(
+            os.environ,  # which the kernel inherits
+            {
+                # the kernel must be this very Python, not one that the user's Jupyter settings name "python3"
+                "JUPYTER_PREFER_ENV_PATH": "1",
+                # and its caches ours: the notebooks work in their own folder, which need not be beside the
+                # user's
+                "BCD_HOME": str(places.home_folder()),
+                "BCD_VERBOSE": os.environ.get("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2"),
+                **(env or {}),
+            },
+        ):
             papermill.execute_notebook(
                 str(notebook),
                 str(output),

@@ -47,12 +47,12 @@ def put_trial(store: str, folder: Path, *, anew: bool = True) -> None:
         Also if the store has files of all these names; otherwise only where it lacks one, since whoever
         finished the trial here may have been killed before all was copied.
     """
-    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    left = (".", "checkpoint")  # what writers that were killed left, and checkpoints put aside
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(left)]
     system, there = _open(store, folder.name)
-    known = (
-        {path.rpartition("/")[2] for path in system.ls(there, detail=False)} if system.exists(there) else {}
-    )
-    if not anew and {file.name for file in files} <= set(known):
+    stored = system.ls(there, detail=False) if system.exists(there) else []
+    known = {Path(path).name for path in stored}
+    if not anew and {file.name for file in files} <= known:
         return
     if _LAST in known:  # until all is there the trial is not whole
         system.rm_file(f"{there}/{_LAST}")
@@ -67,10 +67,9 @@ def fetch_trial(store: str, folder: Path) -> bool:
         return False
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _LAST).unlink(missing_ok=True)  # until all is here the trial is not whole
-    names = [path.rpartition("/")[2] for path in system.ls(there, detail=False)]
-    for name in sorted(names, key=lambda name: name == _LAST):
-        with atomic_write(folder / name) as temporary:
-            temporary.write_bytes(read_file(store, f"{folder.name}/{name}"))
+    for path in sorted(system.ls(there, detail=False), key=lambda path: path.endswith(f"/{_LAST}")):
+        with atomic_write(folder / Path(path).name) as temporary:
+            temporary.write_bytes(system.cat_file(path))
     return True
 
 

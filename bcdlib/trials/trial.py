@@ -1,5 +1,7 @@
 """A trial: one method, one split, one fold, one seed. Trained once, stored, and found again."""
 
+import ast
+import copy
 import hashlib
 import inspect
 import json
@@ -18,12 +20,16 @@ from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError
 from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
+from bcdlib.methods import _base
 from bcdlib.methods._base import TASKS, Method, malignant_probability
-from bcdlib.methods.parts import backbones, hardware
+from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.runs import environment, files, profiles
 from bcdlib.runs.folder import TRIAL_COLUMNS
 from bcdlib.trials import model_card
 from bcdlib.trials.store import fetch_trial, put_trial
+
+TRIAL_FORMAT = 2  # raised when trials that are stored would come out otherwise today
+INNER_FOLDS = 3  # of out-of-fold predictions inside the training part
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,9 @@ class Trial:
             )
         if settings.get("stain") and "stain" not in known:
             raise InputError(f"{kind.key}: has no stain normalisation")
-        fitting = {key: value for key, value in settings.items() if key in known}
-        return kind(**fitting | methods.method_settings(self.method))
+        settings = {key: value for key, value in settings.items() if key in known}
+        with methods.explain_errors(self.method):
+            return kind(**settings | methods.method_settings(self.method))
 
     def labels(self, images: pd.DataFrame) -> np.ndarray:
         """Return what the method learns; int64 (N,).
@@ -143,7 +150,8 @@ class Result:
     predictions : DataFrame
         The predictions table of the test part.
     validation : DataFrame
-        That of the validation part; empty where the protocol has none.
+        That of the validation part, or of the whole training part out of fold (see `run_trial`); empty where
+        the protocol has none.
     history : DataFrame or None
         The curves; None if the method has none.
     """
@@ -156,7 +164,7 @@ class Result:
 
     @property
     def held_out(self) -> str:
-        """The part that the second curves are drawn on: "validation", or "test" (as the paper drew them)."""
+        """The part of the second curves: "validation", "test" (as the paper drew them), or "" (none)."""
         return json.loads((self.folder / "trial.json").read_text())["curves_on"]
 
 
@@ -174,6 +182,12 @@ def run_trial(
     verbose: int | None = None,
 ) -> Result:
     """Train and predict a trial, or find it finished. One that was cut off goes on from its last checkpoint.
+
+    Validation predictions set the threshold and the calibration, and choose among methods. A method that
+    trains a head only makes them out of fold: the training part (roles train and validation) is cut into
+    `INNER_FOLDS`, grouped as the split is, and each is predicted by the same method fitted on the others; the
+    method itself is then fitted on all of them. What it needs no labels for (features, a stain target) is
+    shared. A network that is fine-tuned is fitted once, on the role train, and predicts the role validation.
 
     Parameters
     ----------
@@ -199,19 +213,24 @@ def run_trial(
     part = splits.fold_of(trial.split_table, trial.fold)
     estimator = trial.estimator(profile, weights, verbose)
     folder = Path(root) / _name(trial, estimator, part, cache)
-    wanted = ["trial.json", "predictions.csv", "validation.csv", *(["model.keras"] if keep_model else [])]
-    if store and not _holds(folder, wanted):
-        fetch_trial(store, folder)
-    found = _holds(folder, wanted)
-    if not found:
-        _train(trial, estimator, cache, part=part, folder=folder, profile=profile, keep_model=keep_model)
-    # what comes after the trial's results are stored: here also if it was cut off there
-    if (folder / "model.keras").is_file() and not (folder / model_card.CARD_NAME).is_file():
-        model_card.write_card(folder, cache.images, part)
-    (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
-    if store:
-        put_trial(store, folder, anew=not found)
-    return load_trial(trial, folder)
+    model_name = f"model{estimator.suffix}"
+    wanted = ["trial.json", "predictions.csv", "validation.csv"]
+    if keep_model and type(estimator).save is not Method.save:
+        wanted.append(model_name)
+    with files.lock_path(folder, busy=f"{folder}: {fitting.BUSY}"):
+        if store and not _holds(folder, wanted):
+            fetch_trial(store, folder)
+        found = _holds(folder, wanted)
+        if not found:
+            with methods.explain_errors(trial.method):
+                _train(trial, estimator, cache, part=part, folder=folder, profile=profile, wanted=wanted)
+        # what comes after the trial's results are stored: here also if it was cut off there
+        if (folder / model_name).is_file() and not (folder / model_card.CARD_NAME).is_file():
+            model_card.write_card(folder, cache.images, part)
+        (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
+        if store:
+            put_trial(store, folder, anew=not found)
+        return load_trial(trial, folder)
 
 
 def _holds(folder: Path, names: tuple[str, ...]) -> bool:
@@ -226,7 +245,7 @@ def _train(
     part: pd.DataFrame,
     folder: Path,
     profile: profiles.Profile,
-    keep_model: bool,
+    wanted: list[str],
 ) -> None:
     started = time.perf_counter()
     with files.explain_disk_errors(folder):
@@ -235,35 +254,49 @@ def _train(
     rows = {role: cache.rows(part.loc[part["role"] == role, "filename"]) for role in splits.ROLES}
     # the paper's protocol has no validation part
     curves_on = "validation" if len(rows["validation"]) else "test"
-    inputs, labels = estimator.inputs(cache, rows["train"]), trial.labels(cache.images)
-    wants_images = "images" in inspect.signature(estimator.fit).parameters
+    known, number = rows["train"], np.zeros(0)
+    if estimator.trains(trial.trainable) == "head" and len(rows["validation"]):
+        known = np.concatenate([rows["train"], rows["validation"]])
+        number = splits.inner_folds(cache.images.iloc[known], trial.split, INNER_FOLDS, seed=trial.seed)
+        curves_on = ""
+    if profile.name == "paper" and not os.environ.get(fitting.ANYWAY):
+        estimator.longest = fitting.LONGEST
+    inputs, labels = estimator.inputs(cache, known), trial.labels(cache.images)
+    held_out = rows.get(curves_on, rows["test"][:0])
+    shown = len(held_out) and not (estimator.chooses and curves_on == "test")
 
-    def images_of(role):
-        return {"images": cache.images.iloc[rows[role]]} if wants_images else {}
+    def fitted(method, chosen, **options):
+        options["images"] = cache.images.iloc[chosen]
+        return method.fit(inputs[chosen], labels[chosen], **_base.wanted(method.fit, **options))
 
-    held_out = (inputs[rows[curves_on]], labels[rows[curves_on]], *images_of(curves_on).values())
-    estimator.fit(
-        inputs[rows["train"]],
-        labels[rows["train"]],
-        validation_data=None if estimator.chooses and curves_on == "test" else held_out,
-        folder=folder,
-        **images_of("train"),
-    )
+    def predicted(method, chosen):
+        classes = len(TASKS[trial.task])
+        if not len(chosen):
+            return np.zeros((0, classes))
+        return _base.predict_checked(method, inputs[chosen], cache.images.iloc[chosen], classes=classes)
+
+    validated, validation = rows["validation"], None
+    if number.any():
+        validated, validation = known, np.zeros((len(known), len(TASKS[trial.task])))
+        for fold in range(number.max() + 1):
+            method = fitted(copy.copy(estimator), known[number != fold], validation_data=None, folder=None)
+            validation[number == fold] = predicted(method, known[number == fold])
+    shown_images = _base.wanted(estimator.fit, images=cache.images.iloc[held_out]).values()
+    data = (inputs[held_out], labels[held_out], *shown_images) if shown else None
+    fitted(estimator, known, validation_data=data, folder=folder)
     weights_label = getattr(getattr(estimator, "weights_", None), "label", "no pre-trained weights")
-    if keep_model:
-        estimator.save(folder / "model.keras")
-    for role, name in (
-        ("validation", "validation.csv"),
-        ("test", "predictions.csv"),
-    ):  # the test part is read last
-        probability = (
-            estimator.predict_proba(inputs[rows[role]], **images_of(role))
-            if len(rows[role])
-            else np.zeros((0, len(TASKS[trial.task])))
-        )
+    if estimator.decides_for != "image":
+        weights_label += f"; each image has its {estimator.decides_for}'s mean probability"
+    if (name := f"model{estimator.suffix}") in wanted:
+        estimator.save(folder / name)
+    if validation is None:
+        validation = predicted(estimator, validated)
+    tables = {"validation.csv": (validated, validation)}
+    tables["predictions.csv"] = (rows["test"], predicted(estimator, rows["test"]))  # read last
+    for name, (chosen, probability) in tables.items():
         files.write_csv(
             folder / name,
-            _table(trial, cache.images.iloc[rows[role]], probability, weights_label, cache.fingerprint),
+            _table(trial, cache.images.iloc[chosen], probability, weights_label, cache.fingerprint),
         )
     files.write_json(
         folder / "trial.json",
@@ -275,8 +308,10 @@ def _train(
             "task": trial.task,
             "folds": int(trial.split_table["fold"].nunique()),
             "curves_on": curves_on,
+            "out_of_fold": int(number.max(initial=-1) + 1) if number.any() else 0,
             "images": {role: len(found) for role, found in rows.items()},
-            "parameters": estimator.get_params(),
+            # a method of one's own may have parameters that JSON does not know
+            "parameters": json.loads(json.dumps(estimator.get_params(), default=str)),
             "weights": weights_label,
             "profile": profile.name,
             "devices": getattr(estimator, "devices_", 1),
@@ -313,11 +348,32 @@ def _table(
 
 
 def _name(trial: Trial, estimator, part: pd.DataFrame, cache: PixelCache) -> str:
-    settings = {k: v for k, v in estimator.get_params().items() if k != "verbose"}
-    facts = [settings, cache.folder.name, part[["filename", "role"]].to_csv(index=False)]
+    settings = {k: v for k, v in estimator.get_params().items() if k not in ("verbose", "weights")}
+    facts = [
+        TRIAL_FORMAT,
+        settings,
+        _code(type(estimator)),
+        _weights_content(estimator),
+        cache.folder.name,
+        part[["filename", "role"]].to_csv(index=False),
+    ]
     digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.=-]", "_", trial.label)
     return f"{label}-{trial.split}-fold{trial.fold}-seed{trial.seed}-{digest}"
+
+
+def _code(kind: type[Method]) -> str:
+    """Return the code of a method's file, in a form that comments and layout do not change."""
+    return ast.dump(ast.parse(Path(inspect.getfile(kind)).read_text()))
+
+
+def _weights_content(estimator: Method) -> dict[str, str] | str:
+    """Identify pre-trained weights, by content where they are files."""
+    weights = getattr(estimator, "weights", "none")
+    if weights in ("none", "imagenet"):
+        return weights
+    found = backbones.find_all(getattr(estimator, "architectures", ()), weights, required=False)
+    return {name: features.weights_identity(base, 0) for name, base in found.items()}
 
 
 def load_trial(trial: Trial, folder) -> Result:

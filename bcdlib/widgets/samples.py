@@ -19,7 +19,6 @@ from bcdlib.runs.folder import Run
 
 FILTERS = ("class", "subtype", "magnification", "slide")
 PAGE = 8  # images at a time
-STAIN_REFERENCE = 12  # images that the stain is fitted on
 ALL = ""
 
 
@@ -81,24 +80,25 @@ class Views:
 
     Attributes
     ----------
-    names : list of str
-        Of raw, resized, normalised, augmented, stain-normalised those that there are.
+    views : dict of str to callable
+        What makes them from rows of the cache: of raw, resized, normalised, augmented and stain-normalised
+        those that there are.
     """
 
     def __init__(self, cache, source=None, *, seed: int = 0):
         self.cache, self.source, self.seed, pixels = cache, source, seed, cache.pixels
-        at_once = source is None or isinstance(source, sources.TarSource)
-        self.views = {} if at_once else {"raw": self._originals}
+        self.views = (
+            {} if source is None or isinstance(source, sources.TarSource) else {"raw": self._originals}
+        )
         self.views |= {
             "resized": lambda rows: pixels[rows],
             "normalised": lambda rows: backbones.normalised_for_display(pixels[rows]),
             "augmented": lambda rows: augmentation.augmented(pixels[rows], seed),
         }
-        some = np.random.default_rng(seed).permutation(len(pixels))[:STAIN_REFERENCE]
+        some = np.random.default_rng(seed).permutation(len(pixels))[:12]  # to fit the stain on
         with contextlib.suppress(InputError):  # no image shows stained tissue
             self.target = stain.fit_stain("macenko", pixels[np.sort(some)])
             self.views["stain-normalised"] = lambda rows: stain.normalise_stain(pixels[rows], self.target)
-        self.names = list(self.views)
 
     def of(self, rows, view: str) -> list[np.ndarray]:
         """Return the images of these rows of the cache in one view; uint8 (height, width, 3) each.
@@ -113,10 +113,13 @@ class Views:
 
     def _originals(self, rows):
         images = self.cache.images.iloc[rows]
-        read = {name: array for name, array, _ in decode.decode_all(self.source, images, progress=False)}
-        found = zip([read.get(name) for name in images["filename"]], self.cache.pixels[rows], strict=True)
+        originals = {
+            name: array
+            for name, array, _ in decode.decode_all(self.source, images, progress=False)
+            if array is not None
+        }
         # a file that went away since it was cached is shown as it was cached
-        return [cached if original is None else original for original, cached in found]
+        return list(map(originals.get, images["filename"], self.cache.pixels[rows]))
 
 
 def browse_samples(run: Run, cache, source=None, *, seed: int = 0) -> panel.Panel:
@@ -134,8 +137,12 @@ def browse_samples(run: Run, cache, source=None, *, seed: int = 0) -> panel.Pane
     """
     views = Views(cache, source, seed=seed)
     rows = visualize.take_turns(cache.images["class"], seed=seed)[:4]
-    stages = {name: views.of(rows, name) for name in views.names}
-    figure = visualize.stages_figure(cache, rows, stages, title="The same images at each stage")
+    figure = visualize.stages_figure(
+        cache,
+        rows,
+        {name: views.of(rows, name) for name in views.views},
+        title="The same images at each stage",
+    )
     return panel.Panel(run.figure("browser", figure), lambda: SampleBrowser(views).box)
 
 
@@ -147,7 +154,7 @@ class SampleBrowser:
         # a page shows several slides
         self.order = np.random.default_rng(views.seed).permutation(len(self.images))
         self.filters = {name: panel.dropdown(name, ()) for name in FILTERS}
-        self.view = panel.dropdown("show", views.names, value="resized")
+        self.view = panel.dropdown("show", list(views.views), value="resized")
         self.where, self.about = widgets.HTML(), widgets.HTML()
         self.large = panel.image_widget("700px")
         self.enlarged = widgets.VBox(
@@ -158,11 +165,6 @@ class SampleBrowser:
             ]
         )
         self.cells = [_Cell(lambda _, place=place: self._enlarge(place)) for place in range(PAGE)]
-        layout = widgets.Layout(
-            grid_template_columns="repeat(auto-fill, minmax(max(150px, 22%), 1fr))",
-            grid_gap="8px",
-            width="100%",
-        )
         self.box = widgets.VBox(
             [
                 panel.wrapping_row(*self.filters.values(), self.view),
@@ -172,7 +174,14 @@ class SampleBrowser:
                     self.where,
                 ),
                 self.enlarged,
-                widgets.GridBox([cell.box for cell in self.cells], layout=layout),
+                widgets.GridBox(
+                    [cell.box for cell in self.cells],
+                    layout=widgets.Layout(
+                        grid_template_columns="repeat(auto-fill, minmax(max(150px, 22%), 1fr))",
+                        grid_gap="8px",
+                        width="100%",
+                    ),
+                ),
             ]
         )
         self._filter()
@@ -209,9 +218,9 @@ class SampleBrowser:
 
     def _enlarge(self, place: int):
         pixels, image = self.shown[place], self.images.iloc[self.rows[self.start + place]]
-        size = f"{pixels.shape[1]} × {pixels.shape[0]} pixels"
         self.about.value = html.escape(
-            f"{custom.image_caption(image)}: {self.view.value}, {size} ({image['filename']})"
+            f"{custom.image_caption(image)}: {self.view.value}, {pixels.shape[1]} × {pixels.shape[0]} pixels "
+            f"({image['filename']})"
         )
         self.large.value = panel.png_bytes(pixels, 500, 1400)
         panel.show_widget(self.enlarged, True)
@@ -228,8 +237,12 @@ class _Cell:
         )
         self.over.on_click(clicked)
         self.text = widgets.HTML()
-        both = widgets.GridBox([self.image, self.over], layout=widgets.Layout(grid_template_columns="100%"))
-        self.box = widgets.VBox([both, self.text])
+        self.box = widgets.VBox(
+            [
+                widgets.GridBox([self.image, self.over], layout={"grid_template_columns": "100%"}),
+                self.text,
+            ]
+        )
 
     def fill(self, pixels, image):
         """Show the pixels of an image and describe the image, a row of an image table."""

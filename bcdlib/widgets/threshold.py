@@ -81,8 +81,7 @@ def move_threshold(run: Run, table: pd.DataFrame) -> panel.Panel:
     table : DataFrame
         Predictions, as from ``evaluate.load_predictions``.
     """
-    figure = run.figure("threshold", threshold_figure(table))
-    return panel.Panel(figure, lambda: ThresholdSlider(table).box)
+    return panel.Panel(run.figure("threshold", threshold_figure(table)), lambda: ThresholdSlider(table).box)
 
 
 def threshold_figure(table: pd.DataFrame):
@@ -114,12 +113,22 @@ def rates_figure(table: pd.DataFrame, title: str, ax=None):
     figure, ax = style.axes_or_new(ax, width=5.2, height=3.6)
     curve = threshold_rates(table, np.linspace(0, 1, 501))
     for rate, kind, dashes in (("sensitivity", "malignant", "-"), ("specificity", "benign", "--")):
-        look = {"color": style.COLOURS[kind], "label": f"{rate} ({kind} found)"}
-        ax.plot(curve["threshold"], curve[rate], dashes, **look)
+        ax.plot(
+            curve["threshold"],
+            curve[rate],
+            dashes,
+            color=style.COLOURS[kind],
+            label=f"{rate} ({kind} found)",
+        )
     ax.axvline(metrics.THRESHOLD, color="black", lw=1, ls=":", label="threshold 0.5")
     for place, value in enumerate(_locked(table)):
-        label = None if place else f"locked on validation, {value:.3f}"
-        ax.axvline(value, color=style.MEASURED, lw=1.4, ls="-.", label=label)
+        ax.axvline(
+            value,
+            color=style.MEASURED,
+            lw=1.4,
+            ls="-.",
+            label=None if place else f"locked on validation, {value:.3f}",
+        )
     ax.set(xlim=(0, 1), ylim=(0, 1.02))
     ax.set_xlabel("threshold (probability from which on malignant is predicted)", fontsize=8)
     ax.set_ylabel("rate", fontsize=9)
@@ -193,11 +202,18 @@ class ThresholdSlider:
 
 def confusion_html(found: dict, threshold: float) -> str:
     """Format `at_threshold` as an HTML table: rows true, columns predicted class."""
-    cell = '<td style="text-align:right;padding:4px 14px;border:1px solid #888;font-size:16px">{}</td>'
-    row = f'<tr><th style="text-align:left;padding:4px 10px;color:{{}}">{{}}</th>{cell}{cell}</tr>'
-    benign = ("benign", found["true_negative"], found["false_positive"])
-    malignant = ("malignant", found["false_negative"], found["true_positive"])
-    rows = "".join(row.format(style.COLOURS[name], name, *counts) for name, *counts in (benign, malignant))
+    row = (
+        '<tr><th style="text-align:left;padding:4px 10px;color:{}">{}</th>'
+        + 2 * '<td style="text-align:right;padding:4px 14px;border:1px solid #888;font-size:16px">{}</td>'
+        + "</tr>"
+    )
+    rows = "".join(
+        row.format(style.COLOURS[name], name, found[left], found[right])
+        for name, left, right in (
+            ("benign", "true_negative", "false_positive"),
+            ("malignant", "false_negative", "true_positive"),
+        )
+    )
     rates = "".join(
         f"<br>{name} <b>{'not defined' if np.isnan(found[name]) else format(found[name], '.3f')}</b>"
         for name in RATES

@@ -59,8 +59,16 @@ class YourImage:
             self.upload.observe(lambda _: self._ask(), "value")
         self.files: list[tuple[str, bytes]] = []  # chosen in Colab
         self.answer, self.image = widgets.HTML(), panel.image_widget("520px")
-        note = widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device.")
-        self.box = widgets.VBox([self.model, self.upload, self.place, note, self.answer, self.image])
+        self.box = widgets.VBox(
+            [
+                self.model,
+                self.upload,
+                self.place,
+                widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device."),
+                self.answer,
+                self.image,
+            ]
+        )
         self._show("An image at hand", answer)
         self.model.observe(lambda _: self._ask(), "value")
 

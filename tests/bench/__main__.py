@@ -9,12 +9,11 @@ from pathlib import Path
 import click
 
 from bcdlib import mount
-from bcdlib.__main__ import data_option, exit_in_one_line, weights_option
+from bcdlib.__main__ import cli, data_option, weights_option
 from tests.bench import Setting, report, run
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@data_option
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, params=[data_option, weights_option])
 @click.option(
     "--only", multiple=True, help="A part: ingest, batches, training, inference, scale; may be repeated."
 )
@@ -23,7 +22,6 @@ from tests.bench import Setting, report, run
 )
 @click.option("--out", default="", help="Folder for bench.json and bench.png.")
 @click.option("--json", "as_json", is_flag=True, help="JSON for machines.")
-@weights_option
 def bench(data, only, pairs, out, as_json, weights):
     """Compare this library's speed with its peers', side by side; takes half an hour."""
     source = mount.find_data(data)
@@ -41,4 +39,4 @@ def bench(data, only, pairs, out, as_json, weights):
 
 
 if __name__ == "__main__":
-    exit_in_one_line(bench)
+    cli(bench)

@@ -80,7 +80,7 @@ def ours(batch: int, steps: int, height: int, width: int, precision: str = "auto
         model.steps_per_execution = hardware.steps_at_once(steps)
         data = Batches(X, y, batch, steps, seed=0)
         print(
-            f"batch {batch}: {hardware.describe_hardware(model, hardware.dtype_policy(precision))}",
+            f"batch {batch}: {hardware.describe_hardware(model)}",
             file=sys.stderr,
             flush=True,
         )

@@ -79,7 +79,7 @@ def _head(setting: Setting, cache, y):
         ).whole()  # a head as it is before its first step, behind the base
         batches = Batches(cache.pixels, y, peers.BATCH, None, seed=0)
         started = time.perf_counter()
-        _, history = fit_network(network, batches, None, folder=None, epochs=BASE_EPOCHS, seed=0, verbose=0)
+        history = fit_network(network, batches, None, folder=None, epochs=BASE_EPOCHS, seed=0, verbose=0)
         losses["each"] = history["loss"].iloc[-1]
         return (time.perf_counter() - started) * HEAD_EPOCHS / BASE_EPOCHS
 

@@ -69,10 +69,10 @@ def test_audit_of_all_protocols(table):
     lines = checks.audit_lines(rows)
     assert (
         len(lines) == len(rows)
-        and lines[1].startswith("image, fold 1: ")
+        and lines[1].startswith("image, fold 0: ")
         and lines[0]
         == (
-            "magnification, fold 1: 82 of 82 test slides and 70 of 70 test cases were also in training "
+            "magnification, fold 0: 82 of 82 test slides and 70 of 70 test cases were also in training "
             "(1995 of 1995 test images)."
         )
     )

@@ -105,7 +105,7 @@ def test_fetch_to_drive_mounts_it_first(site, monkeypatch, tmp_path):
         return tmp_path / "drive" / "MyDrive" / "bcdlib"
 
     monkeypatch.setenv("BCD_DRIVE", str(tmp_path / "drive"))
-    monkeypatch.setattr(download, "mount_drive", mount_drive)
+    monkeypatch.setattr(download.places, "mount_drive", mount_drive)
     home = tmp_path / "drive" / "MyDrive" / "bcdlib"
     path = download.download_archive(home, url=site.url, progress=False)
     assert calls and path == home / "set.tar.gz" and path.read_bytes() == PAYLOAD
@@ -214,7 +214,7 @@ def test_fetch_disk_full(site, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download, "write_json", full)
+    monkeypatch.setattr(download.files, "write_json", full)
     with pytest.raises(InputError, match="disk is full.*resumes"):
         get(site)
     assert not (tmp_path / "down" / "set.tar.gz").exists()

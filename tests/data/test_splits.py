@@ -1,7 +1,11 @@
 """The five protocols on the whole manifest: counts, leaks, grouping, and what is refused."""
 
+import hashlib
+
+import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import adjusted_rand_score
 
 from bcdlib.data import splits
 from bcdlib.data.breakhis import CLASSES, images_table, known_images
@@ -142,7 +146,7 @@ def test_validation_share(protocol, made, images):
     split = made[protocol]
     training = split[split["role"] != "test"]
     share = (training["role"] == "validation").groupby(training["fold"]).mean()
-    assert share.between(0.13, 0.16).all() if protocol == "image" else share.between(0.04, 0.35).all()
+    assert share.between(0.24, 0.26).all() if protocol == "image" else share.between(0.1, 0.45).all()
     none = splits.make_split(images, protocol, validation=0)
     assert set(none["role"]) == {"train", "test"}
     assert none[none["role"] == "test"].equals(split[split["role"] == "test"])
@@ -154,6 +158,64 @@ def test_image_folds_are_stratified(made, images):
         part = kinds[kinds["role"] == role]
         share = (part["class"] == "malignant").groupby(part["fold"]).mean()
         assert (share - 5429 / 7909).abs().max() < 0.002
+
+
+@pytest.mark.parametrize("protocol", ["slide", "case"])
+def test_folds_hold_as_many_groups_of_each_class(protocol, made, images):
+    """One row a group: every fold tests a fifth of the benign ones, whatever the number of their images."""
+    tested = made[protocol].query("role == 'test'").merge(images, on="filename")
+    counts = tested.groupby(["fold", "class"])[protocol].nunique().unstack()
+    for name in CLASSES:
+        total = images.loc[images["class"] == name, protocol].nunique()
+        assert counts[name].between(total // 5, total // 5 + 1).all(), counts
+    assert (tested.groupby("fold")["subtype"].nunique() >= 6).all()
+
+
+@pytest.mark.parametrize("protocol", FOLDED)
+def test_seeds_draw_other_folds(protocol, images):
+    """Three seeds are three draws: the adjusted Rand index of their folds is about 0."""
+    unit = "filename" if protocol == "image" else protocol
+    drawn = []
+    for seed in range(3):
+        tested = splits.make_split(images, protocol, seed=seed).query("role == 'test'")
+        tested = tested.merge(images.drop_duplicates("filename"), on="filename").drop_duplicates(unit)
+        drawn.append(tested.set_index(unit)["fold"].sort_index())
+    for one, two in ((0, 1), (0, 2), (1, 2)):
+        assert abs(adjusted_rand_score(drawn[one], drawn[two])) < 0.05
+
+
+def test_folds_do_not_depend_on_the_version_of_scikit_learn(made):
+    """The same folds with 1.6.1 and the newest: a digest of all of them."""
+    text = "".join(made[protocol].to_csv(index=False) for protocol in FOLDED)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "f1367ee10bd9f729"
+
+
+def test_groups_of_both_classes_are_spread():
+    """A group with images of both classes counts for both."""
+    groups = np.repeat(np.arange(30), 4)
+    classes = np.where(groups < 10, "benign", "malignant")
+    classes[(groups >= 8) & (groups < 12) & (np.arange(120) % 2 == 0)] = "benign"
+    classes[(groups >= 8) & (groups < 12) & (np.arange(120) % 2 == 1)] = "malignant"
+    folds = splits.group_folds(groups, classes, classes, folds=5)
+    for fold in range(5):
+        assert set(classes[folds == fold]) == {"benign", "malignant"}
+    assert (pd.Series(folds).groupby(groups).nunique() == 1).all()
+
+
+@pytest.mark.parametrize("protocol, unit", [("slide", "slide"), ("case", "case"), ("official", "case")])
+def test_inner_folds_are_grouped(protocol, unit, made, images):
+    part = splits.fold_of(made[protocol], 0).query("role != 'test'")
+    training = images.set_index("filename").loc[part["filename"]].reset_index()
+    folds = splits.inner_folds(training, protocol, 3)
+    assert set(folds) == {0, 1, 2}
+    assert (pd.Series(folds).groupby(training[unit].to_numpy()).nunique() == 1).all()
+    for fold in range(3):
+        assert training.loc[folds == fold, "class"].nunique() == 2
+    benign = training[training["class"] == "benign"]
+    one = pd.concat(
+        [training[training["class"] == "malignant"], benign[benign[unit] == benign[unit].iloc[0]]]
+    )
+    assert not splits.inner_folds(one, protocol, 3).any()  # nothing benign to train on beside it
 
 
 @pytest.mark.parametrize("protocol", FOLDED)

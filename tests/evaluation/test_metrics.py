@@ -63,17 +63,69 @@ def test_agrees_with_sklearn(seed, at):
         "brier": sk.brier_score_loss(y, p),
     }
     units = {"slide_recognition", "slide_auc", "case_auc"}
-    assert set(expected) | units | {"ece"} == set(metrics.METRICS)
+    assert set(expected) | units | {"ece", "auc_within"} == set(metrics.METRICS)
+    assert row["auc_within"] == pytest.approx(row["auc"])  # one fold
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, abs=1e-9), name
 
 
 def test_calibration_error_by_hand():
-    # bin 0.1..0.2: mean 0.15, none malignant; bin 0.9..1.0: mean 0.95, one of two malignant
-    assert metrics.calibration_error([0, 0, 1, 0], [0.1, 0.2 - 1e-9, 0.9, 1.0]) == pytest.approx(
-        0.5 * 0.15 + 0.5 * 0.45
-    )
+    # bin 0.2..0.3: none of four malignant, 0.04 too much; bin 0.9..1.0: three of four, less 3/16/3 by chance
+    label, probability = [0, 0, 0, 0, 1, 1, 1, 0], [0.2] * 4 + [0.95] * 4
+    excess = (0.2**2 - 0) * 4 + (0.2**2 - 0.75 * 0.25 / 3) * 4
+    assert metrics.calibration_error(label, probability) == pytest.approx(max(0, excess / 8) ** 0.5)
     assert metrics.calibration_error([0, 1], [0.5, 0.5]) == 0  # constant and right on average
+
+
+def test_calibration_error_is_not_biased():
+    """A calibrated model has an error near 0, also of few images, where the usual one says 0.1."""
+    rng, squares, usual = np.random.default_rng(0), [], []
+    for _ in range(300):
+        p = rng.random(60)
+        y = (rng.random(60) < p).astype(int)
+        bins = (p * 10).astype(int)
+        usual.append(np.abs(np.bincount(bins, p - y, 10)).sum() / 60)
+        squares.append(metrics.calibration_error(y, p))
+    assert np.mean(usual) > 0.12 and np.median(squares) < 0.05
+
+
+def test_folds_that_overlap_are_averaged_not_pooled():
+    """The author's folds test an image up to four times: pooled, a case would be judged by an ensemble."""
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 2, 80)
+    cases = [f"14-{k // 4}" for k in range(80)]
+    folds = [
+        table(
+            y,
+            (y + rng.normal(0, 1.5, 80) > 0.5) * 0.5 + 0.25 * rng.random(80),
+            fold=k,
+            case=cases,
+            slide=cases,
+        )
+        for k in range(3)
+    ]
+    row = metrics.metrics_table(pd.concat(folds)).iloc[0]
+    alone = [metrics.metrics_table(one).iloc[0] for one in folds]
+    for key in ("accuracy", "auc", "case_auc", "slide_recognition", "auc_within"):
+        assert row[key] == pytest.approx(np.mean([one[key] for one in alone])), key
+    found = metrics.cross_validation_table(pd.concat(folds), ("auc",)).iloc[0]
+    assert found["mean"] == pytest.approx(row["auc"]) and np.isnan(found["pooled"])
+    assert found["sd"] == pytest.approx(np.std([one["auc"] for one in alone], ddof=1))
+
+
+def test_auc_within_folds_does_not_rank_across_networks():
+    """Two folds that are each perfect, on scales of their own: pooled 0.75, within 1."""
+    one = table([0, 1], [0.1, 0.3])
+    two = table([0, 1], [0.7, 0.9], fold=1).assign(filename=["a.png", "b.png"])
+    row = metrics.metrics_table(pd.concat([one, two])).iloc[0]
+    assert row["auc"] == 0.75 and row["auc_within"] == 1
+
+
+def test_a_metric_that_one_seed_lacks_is_not_defined():
+    one = table([0, 1], [0.1, 0.9])
+    none = table([0, 1], [0.1, 0.2], seed=1)  # nothing predicted malignant: no precision
+    assert metrics.metrics_table(one)["precision"][0] == 1
+    assert np.isnan(metrics.metrics_table(pd.concat([one, none]))["precision"][0])
 
 
 def test_slide_recognition_rate_by_hand():
@@ -225,3 +277,49 @@ def test_a_metric_that_is_registered_once_is_shown_everywhere_with_its_interval(
     part = images[["filename"]].assign(role=np.where(np.arange(120) < 60, "train", "test"))
     card = model_card.write_card(tmp_path, images, part).read_text()
     assert f"| weighted kappa | {value:.3f} | {row['95 % by case']} |" in card
+
+
+def breakhis_rows():
+    """Four images of two cases of BreakHis, as a stranger's table has them."""
+    names = [
+        "SOB_B_A-14-22549AB-40-001.png",
+        "SOB_B_A-14-22549CD-40-001.png",
+        "SOB_M_DC-14-2523-40-001.png",
+        "SOB_M_DC-14-2523-40-002.png",
+    ]
+    return table([0, 0, 1, 1], [0.1, 0.6, 0.7, 0.9], filename=names)
+
+
+def test_names_prove_what_they_prove():
+    rows = breakhis_rows().assign(case=["p1", "p2", "p3", "p3"], slide="1")
+    found = metrics.check_predictions(rows)
+    assert found["case"].tolist() == ["14-22549", "14-22549", "14-2523", "14-2523"]
+    assert found["slide"].tolist() == ["14-22549AB", "14-22549CD", "14-2523", "14-2523"]
+    notes = metrics.prediction_notes(found)
+    assert any("differs from the accession numbers" in note and "4 of 4 rows" in note for note in notes)
+    with pytest.raises(
+        InputError, match="2 of 4 labels contradict the file name, the first of SOB_B_A-14-22549CD"
+    ):
+        metrics.check_predictions(rows.assign(label=[0, 1, 0, 1]))
+
+
+def test_slides_are_numbered_within_cases():
+    rows = table(
+        [0, 0, 1, 1], [0.1, 0.6, 0.7, 0.9], case=["a", "a", "b", "b"], slide=["1", "2", "1", "2"], subtype=""
+    )
+    assert metrics.metrics_table(metrics.check_predictions(rows))["slides"][0] == 4
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"case": list("abcd"), "slide": list("abcd")}, "Every case has one image"),
+        ({"probability": [0.9, 0.6, 0.7, 0.9]}, "confidence in the predicted class"),
+        ({"probability": [0.9, 0.6, 0.3, 0.1]}, "AUC 0.000, far under 0.5"),
+    ],
+)
+def test_odd_tables_are_noted(change, words):
+    rows = table([0, 0, 1, 1], [0.1, 0.6, 0.7, 0.9], case=["a", "a", "b", "b"], slide=["a", "a", "b", "b"])
+    assert metrics.prediction_notes(metrics.check_predictions(rows)) == []
+    notes = metrics.prediction_notes(metrics.check_predictions(rows.assign(**change)))
+    assert any(words in note for note in notes), notes

@@ -149,16 +149,6 @@ def test_recordings_are_drawn_with_images_slides_cases_seeds_and_weights():
     )
 
 
-def test_inner_splits_leave_the_test_images_out(run):
-    images, outer = run.images(), splits.read_split(run, "case")
-    for fold in range(3):
-        inner = comparison.inner_split(images, outer, fold, protocol="case", folds=3, seed=0)
-        test = splits.fold_of(outer, fold).query("role == 'test'")["filename"]
-        assert not set(inner["filename"]) & set(test)
-        assert set(inner["filename"]) | set(test) == set(images["filename"])
-        assert (splits.split_overlap(inner, images)["cases_shared"] == 0).all()
-
-
 def test_the_better_method_is_chosen_and_pays(run, known):
     names = [f"{known}:share=0.2", known, f"{known}:share=0.5"]
     whole = comparison.run_comparison(run, PROFILE, method_names=names, split_names=["case"], progress=False)

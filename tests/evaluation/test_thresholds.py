@@ -27,6 +27,13 @@ def table(label, probability, **columns):
     return pd.DataFrame(rows | columns)
 
 
+def validated(label, probability, **columns):
+    """The same images of eight cases, as many as it takes to choose a threshold."""
+    case = [f"14-{k}" for k in range(8) for _ in label]
+    names = [f"{case}-{i}.png" for i, case in enumerate(case)]
+    return table(label * 8, probability * 8, **{"filename": names, "case": case} | columns)
+
+
 def test_thresholds_by_hand():
     y, p = [0, 0, 1, 0, 1, 1], [0.1, 0.2, 0.3, 0.4, 0.6, 0.9]
     # at 0.6: 2 of 3 found, no false alarm (0.67); at 0.3: all found, one false alarm (0.67): take the higher
@@ -34,7 +41,8 @@ def test_thresholds_by_hand():
     assert thresholds.choose_threshold(y, p, "sensitivity", sensitivity=0.6) == 0.6
     assert thresholds.choose_threshold(y, p, "sensitivity", sensitivity=0.7) == 0.3
     assert thresholds.choose_threshold([1, 1], [0.2, 0.3]) == 0.5
-    assert 0 <= thresholds.choose_threshold([1, 0], [0.2, 0.9]) <= 1  # upside down: no threshold is any good
+    # upside down: no threshold is any good, but one that finds nothing is none
+    assert thresholds.choose_threshold([1, 0], [0.2, 0.9]) == 0.2
 
 
 @pytest.mark.parametrize("kind", ["temperature", "platt"])
@@ -62,14 +70,24 @@ def test_calibration_survives_extremes():
         assert slope > 0 and np.isfinite([slope, intercept]).all()
 
 
+def test_separable_classes_do_not_ask_for_certainty():
+    """Twenty images in perfect order: an unsmoothed temperature runs to its bound, 0.05."""
+    y, p = np.repeat([0, 1], 10), np.repeat([0.3, 0.7], 10)
+    slope, _ = thresholds.fit_calibration(y, p)
+    # by hand: the smoothed targets are 11/12 and 1/12, whose logit is log 11
+    assert slope == pytest.approx(np.log(11) / logit(0.7), rel=1e-3)
+    assert thresholds.calibrate([0.7], slope, 0) == pytest.approx(11 / 12, rel=1e-3)
+
+
 def test_locked_thresholds_are_those_of_validation_and_of_the_trial():
     y = [0, 0, 1, 1]
-    validation = pd.concat([table(y, [0.1, 0.2, 0.3, 0.9]), table(y, [0.1, 0.6, 0.7, 0.9], fold=1)])
+    validation = pd.concat([validated(y, [0.1, 0.2, 0.3, 0.9]), validated(y, [0.1, 0.6, 0.7, 0.9], fold=1)])
     test = pd.concat(
         [table(y, [0.25, 0.35, 0.3, 0.9]), table(y, [0.65, 0.6, 0.7, 0.9], fold=1), table(y, y, fold=2)]
     )
     locked = thresholds.lock_thresholds(validation)
-    assert locked["threshold"].tolist() == [0.3, 0.7] and locked["validation_images"].tolist() == [4, 4]
+    assert locked["threshold"].tolist() == [0.3, 0.7] and locked["validation_images"].tolist() == [32, 32]
+    assert locked["sensitivity_on_validation"].tolist() == [1, 1] and locked["note"].eq("").all()
     applied = thresholds.apply_lock(test, locked)
     assert applied.groupby("fold")["threshold"].first().tolist() == [
         0.3,
@@ -110,11 +128,14 @@ def test_selective_accuracy_by_hand():
 
 def test_referral_by_hand():
     y, p = [1, 1, 1, 0, 0, 0], [0.9, 0.6, 0.3, 0.4, 0.2, 0.1]
-    locked = thresholds.lock_thresholds(table(y, p))  # validation: Youden at 0.6; nothing malignant below 0.3
+    locked = thresholds.lock_thresholds(
+        validated(y, p)
+    )  # validation: Youden at 0.6; nothing malignant below 0.3
     assert locked["threshold"][0] == 0.6 and locked["refer_below"][0] == 0.3
     test = table(y, [0.9, 0.5, 0.25, 0.4, 0.2, 0.1])
     found = thresholds.referral_table(thresholds.apply_lock(test, locked)).iloc[0]
     assert found["referred"] == 2 / 6 and found["sensitivity"] == pytest.approx(2 / 3)  # 0.25 is lost
+    assert found["referred, 95 % by case"] == "cannot be said"  # one case
     assert found["referred_hindsight"] == 3 / 6  # 0.25, 0.4 and 0.5 would have had to be looked at
 
 
@@ -135,19 +156,55 @@ def test_bad_settings(change, message):
 def test_both_thresholds_stand_one_under_the_other():
     y = [0, 0, 1, 1]
     rows = pd.concat([table(y, [0.1, 0.4, 0.35, 0.9]), table(y, [0.2, 0.6, 0.7, 0.8], split="image")])
-    locked = thresholds.lock_thresholds(table(y, [0.1, 0.2, 0.3, 0.9]))  # 0.3, for the split by case only
+    locked = thresholds.lock_thresholds(validated(y, [0.1, 0.2, 0.3, 0.9]))  # 0.3, for the split by case only
     found = evaluate.threshold_table(thresholds.apply_lock(rows, locked))
-    assert found[["split", "at"]].values.tolist() == [
+    assert found[["split", "at"]].drop_duplicates().values.tolist() == [
         ["case", "0.5"],
         ["case", "locked"],
         ["image", "0.5"],
         ["image", "locked"],
     ]
-    assert found["accuracy"].tolist() == [0.75, 0.75, 0.75, 0.75] and found["sensitivity"].tolist() == [
-        0.5,
-        1,
-        1,
-        1,
-    ]
+    values = found.pivot(index=["split", "at"], columns="metric", values="value")
+    assert values["accuracy"].tolist() == [0.75, 0.75, 0.75, 0.75]
+    assert values["sensitivity"].tolist() == [0.5, 1, 1, 1]
+    assert (found["95 % by case"] == "cannot be said").all()  # one case
     every = evaluate.metrics_by_group(rows).set_index("metric")
     assert every.loc["auc"].tolist() == [0.75, 1] and list(every.index) == list(metrics.METRICS)
+
+
+@pytest.mark.parametrize("cases, chosen", [(7, False), (8, True)])
+def test_few_cases_choose_nothing(cases, chosen):
+    rows = validated([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9])
+    locked = thresholds.lock_thresholds(rows[rows["case"].isin([f"14-{k}" for k in range(cases)])]).iloc[0]
+    assert (locked["threshold"] == 0.3) == chosen and (locked["slope"] != 1) == chosen
+    assert np.isfinite(locked["refer_below"]) == chosen
+    assert locked["note"] == "" or "7 benign cases and 7 malignant cases on validation" in locked["note"]
+    assert (locked["note"] == "") == chosen
+
+
+class TestForeignValidation:
+    """A validation table of another model: joined to its trial, or refused."""
+
+    test = validated([0, 1], [0.2, 0.9]).assign(case=lambda t: "t" + t["case"])
+    other = validated([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9], split="val").assign(
+        filename=lambda t: "v" + t["filename"], fold=9
+    )
+
+    def test_one_trial_on_each_side_belongs_together(self):
+        found = thresholds.match_validation(self.other, self.test)
+        assert (found["split"] == "case").all() and (found["fold"] == 0).all() and len(found) == 32
+
+    def test_no_match_names_both(self):
+        two = pd.concat([self.test, self.test.assign(fold=1)])
+        with pytest.raises(
+            InputError, match="they are of method m, split val.*tested is method m, split case"
+        ):
+            thresholds.match_validation(self.other, two)
+
+    def test_test_images_are_refused(self):
+        with pytest.raises(InputError, match="16 of 16 validation images are test images"):
+            thresholds.match_validation(self.test, self.test)
+
+    def test_shared_cases_are_warned_of(self):
+        with pytest.warns(UserWarning, match="8 validation cases are test cases too, the first 14-0"):
+            thresholds.match_validation(self.other, self.test.assign(case=lambda t: t["case"].str[1:]))

@@ -15,7 +15,7 @@ from PIL import Image
 from bcdlib import evaluate
 from bcdlib.data.breakhis import CLASSES
 from bcdlib.errors import InputError
-from bcdlib.explain import explanation, ood
+from bcdlib.explain import explanation, models, ood
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -77,7 +77,7 @@ def test_explain_takes_a_path_or_bytes_and_knows_its_training_images(run, tiny, 
 
 def test_reference_files_need_no_pickle_and_damage_is_said(run, tmp_path):
     folder = folder_of(run, "case")
-    explanation.trial_reference(folder / "model.keras")
+    explanation.trial_reference(folder / "model.keras", models.load_model(folder / "model.keras"))
     found = ood.load_reference(folder)
     stored = np.load(folder / "reference.npy", allow_pickle=False)
     counts = json.loads((folder / "trial.json").read_text())["images"]
@@ -109,7 +109,7 @@ def test_a_model_alone(run, tmp_path, texts):
 
 def test_predict_says_more_in_a_trials_folder(run, table, tiny, tmp_path):
     model = folder_of(run, "case") / "model.keras"
-    explanation.trial_reference(model)  # 05_evaluate leaves it beside the model
+    explanation.trial_reference(model, models.load_model(model))  # 05_evaluate leaves it beside the model
     image = next(Path(tiny).rglob("*.png"))
     Image.new("RGB", (48, 32), "grey").save(tmp_path / "grey.png")
     (tmp_path / "text.png").write_text("not an image")

@@ -1,9 +1,11 @@
 """Maps of where a network looks, on networks whose answer is known; on TensorFlow and on JAX."""
 
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import keras
@@ -162,6 +164,24 @@ def test_features_are_those_of_the_layer_pool_or_the_mean_of_the_map():
     bright = X[:, :8, -12:].astype(float).mean(axis=(1, 2, 3)) / 255 / 16
     np.testing.assert_allclose(gradcam.last_features(network("flat"), X)[:, 0], bright, rtol=1e-4)
     np.testing.assert_allclose(gradcam.last_features(network("sequential"), X)[:, 0], bright, rtol=1e-4)
+
+
+def test_one_network_is_built_for_all_calls_and_goes_with_it(monkeypatch):
+    """Keras compiles each network anew that is made to predict: once, not for each few hundred images."""
+    asked = []
+    original = gradcam.predict_batches
+    monkeypatch.setattr(
+        gradcam, "predict_batches", lambda model, X: asked.append(model) or original(model, X)
+    )
+    first, second = network("flat"), network("flat")
+    for one in (first, first, second):
+        gradcam.last_features(one, noise())
+        gradcam.compute_gradcam(one, noise())
+    assert asked[0] is asked[1] is not asked[2]
+    gone = weakref.ref(first)
+    del first, one, asked[:]
+    gc.collect()
+    assert gone() is None, "it is kept in memory for ever"
 
 
 def test_no_map_and_no_image():

@@ -16,6 +16,6 @@ def test_models_of_a_run(tmp_path):
     compared = run.folder / "trials" / "compared" / "trial.json"
     write_json(compared, {"method": "m", "split": "case", "fold": 0, "seed": 0})
     assert list(models.saved_models(run)) == [
-        "net, split case, fold 2, seed 3",
-        "net, split image, fold 1, seed 3",
+        "net, split case, fold 1, seed 3",
+        "net, split image, fold 0, seed 3",
     ]

@@ -103,3 +103,27 @@ def test_a_worker_takes_one_device(monkeypatch):
     assert cluster.worker_environment()["CUDA_VISIBLE_DEVICES"] == "2,3"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert "CUDA_VISIBLE_DEVICES" not in cluster.worker_environment()
+
+
+@pytest.mark.parametrize(
+    "steps, expected",
+    [(200, 10), (185, 5), (199, 199), (194, 97), (247, 13), (7, 7), (1, 1), (13, 13), (1009, 1), (1994, 2)],
+)
+def test_steps_at_once_of_an_epoch_that_ten_do_not_divide(steps, expected):
+    found = hardware.steps_at_once(steps, 10)
+    assert found == expected and steps % found == 0
+
+
+def test_memory_of_a_gpu_grows():
+    code = "import os, bcdlib; print(*(os.environ[name] for name in %r))"
+    names = ("TF_FORCE_GPU_ALLOW_GROWTH", "XLA_PYTHON_CLIENT_PREALLOCATE")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    for given, said in (({}, "true false"), (dict.fromkeys(names, "own"), "own own")):
+        done = subprocess.run(
+            [sys.executable, "-c", code % (names,)],
+            cwd=HERE.parent,
+            env=environment | given,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split() == said.split(), done.stderr

@@ -18,7 +18,7 @@ from bcdlib.data import breakhis, splits, stain
 from bcdlib.errors import InputError
 from bcdlib.evaluation import published
 from bcdlib.methods import alexnet, csdcnn, hybrid_cnn, resnet152
-from bcdlib.methods.parts import architectures, backbones, features
+from bcdlib.methods.parts import architectures, backbones, features, hardware
 from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import open_run_folder
 from bcdlib.runs.profiles import get_profile
@@ -275,6 +275,34 @@ def test_class_structure_by_hand():
     assert float(csdcnn.structure(y[1:], embedding[1:], margin=1.0)) == 0  # far enough apart
 
 
+def test_embedding_has_length_one_in_float16_too():
+    """The sum of squares would overflow from 65504 on."""
+    with hardware.computing_dtype("mixed_float16"):
+        model = methods.get_method("csdcnn")(weights="none", pretrained_required=False).build((48, 72, 3))
+    layer = model.get_layer("embedding")
+    found = np.asarray(layer(keras.ops.full((1, 128), 60.0, "float16")))
+    assert found.dtype == "float32" and np.linalg.norm(found) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_download_that_failed_may_be_tried_again(monkeypatch):
+    tries = []
+
+    def constructor(include_top, weights):
+        tries.append(weights)
+        if len(tries) == 1:
+            raise OSError("no network")
+
+    about = backbones.ARCHITECTURES["resnet50"]._replace(constructor=constructor)
+    monkeypatch.setitem(backbones.ARCHITECTURES, "resnet50", about)
+    backbones._download.cache_clear()
+    with pytest.raises(InputError, match=r"resnet50 cannot be downloaded \(no network\); name a folder"):
+        backbones.find_weights("resnet50", "imagenet")
+    for _ in range(3):
+        assert backbones.find_weights("resnet50", "imagenet").pretrained
+    assert len(tries) == 2, "what was downloaded is not downloaded again"
+    backbones._download.cache_clear()
+
+
 def test_structure_loss_by_hand():
     y = np.array([[0.0], [0.0], [1.0]])
     output = np.array([[0.5, 0, 0], [0.2, 3, 4], [0.9, 0, 1]], dtype="float32")
@@ -306,7 +334,7 @@ def test_slide_decision_by_hand():
 
 
 def test_heads_learn_their_magnification_and_share_what_none_has_learnt():
-    share = resnet152.shares(pd.Series([100, 40, 400]), (100, 400), 3)
+    share = resnet152.shares(pd.Series([100, 40, 400]), (100, 400))
     np.testing.assert_array_equal(share, [[1, 0], [0.5, 0.5], [0, 1]])
     heads = np.array([[0.8, 0.1]] * 3, dtype="float32")
     y = np.column_stack([[1, 1, 1], share]).astype("float32")

@@ -57,7 +57,7 @@ def test_turn_goes_round():
 
 def test_views(cache, tiny):
     views = samples.Views(cache, sources.open_source(tiny))
-    assert views.names[:4] == ["raw", "resized", "normalised", "augmented"]
+    assert list(views.views)[:4] == ["raw", "resized", "normalised", "augmented"]
     assert views.of([3], "raw")[0].shape == (30, 40, 3)
     assert np.array_equal(views.of([3, 5], "resized"), cache.pixels[[3, 5]])
     for name in ("normalised", "augmented"):
@@ -68,7 +68,7 @@ def test_views(cache, tiny):
             and not np.array_equal(image, cache.pixels[3])
         )
     assert views.of([3], "normalised")[0].min() == 0 and views.of([3], "normalised")[0].max() == 255
-    assert "raw" not in samples.Views(cache).names
+    assert "raw" not in samples.Views(cache).views
     with pytest.raises(InputError, match="unknown view 'x-ray'"):
         views.of([3], "x-ray")
 
@@ -79,7 +79,7 @@ def test_stain_normalisation_is_offered_where_there_is_stain(cache):
     assert np.array_equal(image, stain.normalise_stain(cache.pixels[:1], views.target)[0])
     assert views.target.kind == "macenko" and not np.array_equal(image, cache.pixels[0])
     white = replace(cache, pixels=np.full_like(cache.pixels, 255))
-    assert "stain-normalised" not in samples.Views(white).names
+    assert "stain-normalised" not in samples.Views(white).views
 
 
 def captions(browser):

@@ -67,8 +67,12 @@ def AlexNet(include_top=False, weights=None, input_shape=(227, 227, 3), *, name=
     weights : path of a Keras weights file, or None
     """
     inputs = Input(input_shape)
-    conv1 = layers.Conv2D(96, 11, strides=4, activation="relu", name="conv1")
-    x = _two_groups(chain(inputs, conv1, layers.MaxPooling2D(3, 2, name="pool1")), 256, 5, "conv2")
+    x = chain(
+        inputs,
+        layers.Conv2D(96, 11, strides=4, activation="relu", name="conv1"),
+        layers.MaxPooling2D(3, 2, name="pool1"),
+    )
+    x = _two_groups(x, 256, 5, "conv2")
     x = chain(x, layers.MaxPooling2D(3, 2, name="pool2"), _conv(384, 3, 1, "conv3"))
     x = _two_groups(_two_groups(x, 384, 3, "conv4"), 256, 3, "conv5")
     return _finished(inputs, layers.MaxPooling2D(3, 2, name="pool5")(x), include_top, weights, name)
@@ -95,9 +99,11 @@ def _inception(x, name: str, one, three_reduce, three, five_reduce, five, pool):
 
 def _two_groups(x, filters: int, size: int, name: str):
     # two convolutions rather than groups=2, which TensorFlow does not train on every CPU
-    halves = enumerate(ops.split(x, 2, axis=-1), 1)
     return layers.Concatenate(name=name)(
-        [_conv(filters // 2, size, 1, f"{name}_group{number}")(half) for number, half in halves]
+        [
+            _conv(filters // 2, size, 1, f"{name}_group{number}")(half)
+            for number, half in enumerate(ops.split(x, 2, axis=-1), 1)
+        ]
     )
 
 

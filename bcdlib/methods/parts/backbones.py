@@ -84,15 +84,16 @@ def choose_weights(weights: str | None = None) -> str:
 
 
 @functools.cache
-def _download_problem(architecture: str) -> str:
-    """Try to get Keras' ImageNet weights, once a process; gives why they cannot be had, or an empty text."""
+def _download(architecture: str) -> None:
+    """Get Keras' ImageNet weights, once a process; what failed, and raised InputError, may be tried again."""
     if not ARCHITECTURES[architecture].downloads:
-        return f"Keras has no ImageNet weights of {architecture}"
+        raise InputError(f"Keras has no ImageNet weights of {architecture}")
     try:
         ARCHITECTURES[architecture].constructor(include_top=False, weights="imagenet")
     except Exception as error:  # urllib, ssl, OSError, Keras' own: all mean that the download failed
-        return f"ImageNet weights of {architecture} cannot be downloaded ({error})".splitlines()[0]
-    return ""
+        raise InputError(
+            f"ImageNet weights of {architecture} cannot be downloaded ({error})".splitlines()[0]
+        ) from None
 
 
 def find_weights(architecture: str, weights: str | None = None, required: bool = True) -> Weights:
@@ -123,7 +124,11 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
         return Weights(None, "random initial weights")
     if weights == "imagenet":
         path, label = weights, "ImageNet weights (Keras)"
-        problem = _download_problem(architecture)
+        try:
+            _download(architecture)
+            problem = ""
+        except InputError as error:
+            problem = str(error)
     else:
         folder = Path(weights).expanduser().absolute()
         if not folder.is_dir():
@@ -154,7 +159,8 @@ def find_all(
     if required and not any(w.pretrained for w in found.values()):
         for name in found:
             if ARCHITECTURES[name].downloads:
-                find_weights(name, weights, required=True)  # raises, or the user asked for none
+                # raises; or the user asked for none, or a download succeeds now
+                found[name] = find_weights(name, weights, required=True)
     return found
 
 
@@ -296,11 +302,18 @@ def append_features(
         raise InputError(
             f"{weights.path}: does not load as {architecture} ({error})".splitlines()[0]
         ) from None
-    _set_trainable(base, trainable, batch_norm)
+    base.trainable = trainable
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization) and batch_norm is not None:
+            if batch_norm == "frozen":
+                layer.trainable = False  # Keras then uses its moving statistics in training too
+            else:
+                layer.momentum = batch_norm
     kind, _, stages = pooling.partition("-")
     if stages:
-        outputs = [base.get_layer(about.stages[stage]).output for stage in stages]
-        base = keras.Model(base.inputs, outputs, name=architecture)
+        base = keras.Model(
+            base.inputs, [base.get_layer(about.stages[stage]).output for stage in stages], name=architecture
+        )
     # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
     x = base(x, training=None if trainable else False)
     if stages:
@@ -329,15 +342,7 @@ def cut_patches(x, patches: int):
         An image's patches one after the other, row by row.
     """
     height, width = x.shape[1] // patches, x.shape[2] // patches
-    rows = keras.ops.image.extract_patches(x[:, : height * patches, : width * patches], (height, width))
-    return keras.ops.reshape(rows, (-1, height, width, 3))
-
-
-def _set_trainable(base: keras.Model, trainable: bool, batch_norm: float | str | None) -> None:
-    base.trainable = trainable
-    for layer in base.layers:
-        if isinstance(layer, keras.layers.BatchNormalization) and batch_norm is not None:
-            if batch_norm == "frozen":
-                layer.trainable = False  # Keras then uses its moving statistics in training too
-            else:
-                layer.momentum = batch_norm
+    return keras.ops.reshape(
+        keras.ops.image.extract_patches(x[:, : height * patches, : width * patches], (height, width)),
+        (-1, height, width, 3),
+    )

@@ -44,7 +44,7 @@ def cached_features(
     facts = [
         FEATURES_FORMAT,
         architecture,
-        _identity(weights, seed),
+        weights_identity(weights, seed),
         pooling,
         patches,
         target and [target.kind, target.values],
@@ -55,18 +55,21 @@ def cached_features(
     with lock_path(path):
         if not path.is_file():
             with atomic_write(path) as temporary:
-                found = extract_features(
-                    cache.pixels,
-                    architecture,
-                    weights,
-                    target=target,
-                    pooling=pooling,
-                    patches=patches,
-                    seed=seed,
-                    verbose=verbose,
-                    **change,
+                np.save(
+                    temporary,
+                    extract_features(
+                        cache.pixels,
+                        architecture,
+                        weights,
+                        target=target,
+                        pooling=pooling,
+                        patches=patches,
+                        seed=seed,
+                        verbose=verbose,
+                        **change,
+                    ),
+                    allow_pickle=False,
                 )
-                np.save(temporary, found, allow_pickle=False)
     return np.load(local_copy(path), mmap_mode="r", allow_pickle=False)
 
 
@@ -109,13 +112,15 @@ def extract_features(
     images = keras.Input(X.shape[1:], dtype="uint8", name="image")
     x = keras.layers.Rescaling(1.0, name="as_float")(images)
     if augment is not None:
-        drawn = np.random.SeedSequence(augment).generate_state(1)[0] % 2**31
-        x = augmentation.default_augmentation(int(drawn), always=True)(x)
+        x = augmentation.default_augmentation(
+            int(np.random.SeedSequence(augment).generate_state(1)[0] % 2**31), always=True
+        )(x)
     x = backbones.append_features(x, architecture, weights, seed=seed, pooling=pooling, patches=patches)
     return fitting.predict_batches(keras.Model(images, x), X, verbose)
 
 
-def _identity(weights: backbones.Weights, seed: int) -> str:
+def weights_identity(weights: backbones.Weights, seed: int) -> str:
+    """Identify what a base starts from: weights in a file by their content, random ones by their seed."""
     if weights.path is None:
         return f"random {seed} {keras.backend.backend()}"  # backends draw different numbers from a seed
     if weights.path == "imagenet":

@@ -1,23 +1,32 @@
 """The training loop and its pieces: batches in a fixed order, callbacks that make a resumed run equal."""
 
+import contextlib
+import errno
 import functools
 import importlib.util
+import io
 import itertools
 import json
 import os
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pandas as pd
 
-from bcdlib.errors import printable
-from bcdlib.methods.parts.hardware import share_statistics
-from bcdlib.runs.files import atomic_write, explain_disk_errors, write_csv
+from bcdlib.errors import InputError, printable
+from bcdlib.methods.parts.hardware import accelerator, share_statistics
+from bcdlib.runs.files import atomic_write, explain_disk_errors, lock_path, write_csv
 
-EPOCH = "epoch.json"  # member of a checkpoint: how many epochs it has behind it
+# members of a checkpoint: how many epochs it has behind it, and their curves, copied into a file beside it
+EPOCH, HISTORY = "epoch.json", "history.csv"
+BUSY = "another training is at work in this folder; waiting for it to end"
+LONGEST = 300.0  # seconds that the paper's training may take on a CPU without being asked for
+ANYWAY = "BCD_ANYWAY"  # environment variable: train however long it takes
 
 
 class Ordered(keras.utils.PyDataset):
@@ -113,36 +122,164 @@ def predict_batches(network: keras.Model, X, verbose=0):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Save model and optimizer after an epoch; the last good file stays until the next one is whole.
+    """Save model, optimizer and history after an epoch; the last good file stays until the next one is whole.
 
     Writing takes at most a share of the training time (environment variable BCD_CHECKPOINT_SHARE, else 0.02:
-    on a mounted Drive one file can take a minute), however slow the disk: between two checkpoints lie as many
-    epochs as that needs, and the last epoch always has one. Which epochs have one changes no result: those
-    that a cut-off run lost are done again, the same.
+    on a mounted Drive one file can take a minute). Yet however slow the disk, at most `MOST` seconds of
+    training lie between two checkpoints, or one epoch if that is longer; the last epoch always has one. Which
+    epochs have one changes no result: those that a cut-off run lost are done again, the same.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Of the checkpoint. ``history.csv`` is written beside it, from what the checkpoint holds.
+    history : History
     """
 
-    def __init__(self, path: Path):
+    MOST = 600.0
+
+    def __init__(self, path: Path, history: "History"):
         super().__init__()
-        self.path, self.share = path, float(os.environ.get("BCD_CHECKPOINT_SHARE") or 0.02)
+        self.path, self.history = path, history
+        self.share = float(os.environ.get("BCD_CHECKPOINT_SHARE") or 0.02)
         self.spent = self.last = 0.0
 
     def on_train_begin(self, logs=None):
         """Guess how long the first file takes: model and the optimizer's two copies, at 200 MB a second."""
-        self.started = time.perf_counter()
+        self.started = self.written = time.perf_counter()
         self.last = 3 * sum(weight.nbytes for weight in self.model.get_weights()) / 200e6
 
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the time: the next epoch will take about as long."""
+        self.begun = time.perf_counter()
+
     def on_epoch_end(self, epoch, logs=None):
-        """Write, if all writing then stays within its share of the time that was spent on training alone."""
-        begun = time.perf_counter()
-        due = self.spent + self.last <= self.share * (begun - self.started - self.spent)
-        if due or epoch + 1 == self.params["epochs"]:
-            with atomic_write(self.path) as temporary:
-                self.model.save(temporary)
-                with zipfile.ZipFile(temporary, "a") as archive:
-                    # the optimizer's own count of steps leaves out those that overflowed
-                    archive.writestr(EPOCH, json.dumps(epoch + 1))
-            self.last = time.perf_counter() - begun
+        """Write, if all writing then stays within its share, or if the next epoch would end too late."""
+        now = time.perf_counter()
+        within = self.spent + self.last <= self.share * (now - self.started - self.spent)
+        late = (now - self.written) + (now - self.begun) > self.MOST
+        if within or late or epoch + 1 == self.params["epochs"]:
+            self._write(epoch + 1)
+            self.written = time.perf_counter()
+            self.last = self.written - now
             self.spent += self.last
+
+    def _write(self, epochs: int) -> None:
+        table = self.history.table()
+        with atomic_write(self.path) as temporary:
+            self.model.save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:
+                # the optimizer's own count of steps leaves out those that overflowed
+                archive.writestr(EPOCH, json.dumps(epochs))
+                archive.writestr(HISTORY, table.to_csv(index=False))
+        write_csv(self.path.with_name(HISTORY), table)
+
+    def seconds_apart(self, epoch: float) -> float:
+        """Guess how much training lies between two checkpoints if an epoch takes so many seconds."""
+        wanted = self.last / self.share if self.share else self.MOST
+        return max(epoch, min(wanted, self.MOST // epoch * epoch))
+
+
+class History(keras.callbacks.History):
+    """Keras' history, which goes on from that of a run that was cut off.
+
+    Parameters
+    ----------
+    known : DataFrame
+        Its rows; column epoch, and one a curve.
+    epochs : int
+        How many epochs it had: more than rows if some were lost.
+    """
+
+    def __init__(self, known: pd.DataFrame, epochs: int):
+        super().__init__()
+        self.lost = epochs - len(known)
+        self.history = known.drop(columns="epoch", errors="ignore").to_dict("list")
+
+    def table(self) -> pd.DataFrame:
+        """Give one row an epoch: epoch (from 0), and the curves."""
+        found = pd.DataFrame(self.history, dtype="float64")
+        return found.set_axis(pd.RangeIndex(self.lost, self.lost + len(found), name="epoch")).reset_index()
+
+
+class TimeEstimate(keras.callbacks.Callback):
+    """Say from the first steps how long training will take; stop if that is too long for a CPU.
+
+    The first execution, in which the network is compiled, does not count.
+
+    Parameters
+    ----------
+    batches : Batches
+    rows : int
+        Images that each epoch predicts for its ``val_`` curves: a third of a training step's work.
+    checkpoint : Checkpoint or None
+    longest : float
+        Seconds that training may take on a CPU.
+    verbose : int or "auto"
+        As in ``keras.Model.fit``; 0 says nothing.
+    """
+
+    MEASURED = 5.0  # seconds
+
+    def __init__(self, batches: Batches, rows: int, checkpoint, *, longest: float, verbose):
+        super().__init__()
+        self.batches, self.rows, self.checkpoint = batches, rows, checkpoint
+        self.longest, self.verbose = longest, verbose
+        self.done = self.before = 0
+        self.compiled = self.seconds = None
+
+    def on_train_begin(self, logs=None):
+        """Count the epochs to come."""
+        self.epochs = self.params["epochs"] - self.batches.epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Note which step an execution begins with."""
+        self.first = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Estimate, once enough was measured."""
+        self.done += batch + 1 - self.first
+        if self.compiled is None:
+            self.compiled, self.before = time.perf_counter(), self.done
+        elif self.seconds is None and time.perf_counter() - self.compiled >= self.MEASURED:
+            self._estimate()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Estimate from what there is."""
+        if self.seconds is None and self.done > self.before:
+            self._estimate()
+
+    def _estimate(self) -> None:
+        step = (time.perf_counter() - self.compiled) / (self.done - self.before)
+        epoch = step * (len(self.batches) + self.rows / self.batches.batch_size / 3)
+        self.seconds = epoch * self.epochs
+        epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
+        text = f"Training takes about {duration(self.seconds)} ({epochs})"
+        if self.seconds > self.longest and accelerator()[0] == "cpu":
+            raise InputError(
+                f"{text} on this CPU; choose a machine with a GPU (in Colab: Runtime, Change runtime type), "
+                f"or profile quick, or go on with --anyway (in a notebook: {ANYWAY}=1 in the environment)"
+            )
+        if self.verbose:
+            if self.checkpoint is not None:
+                text += f"; a checkpoint about every {duration(self.checkpoint.seconds_apart(epoch))}"
+                if epoch < self.checkpoint.MOST:
+                    text += f", on a slow disk at least every {duration(self.checkpoint.MOST)}"
+            print("\n" * (self.verbose != 2) + text, flush=True)  # a progress bar's line may be open
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people, in two units at most.
+
+    Examples
+    --------
+    >>> duration(11_700), duration(150), duration(8.2)
+    ('3 h 15 min', '2 min 30 s', '8 s')
+    """
+    minutes, seconds = divmod(max(round(seconds), 1), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (0 if hours else seconds, "s")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
 
 
 class HeldOutMetrics(keras.callbacks.Callback):
@@ -177,11 +314,13 @@ def fit_network(
     devices: int = 1,
     seed: int,
     verbose=0,
-):
+    longest: float | None = None,
+) -> pd.DataFrame:
     """Train a network, going on from ``<folder>/checkpoint.keras`` if an earlier run was cut off.
 
     The random streams of dropout and augmentation start anew from (seed, epoch) in each epoch. A saved model
-    does not hold their state; so a resumed run draws what it would have drawn.
+    does not hold their state; so a resumed run draws what it would have drawn. It goes on in the precision
+    and on the devices that `model` was built for, whatever machine wrote the checkpoint.
 
     Parameters
     ----------
@@ -192,41 +331,47 @@ def fit_network(
         What the ``val_`` curves are drawn on.
     folder : path-like or None
         Gets ``checkpoint.keras``, ``history.csv`` and, where TensorFlow is installed, ``tensorboard/``; None
-        keeps nothing.
+        keeps nothing. Of two trainings in one folder, on one machine, the second waits for the first.
     epochs : int
         In all, those before the cut included.
     devices : int
         As from `hardware.sharing_devices`.
+    longest : float or None
+        Seconds that it may take on a CPU, see `TimeEstimate`; None does not estimate.
 
     Returns
     -------
-    (keras.Model, DataFrame)
-        The trained model (another object if it was resumed), and its history, one row an epoch.
+    DataFrame
+        The history, one row an epoch.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or unreachable, or if training would take too long.
     """
-    callbacks = []
-    if devices > 1 and held_out is not None:
-        callbacks, held_out = [HeldOutMetrics(*held_out, devices)], None
-
-    def begin_epoch(epoch, logs):
-        batches.epoch = epoch
-        states = [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]
-        for number, state in enumerate(states):
-            state.assign(np.random.SeedSequence([seed, epoch, number]).generate_state(2, dtype="uint32"))
-
-    callbacks += [keras.callbacks.LambdaCallback(on_epoch_begin=begin_epoch)]
-    if folder is not None:
-        folder = Path(folder)
-        model, batches.epoch = _resume(model, folder)
-        callbacks += [keras.callbacks.CSVLogger(folder / "history.csv", append=True)]
-        if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
-            callbacks += [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
-        callbacks += [Checkpoint(folder / "checkpoint.keras")]
-    share_statistics(model, devices)
-    history = {}
-    with explain_disk_errors(folder):
+    with explain_disk_errors(folder), contextlib.ExitStack() as stack:
+        known, done, checkpoint = pd.DataFrame(), 0, None
+        if folder is not None:
+            path = Path(folder, "checkpoint.keras")
+            stack.enter_context(lock_path(path, busy=f"{folder}: {BUSY}"))
+            known, done = _resume(model, path)
+            batches.epoch = done
+        history = History(known, done)
+        if folder is not None:
+            checkpoint = Checkpoint(path, history)
         if batches.epoch < epochs:
+            if verbose and done:
+                print(f"Going on after epoch {done} of {epochs}", flush=True)
+            callbacks = _callbacks(model, batches, history, checkpoint, seed=seed)
+            if longest is not None:
+                rows = 0 if held_out is None else len(held_out[1])
+                callbacks.insert(0, TimeEstimate(batches, rows, checkpoint, longest=longest, verbose=verbose))
+            if devices > 1 and held_out is not None:
+                callbacks.insert(0, HeldOutMetrics(*held_out, devices))
+                held_out = None
+            share_statistics(model, devices)
             data = batch_stream(batches)
-            history = model.fit(
+            model.fit(
                 data,
                 validation_data=None if held_out is None else batch_stream(Ordered(*held_out)),
                 steps_per_epoch=None if data is batches else batches.steps,
@@ -235,37 +380,103 @@ def fit_network(
                 callbacks=callbacks,
                 shuffle=False,
                 verbose=verbose,
-            ).history
+            )
             batches.epoch = epochs
-        if folder is not None:
-            return model, pd.read_csv(folder / "history.csv")
-    return model, pd.DataFrame(history).rename_axis("epoch").reset_index()
+        return history.table()
 
 
-def _resume(model: keras.Model, folder: Path) -> tuple[keras.Model, int]:
-    """Load the checkpoint of a run that was cut off, if there is one, and how many epochs lie behind it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, history = folder / "checkpoint.keras", folder / "history.csv"
-    if checkpoint.is_file():
-        try:
-            resumed = keras.models.load_model(checkpoint)  # in Keras' safe mode
-            # it was set after compile(), which is all that a file knows
-            resumed.steps_per_execution = model.steps_per_execution
-            with zipfile.ZipFile(checkpoint) as archive:
-                epoch = int(json.loads(archive.read(EPOCH)))
-            # the history may be epochs ahead of the checkpoint, and its last line cut off
-            known = pd.read_csv(history).drop_duplicates("epoch").query("epoch < @epoch")
-            if known["epoch"].tolist() != list(range(epoch)):
-                raise ValueError("its history.csv lacks epochs")
-        except Exception as error:  # a damaged file makes Keras raise nearly anything
-            reason = printable(error).split(". ")[0]
-            print(f"{checkpoint}: not usable ({reason}); this training starts anew", flush=True)
-        else:
-            write_csv(history, known)
-            return resumed, epoch
-    for file in (checkpoint, history):
-        file.unlink(missing_ok=True)
-    return model, 0
+def _callbacks(model, batches: Batches, history: History, checkpoint, *, seed: int) -> list:
+    def begin_epoch(epoch, logs):
+        batches.epoch = epoch
+        states = [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]
+        for number, state in enumerate(states):
+            state.assign(np.random.SeedSequence([seed, epoch, number]).generate_state(2, dtype="uint32"))
+
+    found = [keras.callbacks.LambdaCallback(on_epoch_begin=begin_epoch), history]
+    if checkpoint is not None:
+        if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
+            folder = checkpoint.path.with_name("tensorboard")
+            found.append(keras.callbacks.TensorBoard(folder, write_graph=False))
+        found.append(checkpoint)
+    return found
+
+
+def _resume(model: keras.Model, checkpoint: Path) -> tuple[pd.DataFrame, int]:
+    """Load the checkpoint of a run that was cut off, if there is one; gives its history and its epochs."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if not checkpoint.is_file():
+        return pd.DataFrame(), 0
+    try:
+        known, done = _read_history(checkpoint)
+        _load_state(model, checkpoint)
+    except Exception as error:  # a damaged file makes Keras raise nearly anything
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise  # the machine's fault, not the file's, of which zipfile may say that an argument is invalid
+        reason = printable(error).split(". ")[0]
+        aside = next(
+            path
+            for number in itertools.count(1)
+            if not (path := checkpoint.with_stem(f"{checkpoint.stem}-unusable-{number}")).exists()
+        )
+        checkpoint.rename(aside)
+        print(
+            f"{checkpoint}: not usable ({reason}); it is now {aside.name}, and this training starts anew",
+            flush=True,
+        )
+        return pd.DataFrame(), 0
+    write_csv(checkpoint.with_name(HISTORY), known)
+    return known, done
+
+
+def _read_history(checkpoint: Path) -> tuple[pd.DataFrame, int]:
+    with zipfile.ZipFile(checkpoint) as archive:
+        done = int(json.loads(archive.read(EPOCH)))
+        if HISTORY in archive.namelist():
+            text = archive.read(HISTORY).decode()
+            return pd.read_csv(io.StringIO(text), float_precision="round_trip"), done
+    # written before the history was part of it: what is left of the file beside it will do
+    try:
+        known = pd.read_csv(checkpoint.with_name(HISTORY), float_precision="round_trip")
+        known = known.drop_duplicates("epoch").set_index("epoch").apply(pd.to_numeric, errors="coerce")
+        known = known.reindex(range(done)).rename_axis("epoch").reset_index()
+    except (OSError, ValueError, KeyError):
+        known = pd.DataFrame()
+    if len(known) < done or known.isna().any(axis=None):
+        print(
+            f"{checkpoint}: the curves of some of its {done} epochs are lost; the training is not", flush=True
+        )
+    return known, done
+
+
+def _load_state(model: keras.Model, checkpoint: Path) -> None:
+    """Load weights and optimizer state into a network whose precision may be another than the file's.
+
+    In float16 Keras wraps the optimizer in one that scales the loss, and stores both: the network gets for a
+    moment such an optimizer as the file has, wrapped or not, around the same inner one.
+    """
+    with zipfile.ZipFile(checkpoint) as archive:  # read whole: damage shows before anything is loaded
+        with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as stored:
+            wrapped = "inner_optimizer" in stored["optimizer"]
+    own = model.optimizer
+    own.build(model.trainable_variables)
+    inner = getattr(own, "inner_optimizer", own)
+    state = [*model.variables, *own.variables]
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in state]
+    try:
+        if wrapped and own is inner:
+            model.optimizer = keras.optimizers.LossScaleOptimizer(inner)
+            model.optimizer.build(model.trainable_variables)
+        elif not wrapped:
+            model.optimizer = inner
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras only warns where the optimizer does not fit
+            model.load_weights(checkpoint)
+    except Exception:
+        for variable, value in zip(state, before, strict=True):
+            variable.assign(value)
+        raise
+    finally:
+        model.optimizer = own
 
 
 def batch_rows(n: int, batch_size: int, step: int, *, seed: int) -> np.ndarray:

@@ -153,7 +153,8 @@ def steps_at_once(steps: int, wanted: int = 0, *, devices: int = 1) -> int:
     ----------
     steps : int
         Of an epoch. Fewer than wanted are given where they would not divide it: Keras would go on into the
-        next epoch.
+        next epoch. Where only few would be left (a prime number), so many as divide it next, to a limit that
+        covers an epoch of BreakHis.
     wanted : int
         0 means what pays on this machine.
     devices : int
@@ -164,20 +165,25 @@ def steps_at_once(steps: int, wanted: int = 0, *, devices: int = 1) -> int:
     --------
     >>> steps_at_once(200, 7)
     5
+    >>> steps_at_once(199, 10)
+    199
     """
     if devices > 1 and keras.backend.backend() == "tensorflow":
         return 1
     # an accelerator must not wait for Python between steps
     most = min(steps, wanted or (1 if accelerator()[0] == "cpu" else 10))
-    return max(number for number in range(1, most + 1) if steps % number == 0)
+    parts = [number for number in range(1, steps + 1) if steps % number == 0]
+    below = max(number for number in parts if number <= most)
+    above = min(number for number in parts if number >= most)
+    return above if 2 * below < most and above <= 250 else below
 
 
-def describe_hardware(model: keras.Model, name: str) -> str:
+def describe_hardware(model: keras.Model) -> str:
     """Describe in one line backend, device, dtype policy, XLA and steps per execution of a compiled model."""
     kind, capability = accelerator()
     device = kind.upper() + (f" (compute capability {capability})" if capability else "")
     compiler, steps = "XLA" if model.jit_compile else "no XLA", model.steps_per_execution
     return (
-        f"Training on {keras.backend.backend()}, {device}: {name}, {compiler}, "
+        f"Training on {keras.backend.backend()}, {device}: {model.dtype_policy.name}, {compiler}, "
         f"{steps} step{'s' * (steps > 1)} an execution"
     )
