@@ -85,7 +85,7 @@ def test_in_colab_its_own_upload_is_used(monkeypatch):
         explanation, "explain_image", lambda file, image: asked.append(image) or answer("malignant", 0.9)
     )
     shown = upload.YourImage({"net": "model.keras", "other": "other.keras"}, answer("benign", 0.1))
-    shown.model.value = "other.keras"  # nothing chosen yet
+    shown.model.value = "other"  # nothing chosen yet
     assert not asked
     shown.upload.click()
     assert asked == [content] and "large.png: malignant" in shown.answer.value
