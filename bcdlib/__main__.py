@@ -15,8 +15,8 @@ import pandas as pd
 
 from bcdlib import __version__, mount
 from bcdlib.data import breakhis, custom, published_splits, sources
-from bcdlib.errors import InputError, StageError, printable
-from bcdlib.runs import files, folder, places, profiles
+from bcdlib.errors import InputError, StageError, printable, split_words
+from bcdlib.runs import environment, files, folder, places, profiles
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
 
@@ -24,7 +24,7 @@ data_option = click.Option(
     ["--data"],
     default="synthetic",
     show_default=True,
-    help="Folder or archive of BreakHis, or 'synthetic' (drawn tissue).",
+    help="Folder or archive of BreakHis, 'kaggle' (fetched from there), or 'synthetic' (drawn tissue).",
 )
 manifest_option = click.Option(
     ["--manifest"],
@@ -71,10 +71,6 @@ training_options = (  # those that ``run`` and ``compare`` share
 )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _print_failed(lines: list[str]) -> None:
     for line in lines:
         click.echo(f"Failed: {line}", err=True)
@@ -93,6 +89,7 @@ def _run_notebooks(opened, parameters: dict, only: tuple[str, ...]) -> None:
 @click.version_option(__version__)
 def main():
     """Breast cancer diagnosis on BreakHis: the paper's system, its rivals, and what "99 %" is worth."""
+    environment.check_backend()
 
 
 @main.command(params=[*training_options])
@@ -208,12 +205,14 @@ def audit(data, manifest, split, folds, seed, as_json):
 
 
 @main.command(params=[*training_options])
-@click.option("--methods", default="resnet50", show_default=True, help="Comma-separated, or 'all'.")
+@click.option(
+    "--methods", default="resnet50", show_default=True, help="Separated by commas or spaces, or 'all'."
+)
 @click.option(
     "--splits",
     default="",
-    help="Comma-separated protocols or published splits (see audit).  [default: all protocols that the "
-    "data allow]",
+    help="Protocols or published splits (see audit), separated by commas or spaces.  [default: all protocols "
+    "that the data allow]",
 )
 @click.option("--folds", type=int, help="Folds of image, slide and case.  [default: the profile's]")
 @click.option(
@@ -272,6 +271,7 @@ def compare(
 ):
     """Run methods under protocols; trials that are finished already are not run again.
 
+    Names are separated by commas or spaces.
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
     from bcdlib import compare, preprocess
@@ -284,8 +284,8 @@ def compare(
         raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
     settings = profiles.get_profile(profile, folds=folds)
     asked = {
-        "method_names": comparison.expand_methods(_names(methods)),
-        "split_names": _names(splits),
+        "method_names": comparison.expand_methods(split_words(methods)),
+        "split_names": split_words(splits),
         "seeds": range(seed, seed + (seeds or (DRAWS if shared_cases else 1))),
         "trainable": options.pop("trainable"),
         "weights": weights,
