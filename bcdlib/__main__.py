@@ -340,16 +340,24 @@ def evaluate(predictions, out, **options):
 
 
 @main.command(params=[json_option])
+@click.option(
+    "--input",
+    "values",
+    default="",
+    help="What a model made elsewhere takes: 0..255, 0..1 or -1..1 (--input=-1..1).  [default: 0..255]",
+)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-def predict(model, images, as_json):
-    """Classify images (or folders, archives) with a saved model.
+def predict(model, images, as_json, values):
+    """Classify images (or folders, archives) with a saved model, ours or any .keras file of plain layers.
 
     For research and teaching, not a medical device.
     """
     from bcdlib import evaluate
 
-    table = evaluate.predict_files(model, images, progress=True)
+    table = evaluate.predict_files(model, images, progress=True, values=values)
+    for note in table.attrs["notes"]:
+        click.echo(f"Note: {printable(note)}", err=True)
     click.echo(evaluate.as_json(table) if as_json else table.to_string(index=False))
 
 
