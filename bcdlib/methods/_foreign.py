@@ -7,7 +7,9 @@ Keras gets the very configuration that was checked, and reads weights from a fil
 import contextlib
 import json
 import math
+import re
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import h5py
 import keras
 
 from bcdlib.data import sources
+from bcdlib.errors import one_line
 from bcdlib.methods._training import MEMBER
 
 WEIGHTS = "model.weights.h5"
@@ -37,8 +40,9 @@ _LAYERS = """
     Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D Cropping1D Cropping2D Cropping3D CutMix Dense
     DepthwiseConv1D DepthwiseConv2D Dot Dropout ELU EinsumDense Embedding Equalization Flatten GRU GRUCell
     GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D
-    GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention Identity
-    InputLayer LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D
+    GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention
+    GroupedQueryAttention Identity InputLayer LSTM LSTMCell LayerNormalization LeakyReLU Masking
+    MaxPooling1D MaxPooling2D MaxPooling3D
     Maximum Minimum MixUp MultiHeadAttention Multiply Normalization PReLU Permute Pipeline RMSNormalization
     RNN RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop
     RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert
@@ -65,19 +69,13 @@ _CLASSES = _MODELS | {
         "LecunUniform Ones Orthogonal RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros",
         "keras.regularizers": "L1 L1L2 L2 OrthogonalRegularizer",
         "keras.constraints": "MaxNorm MinMaxNorm NonNeg UnitNorm",
-        # what arithmetic on tensors leaves: x / 255, preprocess_input(x), activations.softmax(x)
-        "keras.src.ops.numpy": "Absolute Add Average Clip Concatenate Divide Exp ExpandDims Flip GetItem Log "
-        "Log1p Matmul Max Maximum Mean Min Minimum Multiply Negative Power Reciprocal Reshape Sqrt Square "
-        "Squeeze Stack Std Subtract Sum Swapaxes Tanh Transpose TrueDivide Var",
-        "keras.src.ops.nn": "AveragePool BatchNorm Gelu HardSigmoid LogSigmoid LogSoftmax MaxPool Relu Relu6 "
-        "Sigmoid Silu Softmax Softplus",
-        "keras.src.ops.core": "Cast",
         "keras.src.applications.convnext": "LayerScale StochasticDepth",
-        "keras.src.ops.math": "Erf Rsqrt",
-        "keras.src.ops.image": "ExtractPatches Resize RGBToGrayscale",
+        "keras.src.ops.core": "Cast StopGradient",
     }.items()
     for name in names.split()
 }
+# what arithmetic on tensors leaves: x / 255, preprocess_input(x), activations.softmax(x); nothing but numbers
+_ARITHMETIC = [f"keras.src.ops.{name}" for name in ("image", "linalg", "math", "nn", "numpy")]
 _VALUES = {"__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"}
 _DTYPES = {"bool", "float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64"}
 _ACTIVATIONS = {
@@ -115,10 +113,26 @@ def read_network(path) -> tuple[keras.Model, dict]:
         weights = Path(folder) / WEIGHTS
         with archive.open(WEIGHTS) as packed, weights.open("wb") as plain:
             shutil.copyfileobj(packed, plain)
-        with _bounded(check_weights(weights)):
-            network = keras.saving.deserialize_keras_object(config, safe_mode=True)
-        network.load_weights(weights)
+        held = check_weights(weights)
+        try:
+            with _bounded(held):
+                network = keras.saving.deserialize_keras_object(config, safe_mode=True)
+            network.load_weights(weights)
+        except (TypeError, ValueError, RecursionError) as error:
+            if written_by == keras.__version__ or "refused: " in str(error):
+                raise
+            raise ValueError(
+                f"Keras {written_by} wrote it, and Keras {keras.__version__}, which is here, cannot load it: "
+                f"{shortly(error)}"
+            ) from None
     return network, facts
+
+
+def shortly(error: BaseException) -> str:
+    """Return what is wrong as one line, without the configurations that Keras puts around it."""
+    text = one_line(error).rpartition("Exception encountered: ")[2]
+    bold = re.findall(r"\x1b\[1m(.*?)\x1b\[0m", text)  # where Keras puts what a layer raised
+    return (bold[-1] if bold else text)[:400]
 
 
 def _check_kind(path) -> None:
@@ -213,7 +227,7 @@ def _check_class(part: dict) -> None:
             name = config if isinstance(config, str) else name
             known = module in ("keras.activations", "builtins") and name in _ACTIVATIONS
         else:
-            known = (module, name) in _CLASSES and isinstance(config, dict)
+            known = isinstance(config, dict) and ((module, name) in _CLASSES or _is_arithmetic(module, name))
     if known and registered in (None, name):
         return
     if isinstance(module, str) and ".engine." in module:
@@ -226,6 +240,13 @@ def _check_class(part: dict) -> None:
         f"refused: it names {named}, which is none of Keras' plain layers; others can run code of whoever "
         "made the file, or read files here. Ask for a network without it"
     )
+
+
+def _is_arithmetic(module: str | None, name: str) -> bool:
+    if module not in _ARITHMETIC:
+        return False
+    found = getattr(sys.modules.get(module), name, None)
+    return isinstance(found, type) and issubclass(found, keras.Operation) and found.__module__ == module
 
 
 def _calls(part) -> int:
@@ -306,7 +327,7 @@ def _check_attributes(part) -> None:
 @contextlib.contextmanager
 def _bounded(held: int) -> Iterator[None]:
     """Stop Keras before a network gets more weights than its file holds, or layers of monstrous output."""
-    add_weight, symbolic_call = keras.Layer.add_weight, keras.Operation.symbolic_call
+    add_weight = keras.Layer.add_weight
     left = held + 2**20  # counters and the like are not all stored
 
     def counted(layer, shape=None, initializer=None, dtype=None, **settings):
@@ -319,23 +340,26 @@ def _bounded(held: int) -> Iterator[None]:
             raise ValueError(f"refused: it declares more weights than its {WEIGHTS} holds")
         return add_weight(layer, shape, initializer, dtype, **settings)
 
-    def watched(operation, *inputs, **settings):
-        if isinstance(operation, keras.layers.TimeDistributed) and isinstance(operation.layer, keras.Model):
-            raise ValueError(
-                f"refused: its layer {operation.name} repeats a network for each part of an image"
-            )
-        found = symbolic_call(operation, *inputs, **settings)
-        if (most := largest_output(operation, found, inputs)) > NUMBERS_AT_MOST:
-            raise ValueError(
-                f"refused: its layer {operation.name} makes {most:,} numbers of one image; at most "
-                f"{NUMBERS_AT_MOST:,} are understood"
-            )
-        return found
+    def watching(symbolic_call):
+        def watched(operation, *inputs, **settings):
+            layer = getattr(operation, "layer", None)
+            if isinstance(operation, keras.layers.TimeDistributed) and isinstance(layer, keras.Model):
+                raise ValueError(f"refused: its layer {operation.name} repeats a network along an axis")
+            found = symbolic_call(operation, *inputs, **settings)
+            if (most := largest_output(operation, found, inputs)) > NUMBERS_AT_MOST:
+                raise ValueError(
+                    f"refused: its layer {operation.name} makes {most:,} numbers of one image; at most "
+                    f"{NUMBERS_AT_MOST:,} are understood"
+                )
+            return found
 
-    with (
-        mock.patch.object(keras.Layer, "add_weight", counted),
-        mock.patch.object(keras.Operation, "symbolic_call", watched),
-    ):
+        return watched
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(keras.Layer, "add_weight", counted))
+        for kind in (keras.Layer, keras.Operation):
+            watched = watching(kind.symbolic_call)
+            stack.enter_context(mock.patch.object(kind, "symbolic_call", watched))
         yield
 
 

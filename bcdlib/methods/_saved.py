@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from bcdlib.data import stain
-from bcdlib.errors import InputError, check_known, one_line
+from bcdlib.errors import InputError, check_known
 from bcdlib.methods import _base, _foreign, _keras
 
 RANGES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, -1.0)}  # factor and offset
@@ -96,7 +96,8 @@ class SavedMethod:
         except InputError:
             raise
         except Exception as error:  # Keras and its backends raise many kinds
-            raise InputError(f"{self.file}: the network fails on these images ({one_line(error)})") from None
+            why = _foreign.shortly(error)
+            raise InputError(f"{self.file}: the network fails on these images ({why})") from None
         wrong = ~(np.isfinite(found) & (found >= 0) & (found <= 1 + 1e-6)).all(axis=1)
         if found.shape[1] > 1:
             total = found.sum(axis=1)
@@ -128,7 +129,7 @@ def load_saved(path, kinds: dict[str, type[_keras.KerasMethod]], *, values: str 
         network, facts = _foreign.read_network(path)
         size, outputs = _input_size(network), _outputs(network)
         task, target = _read_facts(facts, outputs)
-        kind = kinds.get(facts.get("key"), _keras.KerasMethod)
+        kind = kinds.get(str(facts.get("key")), _keras.KerasMethod)
         if "key" in facts:
             if values:
                 raise ValueError("it says itself what it takes: leave out --input")
@@ -138,7 +139,7 @@ def load_saved(path, kinds: dict[str, type[_keras.KerasMethod]], *, values: str 
             notes = _notes(network, activation, values or "0..255", stated=bool(values))
         at_once = _count_at_once(network, size)
     except Exception as error:  # Keras raises many kinds on a damaged or foreign file
-        raise InputError(f"{path}: not a usable Keras model ({one_line(error)})") from None
+        raise InputError(f"{path}: not a usable Keras model ({_foreign.shortly(error)})") from None
     return SavedMethod(
         network,
         kind,
@@ -187,18 +188,20 @@ def _outputs(network: keras.Model) -> int:
 def _read_facts(facts: dict, outputs: int) -> tuple[str, stain.StainTarget | None]:
     """Return task and stain target; of a file that is not ours the task that the outputs allow."""
     task = facts.get("task", "subtype" if outputs == len(_base.TASKS["subtype"]) else "binary")
-    if task not in _base.TASKS or outputs not in (1, len(_base.TASKS[task])):
+    if not isinstance(task, str) or task not in _base.TASKS or outputs not in (1, len(_base.TASKS[task])):
         raise ValueError(f"its bcdlib.json names the task {task!r}, which goes not with {outputs} outputs")
     if (target := facts.get("stain")) is None:
         return task, None
-    values = tuple(target["values"])
     shapes = {"macenko": [(3, 2), (2,)], "reinhard": [(3,), (3,)]}
-    sides = [np.asarray(side, dtype="float64").squeeze() for side in values]
-    if [side.shape for side in sides] != shapes.get(target["kind"]) or not all(
-        np.isfinite(side).all() for side in sides
-    ):
+    try:
+        kind, values = target["kind"], tuple(target["values"])
+        sides = [np.asarray(side, dtype="float64").squeeze() for side in values]
+        sound = [side.shape for side in sides] == shapes[kind] and all(np.isfinite(s).all() for s in sides)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
         raise ValueError("its bcdlib.json holds no stain target")
-    return task, stain.StainTarget(target["kind"], values)
+    return task, stain.StainTarget(kind, values)
 
 
 def _with_probabilities(network: keras.Model) -> tuple[keras.Model, str]:
@@ -218,7 +221,7 @@ def _with_probabilities(network: keras.Model) -> tuple[keras.Model, str]:
         )
     missing = "exponential" if last in _LOGARITHMS else "sigmoid" if single else "softmax"
     layer = keras.layers.Activation(missing, dtype="float32", name="bcdlib_probability")
-    return keras.Model(network.inputs, layer(network.outputs[0]), name=network.name), last
+    return keras.Model(network.inputs[0], layer(network.outputs[0]), name=network.name), last
 
 
 def last_activation(tensor) -> str:
