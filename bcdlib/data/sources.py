@@ -231,8 +231,7 @@ class ZipSource(_ArchiveSource):
 
     def fingerprint(self):
         """Hash name, size and CRC-32 of each member, as the zip's table of contents has them."""
-        _check_directory(self.path)
-        _check_directory(self.path)
+        check_directory(self.path)
         with self._explain_errors(), zipfile.ZipFile(self.path) as archive:
             return _digest(f"{info.filename}\0{info.file_size}\0{info.CRC}" for info in archive.infolist())
 
