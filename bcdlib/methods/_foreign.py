@@ -367,8 +367,9 @@ def largest_output(operation, outputs, inputs=()) -> int:
     """Return how many numbers a layer makes of one image; of attention, how many scores if they are more."""
     most = [math.prod(one or 1 for one in tensor.shape) for tensor in keras.tree.flatten(outputs)]
     if isinstance(operation, _ATTENTION):
-        tokens = max(math.prod(one or 1 for one in t.shape[1:-1]) for t in keras.tree.flatten(inputs))
-        width = inputs[0].shape[-1] if isinstance(operation, keras.layers.AdditiveAttention) else 1
+        given = keras.tree.flatten(inputs)
+        tokens = max(math.prod(one or 1 for one in tensor.shape[1:-1]) for tensor in given)
         heads = getattr(operation, "num_query_heads", 0) or getattr(operation, "num_heads", 1)
+        width = given[0].shape[-1] if isinstance(operation, keras.layers.AdditiveAttention) else 1
         most.append(tokens**2 * heads * width)
     return max(most, default=0)

@@ -368,11 +368,6 @@ PLACES = {
         layer("Reshape", target_shape=[24, 36, 3]),
     ),
     "one-hot": instead(layer("CategoryEncoding", num_tokens=10**9)),
-    "attention": instead(
-        layer("Resizing", height=2000, width=2000),
-        layer("Reshape", target_shape=[4000000, 3]),
-        layer("MultiHeadAttention", num_heads=1, key_dim=1) | {"inbound_nodes": []},
-    ),
     "in each part": instead(
         layer("TimeDistributed", layer=layer("Sequential", "keras", name="a", layers=[layer("Flatten")]))
     ),
@@ -534,6 +529,22 @@ def old_hdf5(place, good):
     place.with_suffix(".h5").rename(place)
 
 
+def attending(attend):
+    """A network of 20 kB whose scores of each pixel for each other are 6 GB."""
+
+    def make(place, good):
+        image = keras.Input(SHAPE)
+        pixels = L.Reshape((40000, 3))(L.Resizing(200, 200)(image))
+        pooled = L.GlobalAveragePooling1D()(attend(pixels))
+        keras.Model(image, L.Dense(1, "sigmoid")(pooled)).save(place)
+
+    return make
+
+
+def products(x):
+    return keras.ops.mean(keras.ops.matmul(x, keras.ops.transpose(x, (0, 2, 1))), axis=-1, keepdims=True)
+
+
 BOMB = b"\0" * (600 * 2**20)
 ARCHIVES = {
     "an unknown member": other_members({"evil.py": b"import os"}),
@@ -574,6 +585,12 @@ ARCHIVES = {
     "Keras 2 by its metadata": other_members({"metadata.json": b'{"keras_version": "2.15.0"}'}),
     "a folder": lambda place, good: place.mkdir(),
     "nested many times": nested_many_times,
+    "attention": attending(lambda x: L.Attention()([x, x])),
+    "additive attention": attending(lambda x: L.AdditiveAttention()([x, x])),
+    "attention of heads": attending(lambda x: L.MultiHeadAttention(1, 1)(x, x)),
+    "attention of groups": attending(lambda x: L.GroupQueryAttention(1, 1, 1)(x, x)),
+    "dot": attending(lambda x: L.Dot(axes=2)([x, x])),
+    "products": attending(products),
     "external link": h5(h5_external_link),
     "external group": h5(h5_external_group),
     "soft link": h5(h5_soft_link),
