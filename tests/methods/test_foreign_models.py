@@ -38,9 +38,16 @@ def saved(place, model):
     return place
 
 
+class Members(dict):
+    """Members of an archive, by name; Hypothesis writes its arguments down, and these are long."""
+
+    def __repr__(self):
+        return f"Members({sorted(self)})"
+
+
 def members(place) -> dict[str, bytes]:
     with zipfile.ZipFile(place) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+        return Members({name: archive.read(name) for name in archive.namelist()})
 
 
 def packed(place, content: dict[str, bytes], kind=zipfile.ZIP_STORED):
@@ -820,7 +827,7 @@ def changed_models(draw, good):
         with contextlib.suppress(KeyError, IndexError, TypeError):
             for key in path:
                 part = part[key]
-            part[last] = draw(values)
+            part[last] = copy.deepcopy(draw(values))  # which a later change may change
     content["config.json"] = json.dumps(config).encode()
 
     def damaged(data: bytes) -> bytes:
