@@ -24,6 +24,7 @@ from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run, open_run_folder
 from bcdlib.suite.run import check_inputs, prepare_run, run_suite
 from bcdlib.trials import cluster
+from bcdlib.trials.notebook import papermill_path
 
 SWEEP_STAGES = ("04_train", "05_evaluate")
 ELSEWHERE = {
@@ -50,7 +51,7 @@ def sweepable_parameters() -> dict[str, dict]:
     found = {}
     for stage in SWEEP_STAGES:
         for name, one in papermill.inspect_notebook(
-            str(places.shipped("notebooks") / f"{stage}.ipynb")
+            papermill_path(places.shipped("notebooks") / f"{stage}.ipynb")
         ).items():
             form = one["help"].removeprefix("@param").strip()
             found[name] = {
