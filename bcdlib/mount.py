@@ -165,6 +165,8 @@ def start_run(
     manifest = find_manifest(data, manifest)
     source = find_data(data, seed=seed, progress=progress)
     scan = custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
+    for note in getattr(scan, "notes", ()):
+        print(f"Note: {note}", flush=True)
     run.write_csv("left_out.csv", pd.DataFrame(scan.reasons, columns=["path", "reason"]))
     run.write_csv("images.csv", scan.images)
     run.record(

@@ -166,6 +166,8 @@ def is_breakhis_name(filename: str) -> bool:
     >>> is_breakhis_name("SOB_B_A-14-22549AB-40-001.png"), is_breakhis_name("1.png")
     (True, False)
     """
+    if not _NAME.fullmatch(filename):  # said at once: a table may hold a million other names
+        return False
     try:
         parse_name(filename)
     except InputError:
@@ -212,8 +214,9 @@ def read_classes(labels: pd.Series) -> pd.Series:
     ['benign', 'malignant', 'benign', None]
     """
     known = {"0": CLASSES[0], "1": CLASSES[1]} | {name: name for name in CLASSES}
-    text = labels.str.lower().str.replace(r"\.0*$", "", regex=True)
-    return text.map(known).astype(object).where(lambda found: found.notna(), None)
+    return labels.map(
+        {label: known.get(re.sub(r"\.0*$", "", label.lower())) for label in labels.unique()}
+    ).astype(object)
 
 
 def read_magnifications(cells: pd.Series) -> pd.Series:
@@ -224,8 +227,11 @@ def read_magnifications(cells: pd.Series) -> pd.Series:
     >>> read_magnifications(pd.Series(["40X", "100.0", "", "high"])).tolist()
     [40.0, 100.0, 0.0, nan]
     """
-    text = cells.str.lower().replace(UNKNOWN, "").str.removesuffix("x").str.strip().replace("", "0")
-    return pd.to_numeric(text.where(text.str.fullmatch(r"[0-9]{1,6}(\.0*)?"))).astype(float)
+    known = {"": 0.0, UNKNOWN: 0.0}
+    for cell in cells.unique():
+        if match := re.fullmatch(r"([0-9]{1,6}(\.0*)?)\s*x?", cell, re.IGNORECASE):
+            known[cell] = float(match[1])
+    return cells.map(known).astype(float)
 
 
 def slide_folders(images: pd.DataFrame) -> pd.Series:

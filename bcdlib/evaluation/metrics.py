@@ -556,7 +556,13 @@ def metrics_by_seed(
     )
 
 
-def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=THRESHOLD) -> pd.DataFrame:
+def metrics_table(
+    predictions: pd.DataFrame,
+    by=("method", "split"),
+    threshold=THRESHOLD,
+    *,
+    keys: Sequence[str] | None = None,
+) -> pd.DataFrame:
     """Compute every metric of each group, with its number of images, slides, cases, folds and seeds.
 
     The folds of a group are pooled, each image with the prediction of the fold that tested it (out of
@@ -572,6 +578,8 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
         Columns to group by; groups come in order of first appearance.
     threshold : float or str
         A str names the column that has each row's threshold.
+    keys : sequence of str, optional
+        Which metrics; default: all.
 
     Returns
     -------
@@ -592,7 +600,7 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
         rows.append(
             dict(zip(by, key, strict=True))
             | counts
-            | metrics_by_seed(part, threshold).mean(skipna=False).to_dict()
+            | metrics_by_seed(part, threshold, keys).mean(skipna=False).to_dict()
             | weights
         )
     return pd.DataFrame(rows)

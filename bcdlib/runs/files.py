@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -197,10 +198,26 @@ def explain_disk_errors(path) -> Iterator[None]:
         raise
 
 
-def write_csv(path, table: pd.DataFrame) -> None:
-    """Write a table without its index, atomically."""
+def write_csv(path, table: pd.DataFrame, *, for_reading: bool = False) -> None:
+    """Write a table without its index, atomically.
+
+    Parameters
+    ----------
+    path : str or path-like
+    table : DataFrame
+    for_reading : bool
+        Whether people open it in a spreadsheet, and no program reads it again: a cell of text that begins
+        like a formula gets an apostrophe in front.
+    """
+    if for_reading:
+        texts = table.select_dtypes(exclude=["number", "bool"])
+        table = table.assign(**{str(name): texts[name].map(_no_formula) for name in texts})
     with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def _no_formula(cell):
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "@", "\t", "\r")) else cell
 
 
 def write_text(path, text: str) -> None:
@@ -408,5 +425,7 @@ def numbers_or_text(column: pd.Series) -> pd.Series:
     >>> numbers_or_text(pd.Series(["0", "1.0"])).tolist(), numbers_or_text(pd.Series(["0", "val"])).tolist()
     ([0, 1], ['0', 'val'])
     """
-    whole = column.str.fullmatch(r"-?[0-9]{1,15}(\.0*)?").all()
-    return column.str.split(".").str[0].astype("int64") if whole else column
+    values = column.unique()
+    if all(re.fullmatch(r"-?[0-9]{1,15}(\.0*)?", value) for value in values):
+        return column.map({value: int(value.split(".")[0]) for value in values}).astype("int64")
+    return column

@@ -61,6 +61,17 @@ def sweepable_parameters() -> dict[str, dict]:
     return {name: one for name, one in found.items() if name not in ELSEWHERE}
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML readers take the last without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise InputError(f"{key!r} is given twice; give all its values in one list")
+        return super().construct_mapping(node, deep)
+
+
 def read_sweep(path) -> dict[str, list]:
     """Read a sweep: parameter -> its values, at least one, in the order of the file.
 
@@ -71,9 +82,11 @@ def read_sweep(path) -> dict[str, list]:
         or gives a value of another type or one that the notebook does not offer.
     """
     try:
-        given = yaml.safe_load(Path(path).read_bytes())
+        given = yaml.load(Path(path).read_bytes(), _OnceLoader)  # a safe loader
     except OSError as error:
         raise InputError(f"--sweep {path}: cannot be read ({error.strerror})") from None
+    except InputError as error:
+        raise InputError(f"--sweep {path}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise InputError(f"--sweep {path}: not YAML ({one_line(error)})") from None
     if not isinstance(given, dict) or not given:
@@ -187,7 +200,7 @@ def run_sweep(
         [_rows(folder, list(given), one, errors.get(folder.name)) for folder, one in planned.items()],
         ignore_index=True,
     )
-    files.write_csv(out.folder / "sweep.csv", table)
+    files.write_csv(out.folder / "sweep.csv", table, for_reading=True)
     return table
 
 

@@ -156,7 +156,7 @@ def execute_notebook(
         with patch.dict(
             os.environ,  # which the kernel inherits
             {
-                # its caches must be ours: the notebooks work in their own folder, perhaps not beside the user's
+                # its caches must be ours: notebooks work in a folder of their own
                 "BCD_HOME": str(places.home_folder()),
                 "BCD_VERBOSE": os.environ.get("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2"),
                 **(env or {}),
