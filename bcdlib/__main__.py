@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pandas as pd
 from bcdlib import __version__, mount
 from bcdlib.data import breakhis, custom, published_splits, sources
 from bcdlib.errors import InputError, StageError, TerminalText, printable, split_words
-from bcdlib.runs import environment, files, folder, places, profiles
+from bcdlib.runs import environment, files, folder, noise, places, profiles
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
 
@@ -405,47 +404,13 @@ def stamp():
         click.echo(f"stamped {path}")
 
 
-# what TensorFlow, CUDA and Jupyter's kernels say when they start, and XLA when it compiles; errors go through
-_NOISE = (
-    rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:|To enable the following instr"
-    rb"uctions|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |.*Kernel is running over TCP without encryption"
-    rb"|(E\d{4} |[-\d]+ [:.\d]+: E ).*(cuda|cuInit|Unable to register)"
-)
-_FILTER = f"""
-import re, sys
-for line in sys.stdin.buffer:
-    if not re.match({_NOISE!r}, line):
-        sys.stderr.buffer.write(line)
-        sys.stderr.buffer.flush()
-"""
-
-
-def _drop_noise() -> None:
-    """Filter what libraries in C, and processes that are started here, write to stderr.
-
-    It takes a process: a thread could wait for what holds Python's lock, and a crash's last words must come
-    through. What Python itself writes here goes to stderr as ever.
-    """
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr
-        return
-    words = [sys.executable, "-I", "-S", "-c", _FILTER]
-    process = subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=kept, start_new_session=True
-    )
-    os.dup2(process.stdin.fileno(), 2)
-    process.stdin.close()
-    sys.stderr = os.fdopen(kept, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace")
-
-
 def cli(command=main) -> None:
     """Run a click command, by default ``bcdlib`` itself, whose entry point this is.
 
     An error ends it with one line on stderr and status 2 (bad input), 1 (a notebook failed) or 130 (stopped
     by the keyboard). What it writes reaches the terminal as `errors.TerminalText` lets it.
     """
-    _drop_noise()
+    noise.drop_noise()
     sys.stdout, sys.stderr = TerminalText(sys.stdout), TerminalText(sys.stderr)
     try:
         with files.explain_disk_errors("results"):  # where no file of ours is named

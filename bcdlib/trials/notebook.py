@@ -13,7 +13,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError, StageError, one_line
-from bcdlib.runs import files, places, profiles
+from bcdlib.runs import files, noise, places, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.trials import cluster
 from bcdlib.trials.store import put_trial
@@ -176,7 +176,7 @@ def execute_notebook(
                 cwd=str(cwd),
                 progress_bar=False,
                 stdout_file=log,
-                stderr_file=log and sys.stderr,
+                stderr_file=log and noise.WithoutNoise(sys.stderr),
                 kernel_manager_class=_ThisPython,
             )
     except papermill.PapermillExecutionError as error:
