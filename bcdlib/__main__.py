@@ -345,7 +345,7 @@ def evaluate(predictions, out, **options):
     parameters = run.evaluation_parameters(predictions, **options)
     for note in parameters.pop("notes"):
         click.echo(f"Note: {note}", err=True)
-    opened = mount.open_run(out, Path(predictions).stem, "evaluate")
+    opened = mount.open_run(out, parameters["predictions"], "evaluate")
     opened.record(data=parameters["predictions"], profile="predictions made elsewhere")
     _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))
 

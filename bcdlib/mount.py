@@ -33,7 +33,27 @@ def open_run(out=None, data="synthetic", profile: str = "demo") -> Run:
     name = os.path.basename(os.path.abspath(os.path.expanduser(str(data) or "BreaKHis_v1")))
     suffix = next((end for end in sources.ARCHIVE_SUFFIXES if name.lower().endswith(end)), "")
     stem = name[: len(name) - len(suffix)] or "data"
-    return open_run_folder(out or home_folder() / f"{stem}-{profile}")
+    if out:
+        return open_run_folder(out)
+    # another data set, or predictions table, of the same name has a folder already: take the next one
+    names = (f"{stem}-{profile}{number and f'-{number}' or ''}" for number in itertools.count())
+    return next(
+        run for run in map(open_run_folder, (home_folder() / one for one in names)) if _is_for(run, data)
+    )
+
+
+def _is_for(run: Run, data) -> bool:
+    """Whether a run folder is new, or of this data set."""
+    if not (run.folder / "settings.json").is_file():
+        return True
+    recorded = run.settings
+    if str(data) in ("", "synthetic") or recorded.get("data") == "synthetic":
+        return str(data) in ("", recorded.get("data"))
+    return _where(data) in (_where(recorded.get(name) or data) for name in ("data", "source"))
+
+
+def _where(place) -> str:
+    return os.path.abspath(os.path.expanduser(str(place)))
 
 
 def find_data(data="synthetic", *, seed: int = 0, progress: bool = True) -> sources.Source:

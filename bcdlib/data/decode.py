@@ -367,6 +367,9 @@ def decode_all(
 ) -> Iterator[tuple[str, np.ndarray | None, str]]:
     """Decode many images of a `sources.Source` on all cores, in the order in which they are stored.
 
+    Of a name that comes twice in an archive, the second copy is decoded where the first cannot be; such
+    images, and those that cannot be decoded at all, come last.
+
     Parameters
     ----------
     images : DataFrame
