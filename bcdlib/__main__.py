@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import pandas as pd
 
 from bcdlib import __version__, mount
 from bcdlib.data import breakhis, custom, published_splits, sources
-from bcdlib.errors import InputError, StageError, TerminalText, printable
-from bcdlib.runs import files, folder, places, profiles
+from bcdlib.errors import InputError, StageError, TerminalText, printable, split_words
+from bcdlib.runs import environment, files, folder, places, profiles
 
 # Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
 
@@ -25,7 +26,7 @@ data_option = click.Option(
     ["--data"],
     default="synthetic",
     show_default=True,
-    help="Folder or archive of BreakHis, or 'synthetic' (drawn tissue).",
+    help="Folder or archive of BreakHis, 'kaggle' (fetched from there), or 'synthetic' (drawn tissue).",
 )
 manifest_option = click.Option(
     ["--manifest"],
@@ -78,10 +79,6 @@ training_options = (  # those that ``run`` and ``compare`` share
 )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _print_failed(lines: list[str]) -> None:
     for line in lines:
         click.echo(f"Failed: {line}", err=True)
@@ -100,6 +97,7 @@ def _run_notebooks(opened, parameters: dict, only: tuple[str, ...]) -> None:
 @click.version_option(__version__)
 def main():
     """Breast cancer diagnosis on BreakHis: the paper's system, its rivals, and what "99 %" is worth."""
+    environment.check_backend()
 
 
 @main.command(params=[*training_options])
@@ -218,12 +216,14 @@ def audit(data, manifest, split, folds, seed, as_json):
 
 
 @main.command(params=[*training_options])
-@click.option("--methods", default="resnet50", show_default=True, help="Comma-separated, or 'all'.")
+@click.option(
+    "--methods", default="resnet50", show_default=True, help="Separated by commas or spaces, or 'all'."
+)
 @click.option(
     "--splits",
     default="",
-    help="Comma-separated protocols or published splits (see audit).  [default: all protocols that the "
-    "data allow]",
+    help="Protocols or published splits (see audit), separated by commas or spaces.  [default: all protocols "
+    "that the data allow]",
 )
 @click.option(
     "--folds", type=click.IntRange(2), help="Folds of image, slide and case.  [default: the profile's]"
@@ -284,6 +284,7 @@ def compare(
 ):
     """Run methods under protocols; trials that are finished already are not run again.
 
+    Names are separated by commas or spaces.
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
     from bcdlib import compare, preprocess
@@ -296,8 +297,8 @@ def compare(
         raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
     settings = profiles.get_profile(profile, folds=folds)
     asked = {
-        "method_names": comparison.expand_methods(_names(methods)),
-        "split_names": _names(splits),
+        "method_names": comparison.expand_methods(split_words(methods)),
+        "split_names": split_words(splits),
         "seeds": range(seed, seed + (seeds or (DRAWS if shared_cases else 1))),
         "trainable": options.pop("trainable"),
         "weights": weights,
@@ -346,21 +347,35 @@ def evaluate(predictions, out, **options):
     for note in parameters.pop("notes"):
         click.echo(f"Note: {note}", err=True)
     opened = mount.open_run(out, parameters["predictions"], "evaluate")
-    opened.record(data=parameters["predictions"], profile="predictions made elsewhere")
+    if out and (opened.folder / "settings.json").is_file():
+        held = opened.settings.get("data", parameters["predictions"])
+        if held != parameters["predictions"]:
+            raise InputError(f"{opened.folder}: holds the run or report of {held}; name another --out")
+    opened.record(
+        data=parameters["predictions"], source=parameters["predictions"], profile="predictions made elsewhere"
+    )
     _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))
 
 
 @main.command(params=[json_option])
+@click.option(
+    "--input",
+    "values",
+    default="",
+    help="What a model made elsewhere takes: 0..255, 0..1 or -1..1 (--input=-1..1).  [default: 0..255]",
+)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-def predict(model, images, as_json):
-    """Classify images (or folders, archives) with a saved model.
+def predict(model, images, as_json, values):
+    """Classify images (or folders, archives) with a saved model, ours or any .keras file of plain layers.
 
     For research and teaching, not a medical device.
     """
     from bcdlib import evaluate
 
-    table = evaluate.predict_files(model, images, progress=True)
+    table = evaluate.predict_files(model, images, progress=True, values=values)
+    for note in table.attrs["notes"]:
+        click.echo(f"Note: {printable(note)}", err=True)
     click.echo(evaluate.as_json(table) if as_json else table.to_string(index=False))
 
 
@@ -396,12 +411,47 @@ def stamp():
         click.echo(f"stamped {path}")
 
 
+# what TensorFlow, CUDA and Jupyter's kernels say when they start, and XLA when it compiles; errors go through
+_NOISE = (
+    rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:|To enable the following instr"
+    rb"uctions|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |.*Kernel is running over TCP without encryption"
+    rb"|(E\d{4} |[-\d]+ [:.\d]+: E ).*(cuda|cuInit|Unable to register)"
+)
+_FILTER = f"""
+import re, sys
+for line in sys.stdin.buffer:
+    if not re.match({_NOISE!r}, line):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+"""
+
+
+def _drop_noise() -> None:
+    """Filter what libraries in C, and processes that are started here, write to stderr.
+
+    It takes a process: a thread could wait for what holds Python's lock, and a crash's last words must come
+    through. What Python itself writes here goes to stderr as ever.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        return
+    words = [sys.executable, "-I", "-S", "-c", _FILTER]
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=kept, start_new_session=True
+    )
+    os.dup2(process.stdin.fileno(), 2)
+    process.stdin.close()
+    sys.stderr = os.fdopen(kept, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace")
+
+
 def cli(command=main) -> None:
     """Run a click command, by default ``bcdlib`` itself, whose entry point this is.
 
     An error ends it with one line on stderr and status 2 (bad input), 1 (a notebook failed) or 130 (stopped
     by the keyboard). What it writes reaches the terminal as `errors.TerminalText` lets it.
     """
+    _drop_noise()
     sys.stdout, sys.stderr = TerminalText(sys.stdout), TerminalText(sys.stderr)
     try:
         with files.explain_disk_errors("results"):  # where no file of ours is named

@@ -210,8 +210,8 @@ def read_classes(labels: pd.Series) -> pd.Series:
 
     Examples
     --------
-    >>> read_classes(pd.Series(["0", "1.0", "Benign", "tumour"])).tolist()
-    ['benign', 'malignant', 'benign', None]
+    >>> read_classes(pd.Series(["0", "1.0", "Benign"])).tolist()
+    ['benign', 'malignant', 'benign']
     """
     known = {"0": CLASSES[0], "1": CLASSES[1]} | {name: name for name in CLASSES}
     return labels.map(

@@ -142,7 +142,8 @@ def _with_added(metric, table: pd.DataFrame, kinds: pd.DataFrame, first: int):
     """Append kinds that stand for the case predicted correctly throughout and for the other; their counts."""
     by_class = metric.both_classes or len(metric.classes) == 1
     parts = {label: table[table["label"] == label] for label in metric.classes} if by_class else {1: table}
-    rows, counts = [], []
+    rows: list[dict] = []
+    counts = []
     for label, part in parts.items():
         size = len(part) / max(1, part["case"].nunique())
         for number, correct in enumerate((1, 0)):
@@ -300,7 +301,8 @@ def interval_table(
         case for independent and is too narrow.
     """
     counts = [*by, "images", "slides", "cases"]
-    rows, points = [], metrics_table(predictions, by, threshold, keys=metrics)
+    rows: list[list] = []
+    points = metrics_table(predictions, by, threshold, keys=metrics)
     for (_, part), (_, point) in zip(
         predictions.groupby(list(by), sort=False), points.iterrows(), strict=True
     ):

@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import filelock
 import numpy as np
@@ -26,6 +26,7 @@ import pandas as pd
 from bcdlib.errors import InputError, one_line
 from bcdlib.runs.names import clean_text
 
+CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, see bford.info/cachedir
 # what libraries without error numbers say of a full disk; the last is NumPy's
 _FULL = ("no space left", "quota exceeded", "errno = 28", "requested and")
 # what the disk or its driver says when a Drive is unmounted or a stick pulled out
@@ -231,6 +232,21 @@ def write_json(path, value) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def make_cache_folder(folder) -> Path:
+    """Create a folder of files that can be made again, marked as such; return it.
+
+    Examples
+    --------
+    >>> (make_cache_folder(Path(tempfile.mkdtemp(), "cache")) / CACHE_TAG).is_file()
+    True
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CACHE_TAG).is_file():
+        (folder / CACHE_TAG).write_text("Signature: 8a477f597d28d172789f06886806bc55\n# made by bcdlib\n")
+    return folder
+
+
 # how a file begins that is no text with commas, and what it is
 _NO_CSV = {
     b"PK\3\4": "an Excel workbook (.xlsx) or a zip archive",
@@ -300,7 +316,7 @@ def _open_table(path) -> io.TextIOWrapper:
     start = file.read(2)
     file.seek(0)
     if start == b"\x1f\x8b":
-        file = gzip.open(file)
+        file = cast(BinaryIO, gzip.open(file))
     start = file.read(2**12)
     file.seek(0)
     kind = next((kind for mark, kind in _NO_CSV.items() if start.startswith(mark)), "")

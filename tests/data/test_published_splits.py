@@ -178,7 +178,7 @@ def test_audit_published_is_read_in_a_moment(register):
     assert rows.loc[FACTS["split"], "case_leak"].tolist() == FACTS["case_leak"].tolist()
     assert "pandas" in imported
     assert not imported & {"keras", "tensorflow", "matplotlib", "sklearn", "scipy", "jax", "torch"}
-    assert seconds < 3  # half a second on a machine that does nothing else; importtime and neighbours add
+    assert seconds < 6  # half a second on a machine that does nothing else; importtime and neighbours add
     lines = audit("--split", "published")[0].splitlines()
     (eva,) = (line.split() for line in lines if line.split()[:1] == ["eva"])
     assert "339" in eva and "91," in eva and "26.8" in eva
