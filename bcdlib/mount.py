@@ -62,7 +62,7 @@ def _run_name(data, profile: str) -> str:
 
 
 def _default_folder(data, profile: str) -> Path:
-    """The default run folder; where it holds a run of another place of that name, the next one that does not."""
+    """Name the default run folder; if it holds a run of another place of that name, the next one."""
     name = _run_name(data, profile)
     for number in itertools.count(1):
         folder = home_folder() / (name if number == 1 else f"{name}-{number}")
