@@ -262,7 +262,9 @@ def test_names_of_files_do_nothing_to_the_terminal(tmp_path):
     assert not set("\x1b\u202e") & set(done.stdout + done.stderr)
 
 
-def test_the_keyboard_stops_with_one_line(capsys):
+def test_the_keyboard_stops_with_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bcdlib"])
+
     @click.command()
     def stopped():
         raise KeyboardInterrupt
@@ -304,14 +306,11 @@ def test_reports_of_two_tables_of_one_name(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         predictions_of(f"model {name}").to_csv(tmp_path / name / "predictions.csv", index=False)
-        (tmp_path / name / "runs {case} 100%").mkdir()
     home = tmp_path / "runs {seed} 100%"
-    (tmp_path / "jupyter" / "kernels" / "python3").mkdir(parents=True)
-    (tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json").write_text(
-        json.dumps(
-            {"argv": ["/bin/false", "{connection_file}"], "display_name": "site", "language": "python"}
-        )
-    )
+    kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = ["/bin/false", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "site", "language": "python"}))
     where = {"BCD_HOME": str(home), "JUPYTER_PATH": str(tmp_path / "jupyter")}
     for name in "aba":
         done = bcdlib("evaluate", tmp_path / name / "predictions.csv", **where)
