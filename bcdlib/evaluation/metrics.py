@@ -292,7 +292,7 @@ def read_predictions(path) -> pd.DataFrame:
         probability is not in 0..1 (1e-6 beyond is rounding), a slide or case is empty, an image comes twice
         in one trial, an image has two labels or two cases, or labels contradict BreakHis names.
     """
-    table = files.read_user_csv(path, "predictions table", COLUMNS, ["weights", *SUBTYPE_COLUMNS])
+    table = files.read_user_csv(path, "predictions table", COLUMNS, ["weights", "data", *SUBTYPE_COLUMNS])
     kinds = breakhis.read_classes(table["label"])
     power = breakhis.read_magnifications(table["magnification"])
     numbers = table[table.columns.intersection(["probability", *SUBTYPE_COLUMNS])].apply(
