@@ -7,14 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from bcdlib.__main__ import cli
 from bcdlib.data.breakhis import class_labels, known_images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,21 +260,21 @@ def test_names_of_files_do_nothing_to_the_terminal(tmp_path):
     assert not set("\x1b\u202e") & set(done.stdout + done.stderr)
 
 
-def test_the_keyboard_stops_with_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bcdlib"])
-
-    @click.command()
-    def stopped():
-        raise KeyboardInterrupt
-
-    before = sys.stdout, sys.stderr
-    try:
-        with pytest.raises(SystemExit) as caught:
-            cli(stopped)
-    finally:
-        sys.stdout, sys.stderr = before
-    assert caught.value.code == 130
-    assert capsys.readouterr().err.strip() == "Error: stopped; the same command goes on from here"
+def test_the_keyboard_stops_with_one_line(tmp_path):
+    """And a name that is ASCII's or not goes through the same door."""
+    name = "m\u00fc\u202e"
+    program = "import click\nfrom bcdlib.__main__ import cli\n@click.command()\ndef stopped():\n"
+    program += f"    click.echo({name!r}); print({name!r}); raise KeyboardInterrupt\ncli(stopped)\n"
+    (tmp_path / "stopped.py").write_text(program, encoding="utf-8")
+    for encoding, shown in (("ascii", "m\\xfc\\u202e"), ("utf-8", "m\u00fc\\u202e")):
+        done = subprocess.run(
+            [sys.executable, tmp_path / "stopped.py"],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == 130
+        assert done.stderr.decode().strip() == "Error: stopped; the same command goes on from here"
+        assert done.stdout.decode().splitlines() == [shown, shown]
 
 
 def predictions_of(name, cases=12):

@@ -248,10 +248,10 @@ def _decode_tiles(content: bytes, tags) -> np.ndarray:
         wanted = (min(across, width - left), min(down, height - top))
         if not all(most >= has >= least for most, has, least in zip((across, down), tile.size, wanted)):
             raise ValueError(f"damaged: a tile of {tile.width}x{tile.height} pixels")
-        tile = _on_white(tile)
+        pixels = _on_white(tile)
         if tags[259] == 33003:  # Aperio's, whose colours are luminance and two differences
-            tile = Image.frombytes("YCbCr", tile.size, tile.tobytes()).convert("RGB")
-        image[top : top + down, left : left + across] = np.asarray(tile)[: wanted[1], : wanted[0]]
+            pixels = Image.frombytes("YCbCr", tile.size, pixels.tobytes()).convert("RGB")
+        image[top : top + down, left : left + across] = np.asarray(pixels)[: wanted[1], : wanted[0]]
     return image
 
 
