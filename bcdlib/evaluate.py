@@ -92,10 +92,12 @@ def load_predictions(
             raise InputError(
                 f"{run.folder}: this folder holds a run of its own; name another run folder (out) for {path}"
             )
-        run.write_csv("predictions.csv", metrics.read_predictions(path))
-    run.read_csv("predictions.csv", "04_train")
-    name = "predictions.csv"
-    table = run.check_origin(metrics.read_predictions(path or run.folder / name), name)
+        table = metrics.read_predictions(path)
+        run.write_csv("predictions.csv", table)
+    else:
+        run.read_csv("predictions.csv", "04_train")
+        table = metrics.read_predictions(run.folder / "predictions.csv")
+    table = run.check_origin(table, "predictions.csv")
     if validation and lock is not None:
         matched = thresholds.match_validation(metrics.read_predictions(validation), table)
         if len(lock) == 1:
