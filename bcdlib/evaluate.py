@@ -165,7 +165,7 @@ def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
     table[column] = table[column].astype(object).where(~unknown, breakhis.UNKNOWN)
     by = [*GROUP, column]
-    found = metrics.metrics_table(table, by)
+    found = metrics.metrics_table(table, by, keys=metrics.shown_in("groups"))
     if column == "slide":
         return found[[*by, "images", *metrics.shown_in("groups")]]
     limits = bootstrap.interval_table(table, ["accuracy"], by, by_image=False)

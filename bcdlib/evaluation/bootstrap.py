@@ -93,7 +93,7 @@ def bootstrap_cases(
             for name in metrics
             if unit in one[METRICS[name].unit]  # a slide or case cannot be drawn by image
         }
-        for one in tables_by_seed(predictions, threshold)
+        for one in tables_by_seed(predictions, threshold, metrics)
     ]
     blocks = []
     for weights in _draws(units + (len(ADDED) if added else 0), units, repeats=repeats, seed=seed):
