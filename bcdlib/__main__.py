@@ -345,8 +345,14 @@ def evaluate(predictions, out, **options):
     parameters = run.evaluation_parameters(predictions, **options)
     for note in parameters.pop("notes"):
         click.echo(f"Note: {note}", err=True)
-    opened = mount.open_run(out, Path(predictions).stem, "evaluate")
-    opened.record(data=parameters["predictions"], profile="predictions made elsewhere")
+    opened = mount.open_run(out, parameters["predictions"], "evaluate")
+    if out and (opened.folder / "settings.json").is_file():
+        held = opened.settings.get("data", parameters["predictions"])
+        if held != parameters["predictions"]:
+            raise InputError(f"{opened.folder}: holds the run or report of {held}; name another --out")
+    opened.record(
+        data=parameters["predictions"], source=parameters["predictions"], profile="predictions made elsewhere"
+    )
     _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))
 
 

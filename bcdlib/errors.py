@@ -43,6 +43,8 @@ class TerminalText:
         return sign.encode(encoding, "backslashreplace").decode(encoding)
 
     def __getattr__(self, name):
+        if name == "buffer":  # or click would write past this, where the encoding is ASCII
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
 

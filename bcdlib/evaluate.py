@@ -92,10 +92,12 @@ def load_predictions(
             raise InputError(
                 f"{run.folder}: this folder holds a run of its own; name another run folder (out) for {path}"
             )
-        run.write_csv("predictions.csv", metrics.read_predictions(path))
-    run.read_csv("predictions.csv", "04_train")
-    name = "predictions.csv"
-    table = run.check_origin(metrics.read_predictions(path or run.folder / name), name)
+        table = metrics.read_predictions(path)
+        run.write_csv("predictions.csv", table)
+    else:
+        run.read_csv("predictions.csv", "04_train")
+        table = metrics.read_predictions(run.folder / "predictions.csv")
+    table = run.check_origin(table, "predictions.csv")
     if validation and lock is not None:
         matched = thresholds.match_validation(metrics.read_predictions(validation), table)
         if len(lock) == 1:
@@ -163,7 +165,7 @@ def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
     table[column] = table[column].astype(object).where(~unknown, breakhis.UNKNOWN)
     by = [*GROUP, column]
-    found = metrics.metrics_table(table, by)
+    found = metrics.metrics_table(table, by, keys=metrics.shown_in("groups"))
     if column == "slide":
         return found[[*by, "images", *metrics.shown_in("groups")]]
     limits = bootstrap.interval_table(table, ["accuracy"], by, by_image=False)

@@ -1,6 +1,7 @@
 """01_mount: open the run folder (on Google Drive in Colab), find or fetch the data set, count its images."""
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -49,14 +50,31 @@ def open_run(out=None, data="synthetic", profile: str = "demo") -> Run:
     """
     check_backend()
     mount_drive()
-    return open_run_folder(out or home_folder() / _run_name(data, profile))
+    return open_run_folder(out or _default_folder(data, profile))
 
 
 def _run_name(data, profile: str) -> str:
     name = os.path.basename(os.path.abspath(os.path.expanduser(str(data) or "BreaKHis_v1")))
-    suffix = next((end for end in sources.ARCHIVE_SUFFIXES if name.lower().endswith(end)), "")
+    known = (*sources.ARCHIVE_SUFFIXES, ".csv", ".csv.gz")
+    suffix = next((end for end in known if name.lower().endswith(end)), "")
     stem = name[: len(name) - len(suffix)] or "data"
     return f"{stem}-{profile}"
+
+
+def _default_folder(data, profile: str) -> Path:
+    """Name the default run folder; if it holds a run of another place of that name, the next one."""
+    name = _run_name(data, profile)
+    for number in itertools.count(1):
+        folder = home_folder() / (name if number == 1 else f"{name}-{number}")
+        if not (folder / "settings.json").is_file():
+            return folder
+        settings = Run(folder).settings
+        if str(data) in ("", *DRAWN_OR_FETCHED, settings.get("asked")) or "source" not in settings:
+            same = str(data) in (settings.get("data", str(data)), settings.get("asked"))
+        else:
+            same = str(_here_or_on_drive(data).absolute()) == settings["source"]
+        if same:
+            return folder
 
 
 def reopen_run(out=None, data="synthetic", profile: str = "demo", *, seed: int = 0, predictions="") -> Run:
@@ -81,7 +99,7 @@ def reopen_run(out=None, data="synthetic", profile: str = "demo", *, seed: int =
     check_backend()
     mount_drive()
     name = _run_name(data, profile)
-    run = Run(Path(out or _fetched().get(name) or home_folder() / name).expanduser().absolute())
+    run = Run(Path(out or _fetched().get(name) or _default_folder(data, profile)).expanduser().absolute())
     settings = run.settings
     for key, given in {"data": str(data), "profile": profile, "seed": seed}.items():
         if settings.get(key) is None:

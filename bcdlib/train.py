@@ -1,5 +1,6 @@
 """04_train: train the paper's network under the paper's protocol and under an honest one."""
 
+import os
 from collections.abc import Iterable
 
 import keras
@@ -157,7 +158,7 @@ def train_trials(
 
     Predictions go into ``predictions.csv``, those of the validation part into ``validation.csv``. A trial
     that was cut off is resumed after its last whole epoch. Trials lie in ``trials/`` of the run, or where
-    its settings say ("trials").
+    the environment variable BCD_TRIALS says.
 
     Parameters
     ----------
@@ -180,7 +181,7 @@ def train_trials(
             trial,
             pixels,
             profile,
-            root=run.settings.get("trials") or run.folder / "trials",
+            root=os.environ.get("BCD_TRIALS") or run.folder / "trials",
             weights=weights,
             verbose=verbose,
             keep_model=keep_model,

@@ -223,3 +223,102 @@ def test_table_ii_and_gap():
         pd.concat([right, half])
     )
     assert compare.gap_text(right) == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["audit", "--seed", "-1"], ["--seed"]),
+        (["audit", "--folds", "many"], ["--folds"]),
+        (["compare", "--seeds", "0"], ["--seeds"]),
+        (["compare", "--methods", ""], ["no method", "resnet50"]),
+        (["audit", "--data", "~nouser/x"], ["home folder", "~"]),
+        (["verify", "a" * 5000], ["a" * 100]),
+        (["frobnicate"], ["frobnicate"]),
+        (["audit", "--split"], ["--split"]),
+        (["evaluate", "p\u00fcnktchen.csv"], ["no such predictions table"]),
+    ],
+)
+def test_one_line_for_what_cannot_be_meant(arguments, words, tmp_path):
+    done = bcdlib(*arguments, PYTHONIOENCODING="ascii", BCD_HOME=str(tmp_path))
+    refused(done, *words)
+    assert not any(line.startswith(("Usage", "Try")) for line in done.stderr.splitlines())
+
+
+def test_a_key_given_twice_in_a_sweep(tmp_path):
+    (tmp_path / "s.yaml").write_text("seed: 1\nseed: 2\n")
+    refused(bcdlib("run", "--sweep", tmp_path / "s.yaml"), "s.yaml", "'seed' is given twice")
+
+
+def test_names_of_files_do_nothing_to_the_terminal(tmp_path):
+    name = "\x1b[31mred\u202egnp.png"
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    shutil.copytree(ROOT / "tests" / "data", tmp_path / "more", ignore=lambda folder, names: names)
+    Image.new("RGB", (700, 460)).save(tmp_path / "SOB_B_A-14-22549AB-40-001.png")
+    done = bcdlib("verify", tmp_path)
+    assert done.returncode == 0 and "\\x1b[31mred\\u202egnp.png" in done.stdout
+    assert not set("\x1b\u202e") & set(done.stdout + done.stderr)
+
+
+def test_the_keyboard_stops_with_one_line(tmp_path):
+    """And a name that is ASCII's or not goes through the same door."""
+    name = "m\u00fc\u202e"
+    program = "import click\nfrom bcdlib.__main__ import cli\n@click.command()\ndef stopped():\n"
+    program += f"    click.echo({name!r}); print({name!r}); raise KeyboardInterrupt\ncli(stopped)\n"
+    (tmp_path / "stopped.py").write_text(program, encoding="utf-8")
+    for encoding, shown in (("ascii", "m\\xfc\\u202e"), ("utf-8", "m\u00fc\\u202e")):
+        done = subprocess.run(
+            [sys.executable, tmp_path / "stopped.py"],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == 130
+        assert done.stderr.decode().strip() == "Error: stopped; the same command goes on from here"
+        assert done.stdout.decode().splitlines() == [shown, shown]
+
+
+def predictions_of(name, cases=12):
+    """A predictions table of a method of this name, on images of one's own."""
+    n = 4 * cases
+    label, random = np.arange(n) // 4 % 2, np.random.default_rng(len(name))
+    return pd.DataFrame(
+        {
+            "filename": [f"{number}.png" for number in range(n)],
+            "slide": np.arange(n) // 4,
+            "case": np.arange(n) // 4,
+            "magnification": 40,
+            "subtype": "",
+            "label": label,
+            "probability": (label + random.random(n)) / 2,
+            "fold": 0,
+            "method": name,
+            "split": "mine",
+            "seed": 0,
+        }
+    )
+
+
+@pytest.mark.slow
+def test_reports_of_two_tables_of_one_name(tmp_path):
+    """Each has a folder of its own; a folder that holds the one is not overwritten with the other."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        predictions_of(f"model {name}").to_csv(tmp_path / name / "predictions.csv", index=False)
+    home = tmp_path / "runs {seed} 100%"
+    kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = ["/bin/false", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "site", "language": "python"}))
+    where = {"BCD_HOME": str(home), "JUPYTER_PATH": str(tmp_path / "jupyter")}
+    for name in "aba":
+        done = bcdlib("evaluate", tmp_path / name / "predictions.csv", **where)
+        assert done.returncode == 0, done.stderr
+    made = {folder.name: (folder / "tables" / "metrics.csv").read_text() for folder in home.iterdir()}
+    assert set(made) == {"predictions-evaluate", "predictions-evaluate-2"}
+    assert "model a" in made["predictions-evaluate"] and "model b" in made["predictions-evaluate-2"]
+    out = home / "predictions-evaluate"
+    refused(
+        bcdlib("evaluate", tmp_path / "b" / "predictions.csv", "--out", out, **where), "name another --out"
+    )
+    assert "model a" in (out / "tables" / "metrics.csv").read_text()
+    assert "base-uri 'none'; form-action 'none'" in (out / "report.html").read_text()

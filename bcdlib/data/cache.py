@@ -229,8 +229,8 @@ class _Summing:
         self.source, self.any_order, self.path = source, source.any_order, source.path
         self.sums: dict[str, int] = {}
 
-    def read(self, names):
-        for name, content, reason in self.source.read(names):
+    def read(self, names, **again):
+        for name, content, reason in self.source.read(names, **again):
             if content is not None:
                 self.sums[name] = zlib.crc32(content)
             yield name, content, reason

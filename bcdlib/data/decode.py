@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -27,6 +27,7 @@ except ImportError:
     imagecodecs = None  # type: ignore[assignment]
 
 LARGEST_PIXELS = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
+MOST_SCANS = 100  # of a JPEG; a progressive one has about ten
 RESAMPLING = "lanczos, gap 2"
 PNG = b"\x89PNG\r\n\x1a\n"
 _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: for Pillow
@@ -75,6 +76,7 @@ def decode_image(content: bytes, size: tuple[int, int] | None = None) -> np.ndar
 
 def decode_once(content: bytes) -> np.ndarray:
     """Decode one image, perhaps into memory that this thread's next call uses again."""
+    content = _without_texts(content)
     array = _decode_plain_png(content)
     return _decode_any(content) if array is None else array
 
@@ -110,23 +112,26 @@ def _decode_plain_png(content: bytes) -> np.ndarray | None:
 
 def _decode_any(content: bytes) -> np.ndarray:
     try:
+        tags = _tiff_tags(content)
+        if tags.get(259) in _PACKED_TILES:
+            return _decode_tiles(content, tags)
         # Pillow knows more formats; to open some of them it starts other programs
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF", "BMP"))
-        if image.width * image.height > LARGEST_PIXELS:
-            raise ValueError(f"declares {image.width}x{image.height} pixels")
+        _check_size(image.width, image.height)
         # Pillow opens 16-bit colour as 8-bit without a word; the depth is byte 24 of a PNG, tag 258 of a TIFF
-        tags = {258: content[24:25]} if content[:8] == PNG else getattr(image, "tag_v2", {})
+        tags = {258: content[24:25]} if content[:8] == PNG else tags
         if image.mode.startswith(("I", "F")) or any(depth > 8 for depth in tags.get(258, ())):
             raise ValueError(f"not an 8-bit image (mode {image.mode})")
         _check_sums(content, _chunks(content))
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a phone's MPO: a JPEG with its own preview behind it
-            raise ValueError(f"holds {frames} images, an animation or a stack")
+        _check_frames(image)
+        _check_scans(content, image, tags)
         image.load()
         if content[:8] == PNG and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
             _check_length(content, image.size)
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.asarray(_on_white(ImageOps.exif_transpose(image)))
     except UnidentifiedImageError:
+        if what := _tiff_kind(content):
+            raise ValueError(f"cannot be decoded: {what}; save it as an 8-bit RGB TIFF or PNG") from None
         start = content[:512].lstrip().lower()
         what = (
             next((words for mark, words in _TAKEN_FOR.items() if start.startswith(mark)), "")
@@ -138,6 +143,116 @@ def _decode_any(content: bytes) -> np.ndarray:
         raise
     except Exception as error:  # Pillow raises many kinds on damaged input: SyntaxError, struct.error, ...
         raise ValueError(f"cannot be decoded ({type(error).__name__}: {error})".splitlines()[0]) from None
+
+
+def _without_texts(content: bytes) -> bytes:
+    """Leave out a PNG's texts and colour profile: a megabyte of them may unpack to a gigabyte."""
+    kept, place = [], 0
+    for kind, start, end in _chunks(content):
+        if kind in (b"zTXt", b"iTXt", b"tEXt", b"iCCP"):
+            kept.append(content[place : start - 4])
+            place = end + 4
+    return b"".join([*kept, content[place:]]) if kept else content
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > LARGEST_PIXELS:
+        raise ValueError(
+            f"declares {width}x{height} pixels, more than {LARGEST_PIXELS // 10**6} million; cut it up"
+        )
+
+
+def _check_frames(image: Image.Image) -> None:
+    if image.format == "TIFF":  # to count its pages would read through all of them
+        with contextlib.suppress(EOFError):
+            image.seek(1)
+            raise ValueError("holds several images, an animation or a stack")
+    elif (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+        # a phone's MPO is a JPEG with its own preview behind it
+        raise ValueError(f"holds {frames} images, an animation or a stack")
+
+
+def _check_scans(content: bytes, image: Image.Image, tags) -> None:
+    """Refuse a JPEG of very many scans, each of which costs as much time as a whole image."""
+    parts = len(tags.get(324, tags.get(273, (0,)))) if image.format == "TIFF" else 1
+    packed_as_jpeg = image.format in ("JPEG", "MPO") or tags.get(259) == 7
+    if packed_as_jpeg and content.count(b"\xff\xda") > MOST_SCANS * parts:
+        raise ValueError(f"a JPEG of more than {MOST_SCANS} scans; save it anew")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Lay what is transparent on white, as slides are: viewers of whole slides export black underneath."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+# ---------------------------------------------------------------- TIFF
+
+# compressions (tag 259) whose tiles are whole files that Pillow reads by themselves
+_PACKED_TILES = {33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 50001: "WebP"}
+_OTHER_PACKERS = {
+    34892: "lossy JPEG (DNG)",
+    34933: "PNG",
+    34934: "JPEG XR",
+    22610: "JPEG XR",
+    50002: "JPEG XL",
+}
+_SAMPLES = {1: "whole numbers", 2: "signed numbers", 3: "floating point", 5: "complex", 6: "complex"}
+
+
+def _tiff_tags(content: bytes) -> dict:
+    """Read the tags of a TIFF's first image; {} if it is no TIFF."""
+    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return {}
+    try:
+        head = content[:16] if content[2] == 43 or content[3] == 43 else content[:8]
+        directory = TiffImagePlugin.ImageFileDirectory_v2(head)
+        file = io.BytesIO(content)
+        file.seek(directory.next)
+        directory.load(file)
+        return {**directory, "next": directory.next}
+    except Exception:  # damaged: whatever it is, Pillow says it when it opens the image
+        return {}
+
+
+def _tiff_kind(content: bytes) -> str:
+    """Say what kind of TIFF cannot be read; "" if it is none."""
+    tags = _tiff_tags(content)
+    if not tags:
+        return ""
+    packer, bits = tags.get(259, 1), tags.get(258, (1,))
+    if packer in _OTHER_PACKERS:
+        return f"a TIFF packed by {_OTHER_PACKERS[packer]}"
+    kind = _SAMPLES.get(tags.get(339, (1,))[0], "unknown samples")
+    return f"a TIFF of compression {packer}, {len(bits)} samples of {bits[0]} bits ({kind})"
+
+
+def _decode_tiles(content: bytes, tags) -> np.ndarray:
+    """Decode a TIFF whose tiles, or strips, are JPEG 2000 or WebP, as scanners of whole slides write them."""
+    width, height = tags[256], tags[257]
+    _check_size(width, height)
+    if tags["next"]:
+        raise ValueError("holds several images, an animation or a stack")
+    if tags.get(284, 1) != 1 or len(tags.get(258, ())) not in (3, 4) or set(tags[258]) != {8}:
+        raise ValueError(f"not an 8-bit RGB image, but {_tiff_kind(content)}")
+    across, down = tags.get(322, width), tags.get(323, tags.get(278, height))
+    starts, sizes = (tags.get(324), tags.get(325)) if 324 in tags else (tags.get(273), tags.get(279))
+    if -(-height // down) * -(-width // across) != len(starts):
+        raise ValueError("damaged: it has more or fewer tiles than it declares")
+    places = itertools.product(range(0, height, down), range(0, width, across))
+    image = np.empty((height, width, 3), "uint8")
+    for (top, left), start, size in zip(places, starts, sizes, strict=True):
+        tile = Image.open(io.BytesIO(content[start : start + size]), formats=("JPEG2000", "WEBP"))
+        wanted = (min(across, width - left), min(down, height - top))
+        if not all(most >= has >= least for most, has, least in zip((across, down), tile.size, wanted)):
+            raise ValueError(f"damaged: a tile of {tile.width}x{tile.height} pixels")
+        pixels = _on_white(tile)
+        if tags[259] == 33003:  # Aperio's, whose colours are luminance and two differences
+            pixels = Image.frombytes("YCbCr", tile.size, pixels.tobytes()).convert("RGB")
+        image[top : top + down, left : left + across] = np.asarray(pixels)[: wanted[1], : wanted[0]]
+    return image
 
 
 # ---------------------------------------------------------------- resizing
@@ -252,6 +367,9 @@ def decode_all(
 ) -> Iterator[tuple[str, np.ndarray | None, str]]:
     """Decode many images of a `sources.Source` on all cores, in the order in which they are stored.
 
+    Of a name that comes twice in an archive, the second copy is decoded where the first cannot be; such
+    images, and those that cannot be decoded at all, come last.
+
     Parameters
     ----------
     images : DataFrame
@@ -267,15 +385,35 @@ def decode_all(
     ------
     (filename, array, reason) : array as from `decode_image`, or None with the reason why not
     """
+    failed = {}
+    for name, array, reason in _decode_pass(source, images, size, workers or count_cores(), label, progress):
+        if array is None and not source.any_order:
+            failed[name] = reason
+        else:
+            yield name, array, reason
+    if failed:  # an archive may hold a sound second copy of a damaged file
+        part = images[images["filename"].isin(failed)]
+        for name, array, _ in _decode_pass(source, part, size, 1, label, False, copy=1):
+            if array is not None:
+                del failed[name]
+                yield name, array, ""
+    yield from ((name, None, reason) for name, reason in failed.items())
+
+
+def _decode_pass(source, images: pd.DataFrame, size, workers: int, label: str, progress: bool, **again):
+    """Decode each image once; in an archive, `again` says which copy of it."""
     filenames = dict(zip(images["path"], images["filename"], strict=True))
-    members = [(path, None, "") for path in filenames] if source.any_order else source.read(list(filenames))
+    members = (
+        [(path, None, "") for path in filenames]
+        if source.any_order
+        else source.read(list(filenames), **again)
+    )
 
     def work(group):
         if source.any_order:
             group = source.read([path for path, _, _ in group])
         return [(filenames[path], *_decoded(content, reason, size)) for path, content, reason in group]
 
-    workers = workers or count_cores()
     pending: list[Future] = []  # bounded: memory does not grow with the data set
     with (
         threadpool_limits(1, "blas"),

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -22,6 +23,8 @@ CITATION = (
 )
 KAGGLE_DATASET = "ambarish/breakhis"  # public, needs no account
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle, and Colab on request, mount data sets
+LARGEST = 2**34  # bytes of an archive whose size nobody says; BreakHis has 4 GB
+SLOWEST = 1000  # bytes a second; slower than this a connection counts as broken
 _PAUSE = 1.0  # seconds before the second attempt; doubled for each further one, up to 15
 
 
@@ -44,7 +47,8 @@ def download_archive(
     attempts : int
         How often to connect, with pauses of 1, 2, 4 ... seconds between.
     timeout : float
-        Seconds without a byte after which a connection counts as broken.
+        Seconds without a byte after which a connection counts as broken; twice this is the time in which it
+        must keep up `SLOWEST`.
     progress : bool
         Show a progress bar.
 
@@ -189,19 +193,39 @@ def _receive(part: Path, url: str, expected: int | None, timeout: float, progres
             desc=part.stem, total=note["total"], initial=have, unit="B", unit_scale=True, disable=not progress
         )
         with open(part, "ab") as file, bar:
-            # raw: some servers call a .tar.gz "Content-Encoding: gzip", and requests would unpack it; a reset
-            # connection costs the chunk that was begun
-            for chunk in response.raw.stream(2**16, decode_content=False):
+            # raw: some servers call a .tar.gz "Content-Encoding: gzip", and requests would unpack it; read1:
+            # what has come, so that a server that sends a byte now and then is noticed
+            started, since = time.monotonic(), 0
+            while chunk := response.raw.read1(2**16, decode_content=False):
                 bar.update(file.write(chunk))
+                since += len(chunk)
+                if file.tell() > (note["total"] or LARGEST):
+                    raise InputError(
+                        f"{url}: sends more than {note['total'] or LARGEST} bytes; check the address"
+                    )
+                if (seconds := time.monotonic() - started) > 2 * timeout:
+                    if since < SLOWEST * seconds:
+                        raise requests.RequestException(f"it came at {since / seconds:.0f} bytes a second")
+                    started, since = time.monotonic(), 0
     have = part.stat().st_size
     if note["total"] not in (None, have):
         raise requests.RequestException(f"the connection ended at {have} of {note['total']} bytes")
 
 
 def _validator(response: requests.Response) -> str | None:
-    """Something that If-Range can compare: a strong ETag, else the date."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+    """Something that proves the same bytes: a strong ETag, else a date of change.
+
+    The date counts only if it was a minute old when it was sent: within its second a file may have changed
+    twice (RFC 9110, section 8.8.2.2).
+    """
+    etag, date = response.headers.get("ETag", ""), response.headers.get("Last-Modified")
+    if etag and not etag.startswith("W/"):
+        return etag
+    try:
+        sent, changed = map(parsedate_to_datetime, (response.headers["Date"], date or ""))
+        return date if (sent - changed).total_seconds() >= 60 else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _continues(response: requests.Response, have: int, note: dict) -> bool:
@@ -210,5 +234,5 @@ def _continues(response: requests.Response, have: int, note: dict) -> bool:
     return (
         span.startswith(f"bytes {have}-")
         and span.endswith(("/*", f"/{note['total']}"))
-        and _validator(response) in (None, note["validator"])
+        and _validator(response) == note["validator"]
     )

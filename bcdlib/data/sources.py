@@ -68,7 +68,7 @@ class Source(abc.ABC):
                     self.others.append(name)
                 continue
             elif name in found and not reason:
-                reason = "comes twice in the archive; the first is used"
+                reason = "comes twice in the archive; the first that is sound is used"
             reason = reason or _bad_name(name)
             if reason:
                 self.left_out.append((printable(name), reason))
@@ -190,15 +190,18 @@ class _ArchiveSource(Source):
     def _all_names(self):
         return ((name, reason) for name, reason, _, _ in self._members())
 
-    def read(self, names):
-        """Read some members, each the first of its name, in one pass; see `Source.read`."""
-        wanted = set(names)
+    def read(self, names, *, copy: int = 0):
+        """Read some members, each the first of its name (1: the second), in one pass; see `Source.read`."""
+        wanted = dict.fromkeys(names, copy)
         for name, no_file, size, unpack in self._members():
             if not wanted:
                 return
             if no_file or name not in wanted:
                 continue
-            wanted.remove(name)
+            if wanted[name]:
+                wanted[name] -= 1
+                continue
+            del wanted[name]
             if size > LARGEST_IMAGE:
                 yield name, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
             else:
@@ -313,7 +316,14 @@ class _Header(tarfile.TarInfo):
         )
         if header.size < 0 or (long_name_or_extension and header.size > 2**18):
             raise tarfile.ReadError(f"a header of {header.size} bytes")
+        # tarfile would read the map of a sparse file, perhaps gigabytes, to its end
+        if header.type == tarfile.GNUTYPE_SPARSE and header._sparse_structs[1]:
+            raise tarfile.ReadError("a sparse file of many pieces")
         return header
+
+    def _proc_gnusparse_10(self, next, pax_headers, tarfile):
+        """Leave a sparse file's map, which stands before its data, unread: such files are not used."""
+        next.sparse = []
 
 
 class TarSource(_ArchiveSource):

@@ -93,7 +93,7 @@ def bootstrap_cases(
             for name in metrics
             if unit in one[METRICS[name].unit]  # a slide or case cannot be drawn by image
         }
-        for one in tables_by_seed(predictions, threshold)
+        for one in tables_by_seed(predictions, threshold, metrics)
     ]
     blocks = []
     for weights in _draws(units + (len(ADDED) if added else 0), units, repeats=repeats, seed=seed):
@@ -122,6 +122,7 @@ def _count_kinds(
     metric, table: pd.DataFrame, place: pd.Series, *, unit: str, added: bool
 ) -> tuple[pd.DataFrame, sparse.csr_array]:
     """Gather the rows that a metric cannot tell apart: (kinds, how many of each a unit has (K, units))."""
+    units = place.max() + 1
     columns = ["label", metric.of, *(["fold"] if metric.within_folds else [])]
     used = table[columns]
     if metric.of == "probability" and len(used.drop_duplicates()) > MOST_KINDS:
@@ -132,10 +133,10 @@ def _count_kinds(
     kinds = used[~pd.Series(kind, index=used.index).duplicated()].reset_index(drop=True)
     rows, at, times = kind, place[table[unit]].to_numpy(), np.ones(len(table))
     if added and metric.rate:
-        kinds, more = _with_added(metric, table, kinds, len(place))
+        kinds, more = _with_added(metric, table, kinds, units)
         rows, at, times = (np.r_[one, two] for one, two in zip((rows, at, times), more, strict=True))
-    units = place.max() + 1 + (len(ADDED) if added else 0)
-    return kinds, sparse.csr_array((times, (rows, at)), shape=(len(kinds), units))
+    shape = len(kinds), units + (len(ADDED) if added else 0)
+    return kinds, sparse.csr_array((times, (rows, at)), shape=shape)
 
 
 def _with_added(metric, table: pd.DataFrame, kinds: pd.DataFrame, first: int):

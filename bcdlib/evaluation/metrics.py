@@ -10,7 +10,7 @@ interval.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -525,15 +525,18 @@ def group_units(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
     )
 
 
-def tables_by_seed(predictions: pd.DataFrame, threshold=THRESHOLD) -> list[dict[str, pd.DataFrame]]:
-    """Make tables of images, slides and cases, for each seed of one method and split.
+def tables_by_seed(
+    predictions: pd.DataFrame, threshold=THRESHOLD, keys: Iterable[str] | None = None
+) -> list[dict[str, pd.DataFrame]]:
+    """Make tables of the units that metrics count (default: all), for each seed of one method and split.
 
     Where folds test an image more than once (the author's do), for each seed and fold: pooled, slides and
     cases would be judged by the mean of several networks.
     """
     by = ["seed", "fold"] if overlapping_folds(predictions) else ["seed"]
+    units = {METRICS[key].unit for key in (METRICS if keys is None else keys)}
     return [
-        {unit: group_units(part, unit) for unit in ("image", "slide", "case")}
+        {unit: group_units(part, unit) for unit in units}
         for _, part in with_correct(predictions, threshold).groupby(by)
     ]
 
@@ -551,7 +554,7 @@ def metrics_by_seed(
     return pd.DataFrame(
         [
             {key: metric.value(tables[metric.unit]) for key, metric in chosen.items()}
-            for tables in tables_by_seed(predictions, threshold)
+            for tables in tables_by_seed(predictions, threshold, chosen)
         ]
     )
 

@@ -385,7 +385,7 @@ def _find_columns(path, header: list[str], what: str, required, optional) -> dic
         raise InputError(f"{path}: column {twice[0]!r} comes twice; keep one of them")
     missing = [name for name in required if name.lower() not in names]
     if missing:
-        found = ",".join(names)
+        found = ",".join(header)
         other = next(
             (f"; it has {kind}: {_SAVE}" for sign, kind in _SEPARATORS.items() if sign in found),
             "",

@@ -50,7 +50,7 @@ def spelling_note(names: Iterable[str], what: str) -> str:
     Examples
     --------
     >>> spelling_note(["7", "7.0", "P-1", "p-1", "b"], "cases")
-    "2 cases are written in more than one way ('7' and '7.0'; 'P-1' and 'p-1'): they are counted apart; ...
+    "cases written in more than one way, and counted apart: '7' and '7.0'; 'P-1' and 'p-1'; write each ...
     """
     spellings: dict[str, set[str]] = {}
     for name in set(names):
@@ -58,10 +58,10 @@ def spelling_note(names: Iterable[str], what: str) -> str:
     found = sorted(sorted(ways) for ways in spellings.values() if len(ways) > 1)
     if not found:
         return ""
-    shown = "; ".join(" and ".join(map(repr, ways)) for ways in found[:3])
+    shown = [" and ".join(map(repr, ways)) for ways in found[:3]]
+    shown += [f"and {len(found) - 3} more"] if len(found) > 3 else []
     return (
-        f"{len(found)} {what} are written in more than one way ({shown}{'; ...' * (len(found) > 3)}): they "
-        "are counted apart; if each is one, write it in one way"
+        f"{what} written in more than one way, and counted apart: {'; '.join(shown)}; write each in one way"
     )
 
 

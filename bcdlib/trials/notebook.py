@@ -76,7 +76,6 @@ def _make_notebook(
             profile=profile.name,
             seed=trial.seed,
             cache=str(cache.folder),
-            trials=str(result.folder.parent.absolute()),
         )
         files.write_csv(scratch.folder / "splits" / f"{trial.split}.csv", trial.split_table)
         execute_notebook(
@@ -99,6 +98,7 @@ def _make_notebook(
             # it works here: the method's file and the folder of weights may have been named relative to it
             cwd=Path.cwd(),
             env={
+                "BCD_TRIALS": str(result.folder.parent.absolute()),
                 # the process that trained may hold all of a GPU's memory; to show a network takes none
                 "CUDA_VISIBLE_DEVICES": "-1",
                 "JAX_PLATFORMS": "cpu",

@@ -65,9 +65,12 @@ def threshold_rates(table: pd.DataFrame, thresholds) -> pd.DataFrame:
     >>> threshold_rates(table, [0.5, 0.7]).iloc[:, 1:].to_numpy().tolist()
     [[0.5, 0.5], [0.5, 1.0]]
     """
-    predicted = pd.DataFrame(np.greater_equal.outer(table["probability"].to_numpy(), thresholds))
-    positive = predicted.groupby(table["label"].to_numpy()).mean().reindex([0, 1]).to_numpy()
-    return pd.DataFrame({"threshold": thresholds, "sensitivity": positive[1], "specificity": 1 - positive[0]})
+    below = []  # the share of each class whose probability is under each threshold
+    for label in (0, 1):
+        probability = np.sort(table.loc[table["label"] == label, "probability"].to_numpy())
+        under = np.searchsorted(probability, thresholds)
+        below.append(under / (len(probability) or np.nan))
+    return pd.DataFrame({"threshold": thresholds, "sensitivity": 1 - below[1], "specificity": below[0]})
 
 
 def move_threshold(run: Run, table: pd.DataFrame) -> panel.Panel:

@@ -224,3 +224,31 @@ def test_complete_set_is_not_partial(tmp_path, table):
     assert not scan_breakhis(sources.open_source(tmp_path)).partial
     (tmp_path / table["filename"][0]).unlink()
     assert scan_breakhis(sources.open_source(tmp_path)).partial
+
+
+def test_copies_in_other_formats_are_that_image(tmp_path):
+    """What counts is the stem; a .png goes before what may have lost something, whatever the order."""
+    name = "SOB_B_A-14-22549AB-40-001"
+    for other in (f"a/{name}.jpg", f"b/{name}.PNG", "c/sob_m_dc-14-2523-400-007.tif", "c/cat.jpg"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes(b"x")
+    scan = scan_breakhis(sources.open_source(tmp_path))
+    assert scan.images["filename"].tolist() == [f"{name}.png", "SOB_M_DC-14-2523-400-007.png"]
+    assert scan.images["path"].tolist() == [f"b/{name}.PNG", "c/sob_m_dc-14-2523-400-007.tif"]
+    assert scan.duplicates == [f"a/{name}.jpg"] and scan.not_breakhis == ["c/cat.jpg"]
+
+
+@pytest.mark.parametrize("folder", ["Malignant", "400x", "SOB_b_a_14-1", "Fibroadenoma"])
+def test_folder_words_count_in_any_case(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "SOB_B_A-14-22549AB-40-001.png").write_bytes(b"x")
+    (tmp_path / "SOB_B_A-14-22549AB-40-002.png").write_bytes(b"x")
+    scan = scan_breakhis(sources.open_source(tmp_path))
+    assert len(scan.images) == 1 and f"its folder {folder} contradicts its name" in scan.reasons[0][1]
+
+
+def test_agreeing_folder_words_in_any_case(tmp_path):
+    folder = tmp_path / "BENIGN" / "Adenosis" / "sob_b_a_14-22549ab" / "40x"
+    folder.mkdir(parents=True)
+    (folder / "SOB_B_A-14-22549AB-40-001.png").write_bytes(b"x")
+    assert len(scan_breakhis(sources.open_source(tmp_path)).images) == 1

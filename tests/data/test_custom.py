@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -411,3 +412,92 @@ def test_run_and_compare(tmp_path):
     ]
     done = bcdlib("compare", *options, "--splits", "case", cwd=tmp_path, BCD_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0 and "case" in done.stdout, done.stderr
+
+
+def four(tmp_path, names, groups="pqrs"):
+    """A manifest of four images with these paths."""
+    lines = [f"{name},{number % 2},{group}" for number, (name, group) in enumerate(zip(names, groups))]
+    return write(tmp_path, "path,label,group\n" + "\n".join(lines) + "\n")
+
+
+def test_patients_that_look_the_same_are_one(tmp_path):
+    pairs = [
+        ("Müller", unicodedata.normalize("NFD", "Müller")),
+        ("X9", "X9\u200b"),
+        ("P-1", "p-1"),
+        ("7", "7.0"),
+    ]
+    groups = [name for pair in pairs for name in pair]
+    text = "".join(f"{number}.png,{number // 2 % 2},{group}\n" for number, group in enumerate(groups))
+    table = custom.read_manifest(write(tmp_path, "path,label,group\n" + text))
+    assert table["case"].tolist() == ["Müller", "Müller", "X9", "X9", "P-1", "p-1", "7", "7.0"]
+    (tmp_path / "d").mkdir()
+    for number in range(8):
+        (tmp_path / "d" / f"{number}.png").write_bytes(picture(number, ".png"))
+    scan = custom.scan_custom(tmp_path / "my.csv", sources.open_source(tmp_path / "d"))
+    (note,) = scan.notes
+    assert "counted apart: '7' and '7.0'; 'P-1' and 'p-1'; write" in note
+    assert custom.custom_overview(scan)["note"] == note
+    done = bcdlib("audit", "--data", tmp_path / "d", "--manifest", tmp_path / "my.csv", "--folds", 2)
+    assert f"Note: {note}" in done.stderr and done.returncode == 0
+
+
+def test_files_of_a_mac_and_a_table_of_a_pc(tmp_path):
+    names = ["Müller.png", "Jäger.png", "b/ö.png", "a.png"]
+    for number, name in enumerate(names):
+        file = tmp_path / "d" / unicodedata.normalize("NFD", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture(number, ".png"))
+    csv = four(tmp_path, [name.replace("/", "\\") for name in names])
+    source = sources.open_source(tmp_path / "d")
+    scan = custom.scan_custom(csv, source)
+    assert sorted(scan.images["filename"]) == sorted(names) and not scan.missing and not scan.unused
+    assert all(content for _, content, _ in source.read(scan.images["path"]))
+
+
+@pytest.mark.parametrize("kind", ["windows", "mac"])
+def test_archives_of_windows_and_macos(tmp_path, kind):
+    """Backslashes between folders; UTF-8 without the flag that says so, and shadow files."""
+    names = ["Proben/Müller.png", "Proben/Jäger.png", "Proben/a.png", "Proben/b.png"]
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for number, name in enumerate(names):
+            archive.writestr(name.replace("/", "\\") if kind == "windows" else name, picture(number, ".png"))
+            archive.writestr(f"x/__MACOSX/._{name.split('/')[1]}", b"shadow")
+            archive.writestr(f"__MACOSX/{name}", b"shadow")
+    if kind == "mac":
+        content = bytearray((tmp_path / "d.zip").read_bytes())
+        for sign, place in ((b"PK\3\4", 7), (b"PK\1\2", 9)):
+            at = content.find(sign)
+            while at >= 0:
+                content[at + place] &= ~8
+                at = content.find(sign, at + 4)
+        (tmp_path / "d.zip").write_bytes(content)
+    scan = custom.scan_custom(four(tmp_path, names), sources.open_source(tmp_path / "d.zip"))
+    assert len(scan.images) == 4 and not scan.unused and not scan.missing
+
+
+def test_why_an_image_is_missing(tmp_path):
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "d.png").write_bytes(picture(0, ".png"))
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "C.jpg", "slide.svs"):
+        (folder / name).write_bytes(picture(1, ".png"))
+    (folder / "link").symlink_to(tmp_path / "e")
+    text = "a.png,0,p\nb.png,1,q\nslide.svs,1,r\nc.png,0,s\nlink/d.png,1,t\nnowhere.png,1,u\n"
+    scan = custom.scan_custom(write(tmp_path, "path,label,group\n" + text), sources.open_source(folder))
+    reasons = dict(scan.reasons)
+    assert reasons["slide.svs"] == "there, but not one of .png, .jpg, .jpeg, .tif, .tiff, .bmp"
+    assert (
+        reasons["c.png"].endswith("there is C.jpg") and "such links are not followed" in reasons["link/d.png"]
+    )
+    assert reasons["nowhere.png"] == "named in the manifest, but not there"
+
+
+def test_an_archive_that_is_meant_is_named(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "images.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="the archive images.zip lies there"):
+        custom.scan_custom(four(tmp_path, "abcd"), sources.open_source(tmp_path / "d"))
+    with pytest.raises(InputError, match="no BreakHis image.* the archive images.zip lies there"):
+        breakhis.scan_breakhis(sources.open_source(tmp_path / "d"))

@@ -1,6 +1,10 @@
 """Decoding and resizing against Pillow, and damaged and odd images."""
 
 import io
+import struct
+import time
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -203,3 +207,113 @@ def test_decode_all_does_not_depend_on_workers(tiny):
     for file in tiny.rglob("*.png"):
         with Image.open(file) as picture:
             assert np.array_equal(full[file.name], np.asarray(picture))
+
+
+def transparent(array):
+    """The upper half of a picture; below it, as viewers of whole slides export, nothing on black."""
+    alpha = np.zeros(array.shape[:2], "uint8")
+    alpha[: len(array) // 2] = 255
+    return np.dstack([array * (alpha > 0)[..., None], alpha])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_what_is_transparent_is_white(kind):
+    array = noise()
+    decoded = decode.decode_image(encode(transparent(array), kind))
+    assert np.array_equal(decoded[:15], array[:15]) and (decoded[15:] == 255).all()
+    half = np.dstack([np.zeros_like(array), np.full(array.shape[:2], 128, "uint8")])
+    assert (np.abs(decode.decode_image(encode(half, kind)).astype(int) - 127) <= 1).all()
+
+
+def test_transparent_palette_and_grey():
+    palette = Image.fromarray(noise()).quantize(8)
+    assert (decode.decode_image(encode(palette, transparency=bytes(8))) == 255).all()
+    assert (decode.decode_image(encode(Image.new("LA", (9, 7), (0, 0)))) == 255).all()
+    one = decode.decode_image(
+        encode(Image.fromarray(np.arange(63, dtype="uint8").reshape(7, 9)), transparency=0)
+    )
+    assert (one[0, 0] == 255).all() and (one[0, 1] == 1).all()
+
+
+def tiff(tiles: list[bytes], compression: int, width: int, height: int, tile: int, **tags) -> bytes:
+    """A TIFF of one page whose tiles are packed by others; TIFF 6.0, section 15."""
+    entries = {256: (width,), 257: (height,), 258: (8, 8, 8), 259: (compression,), 262: (2,), 277: (3,)}
+    entries |= {322: (tile,), 323: (tile,), 324: (), 325: tuple(map(len, tiles)), 339: (1, 1, 1)}
+    entries |= {int(key[1:]): value for key, value in tags.items()}
+    start, data = 8 + 2 + 12 * len(entries) + 4, b"".join(tiles)
+    entries[324] = tuple(start + sum(map(len, tiles[:number])) for number in range(len(tiles)))
+    extra, body = start + len(data), b""
+    rows = b""
+    for tag, values in sorted(entries.items()):
+        packed = struct.pack(f"<{len(values)}L", *values)
+        if len(values) > 1:
+            packed, body = struct.pack("<L", extra + len(body)), body + packed
+        rows += struct.pack("<HHL", tag, 4, len(values)) + packed
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + rows + bytes(4) + data + body
+
+
+@pytest.mark.parametrize("kind, compression", [("JPEG2000", 33005), ("JPEG2000", 34712), ("WEBP", 50001)])
+def test_tiles_of_slide_scanners(kind, compression):
+    array = noise(50, 70)
+    padded = np.pad(array, ((0, 14), (0, 26), (0, 0)))
+    options = {"lossless": True} if kind == "WEBP" else {"irreversible": False, "no_jp2": True}
+    tiles = [
+        encode(padded[top : top + 32, left : left + 32], kind, **options)
+        for top in (0, 32)
+        for left in (0, 32, 64)
+    ]
+    assert np.array_equal(decode.decode_image(tiff(tiles, compression, 70, 50, 32)), array)
+    big = encode(noise(64, 64), kind, **options)
+    with pytest.raises(ValueError, match="a tile of 64x64"):
+        decode.decode_image(tiff([big] * 6, compression, 70, 50, 32))
+    with pytest.raises(ValueError, match="more or fewer tiles"):
+        decode.decode_image(tiff(tiles, compression, 70, 50, 1))
+    with pytest.raises(ValueError, match="declares 80000x50000 pixels, more than 50 million"):
+        decode.decode_image(tiff(tiles, compression, 80000, 50000, 32))
+
+
+@pytest.mark.parametrize(
+    "tags, words",
+    [
+        ({"t259": (50002,)}, "packed by JPEG XL"),
+        ({"t259": (1,), "t258": (32, 32, 32), "t339": (3, 3, 3)}, "3 samples of 32 bits .floating point."),
+        ({"t259": (34933,)}, "packed by PNG"),
+    ],
+)
+def test_other_tiffs_are_named(tags, words):
+    with pytest.raises(ValueError, match=words):
+        decode.decode_image(tiff([bytes(3 * 32 * 32 * 4)], 1, 32, 32, 32, **tags))
+
+
+def chunk(kind, body):
+    return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize(
+    "kind, head", [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0"), (b"tEXt", b"k\0")]
+)
+def test_texts_of_a_png_are_not_unpacked(kind, head):
+    """A megabyte of them would become a gigabyte."""
+    text = chunk(kind, head + zlib.compress(bytes(10**6), 9)) * 1000
+    for image in (Image.fromarray(noise()), Image.fromarray(noise()).quantize(9)):
+        content = encode(image)
+        tracemalloc.start()
+        decoded = decode.decode_image(content[:33] + text + content[33:])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert np.array_equal(decoded, decode.decode_image(content)) and peak < 20 * 2**20
+
+
+def test_pages_and_scans_cost_no_time():
+    pages = [Image.new("L", (4, 4))] * 3000
+    content = io.BytesIO()
+    pages[0].save(content, "TIFF", save_all=True, append_images=pages[1:])
+    picture = encode(smooth(), "JPEG", progressive=True)
+    last = picture.rindex(b"\xff\xda")
+    started = time.process_time()
+    with pytest.raises(ValueError, match="holds several images"):
+        decode.decode_image(content.getvalue())
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        decode.decode_image(picture[:-2] + picture[last:-2] * 2000 + picture[-2:])
+    assert time.process_time() - started < 1
+    assert decode.decode_image(picture).shape == (46, 70, 3)

@@ -1,16 +1,22 @@
 """Folders and archives: the same images from each, damage named, and the fingerprint."""
 
+import gzip
+import io
 import os
 import re
 import shutil
 import tarfile
+import tracemalloc
+import warnings
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from bcdlib.data import breakhis, sources
+from bcdlib.data import breakhis, decode, sources
 from bcdlib.errors import InputError
+from tests.faulty import encode
 
 KINDS = ["folder", "flattened", "nested", "zip", "deflated.zip", "tar", "tar.gz", "tgz"]
 
@@ -254,3 +260,72 @@ def test_the_names_in_a_tar_archive_are_read_once(tiny, tmp_path, monkeypatch):
     with tarfile.open(archive, "w:gz") as other:
         other.add(next(tiny.rglob("*.png")), "other.png")
     assert sources.open_source(archive, tmp_path / "root" / "listings").names() == ["other.png"]
+
+
+def tar_of(tmp_path, *members):
+    """A tar.gz of (header, data); the headers as tarfile packs them, or bytes as they are."""
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as out:
+        for header, data in members:
+            out.write(header if isinstance(header, bytes) else header.tobuf(tarfile.GNU_FORMAT))
+            out.write(data + bytes(-len(data) % 512))
+        out.write(bytes(1024))
+    return tmp_path / "a.tar.gz"
+
+
+def header(name, size, **facts):
+    made = tarfile.TarInfo(name)
+    made.size = size
+    for key, value in facts.items():
+        setattr(made, key, value)
+    return made
+
+
+def extended(**facts):
+    """A pax extension, whose map of a sparse file (version 1.0) stands before its data."""
+    return tarfile.TarInfo._create_pax_generic_header(facts, tarfile.XHDTYPE, "utf-8")
+
+
+def test_maps_of_sparse_files_are_not_read(tmp_path):
+    """A few hundred bytes of them unpack to gigabytes; the other members are used."""
+    good = (header("a.png", 4), b"good")
+    pax = extended(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "b.png"})
+    source = sources.open_source(
+        tar_of(tmp_path, good, (pax, b""), (header("b.png", 512), b"9" * 512), (header("c.png", 4), b"also"))
+    )
+    assert source.names() == ["a.png", "c.png"] and dict(source.left_out)["b.png"].endswith("not an image")
+    assert [content for _, content, _ in source.read(["a.png", "c.png"])] == [b"good", b"also"]
+    old = bytearray(header("b.png", 0, type=tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    old[482] = 1  # the map goes on in the next block, and there again
+    old[148:156] = b" " * 8
+    old[148:156] = b"%06o\0 " % sum(old)
+    more = bytearray(512)
+    more[504] = 1
+    packed = tar_of(tmp_path, good, (bytes(old), bytes(more) * 200_000))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="a.tar.gz: not a readable tar archive .*sparse file of many pieces"):
+        sources.open_source(packed).names()
+    assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_damaged_first_copy_does_not_hide_a_sound_one(tmp_path, kind):
+    picture = encode(np.full((5, 6, 3), 77, "uint8"))
+    bad, archive = picture[:-30], tmp_path / f"a.{kind}"
+    members = [("a.png", bad), ("a.png", picture), ("b.png", bad), ("b.png", bad), ("c.png", picture)]
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as out, warnings.catch_warnings(action="ignore"):
+            for name, content in members:
+                out.writestr(name, content)
+    else:
+        with tarfile.open(archive, "w") as out:
+            for name, content in members:
+                out.addfile(header(name, len(content)), io.BytesIO(content))
+    source = sources.open_source(archive)
+    images = pd.DataFrame({"filename": source.names(), "path": source.names()})
+    found = {
+        name: (array, reason) for name, array, reason in decode.decode_all(source, images, progress=False)
+    }
+    assert set(found) == {"a.png", "b.png", "c.png"}
+    assert (found["a.png"][0] == 77).all() and (found["c.png"][0] == 77).all()
+    assert found["b.png"][0] is None and found["b.png"][1]

@@ -247,3 +247,36 @@ def test_pairs_are_found_whatever_the_folds():
     assert bootstrap.paired_difference(*twice, "auc", repeats=100) == pytest.approx(expected)
     # and against folds that do not
     assert bootstrap.paired_difference(twice[0], second, "auc", repeats=100) == pytest.approx(expected)
+
+
+def test_large_tables_are_drawn_in_groups(monkeypatch):
+    """Units in random groups and probabilities in levels give the same intervals, but for chance."""
+    first, _ = study(5, cases=1500)
+    keys = ("accuracy", "sensitivity", "auc", "brier", "slide_auc", "slide_recognition", "balanced_accuracy")
+
+    def widths():
+        found = bootstrap.interval_table(first.assign(fold=0), keys, repeats=1000).set_index("metric")
+        return found["high"] - found["low"], found["high_by_image"] - found["low_by_image"]
+
+    exact, exact_by_image = widths()
+    monkeypatch.setattr(bootstrap, "MOST_UNITS", 1200)
+    monkeypatch.setattr(bootstrap, "MOST_KINDS", 2000)
+    grouped, grouped_by_image = widths()
+    np.testing.assert_allclose(grouped, exact, rtol=0.12)
+    np.testing.assert_allclose(grouped_by_image.dropna(), exact_by_image.dropna(), rtol=0.12)
+    assert not np.array_equal(grouped, exact)
+
+
+def test_kinds_count_what_rows_do():
+    """Each resample's metrics are those of the resampled rows themselves."""
+    first, _ = study(2, cases=12)
+    first = first.assign(probability=first["probability"].round(1), fold=np.arange(len(first)) % 3)
+    keys = ("accuracy", "auc", "auc_within", "brier", "slide_recognition", "f1", "kappa")
+    found = bootstrap.bootstrap_cases(first, keys, repeats=20, seed=4)
+    cases = np.unique(first["case"])
+    counts = np.random.default_rng(4).multinomial(12, np.full(12, 1 / 12), size=20)
+    for drawn, row in zip(counts, found.to_dict("records"), strict=True):
+        rows = first.loc[np.repeat(first.index, pd.Series(drawn, cases)[first["case"]])]
+        expected = {key: metrics.METRICS[key].value(metrics.with_correct(rows)) for key in keys[:4]}
+        expected |= {key: metrics.METRICS[key].value(metrics.with_correct(rows)) for key in keys[5:]}
+        assert {key: row[key] for key in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)

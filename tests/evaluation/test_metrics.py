@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 
 from bcdlib import compare, evaluate
 from bcdlib.errors import InputError
-from bcdlib.evaluation import bootstrap, metrics
+from bcdlib.evaluation import bootstrap, metrics, thresholds
 from bcdlib.trials import model_card
 
 
@@ -323,3 +323,76 @@ def test_odd_tables_are_noted(change, words):
     assert metrics.prediction_notes(metrics.check_predictions(rows)) == []
     notes = metrics.prediction_notes(metrics.check_predictions(rows.assign(**change)))
     assert any(words in note for note in notes), notes
+
+
+def read(tmp_path, rows, **options):
+    rows.to_csv(tmp_path / "p.csv", index=False, **options)
+    return metrics.read_predictions(tmp_path / "p.csv")
+
+
+def test_rounding_of_a_softmax_is_not_beyond_one(tmp_path):
+    found = read(tmp_path, breakhis_rows().assign(probability=[-1e-9, 0.6, 0.7, 1.0000001]))
+    assert found["probability"].tolist() == [0, 0.6, 0.7, 1]
+
+
+def test_the_row_that_is_wrong_is_named(tmp_path):
+    rows = breakhis_rows().astype({"label": str})
+    assert read(tmp_path, rows.assign(label=["benign", "0.0", "Malignant", "1"]))["label"].tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    for change, words in (
+        ({"label": ["0", "0", "tumour", "1"]}, f"line 4: label of {rows['filename'][2]} is 'tumour'"),
+        (
+            {"probability": ["0.1", "0,6", "0.7", "0.9"]},
+            f"line 3: probability of {rows['filename'][1]} is '0,6'",
+        ),
+        ({"probability": ["0.1", "60", "0.7", "0.9"]}, "line 3: .*divide per cent by 100"),
+        ({"magnification": ["40", "", "forty", ""]}, "line 4: magnification .* is 'forty'"),
+        ({"case": ["a", "a", "", "b"]}, "line 4 has no case"),
+        ({"p_A": ["", "0.5", "x", ""]}, "line 4: p_A of .* is 'x'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read(tmp_path, rows.assign(**change))
+
+
+def test_cells_that_may_be_empty(tmp_path):
+    rows = table(
+        [0, 1], [0.1, 0.9], case=["a", "b"], slide=["a", "b"], subtype="", magnification="", weights=["", "w"]
+    )
+    found = read(tmp_path, rows.assign(fold=["0.0", "1"], threshold="stranger's"))
+    assert found["magnification"].tolist() == [0, 0] and found["subtype"].tolist() == ["unknown"] * 2
+    assert found["weights"].tolist() == ["not stated", "w"] and found["fold"].tolist() == [0, 1]
+    assert "threshold" not in found  # a column that would be taken for a locked one
+
+
+def test_names_of_breakhis_spelled_in_other_ways(tmp_path):
+    rows, plain = breakhis_rows(), read(tmp_path, breakhis_rows())
+    other = [f"D:\\x\\{name.lower().replace('png', 'JPG')}" for name in rows["filename"]]
+    pd.testing.assert_frame_equal(
+        read(tmp_path, rows.rename(columns=str.upper).assign(FILENAME=other)), plain
+    )
+    twice = pd.concat([rows, rows.iloc[:1].assign(filename=other[0])])
+    with pytest.raises(InputError, match=f"{rows['filename'][0]} comes twice in one trial"):
+        read(tmp_path, twice)
+
+
+def test_cases_that_look_the_same_are_one(tmp_path):
+    rows = table([0, 0, 1, 1], [0.1, 0.6, 0.7, 0.9], case=["ü", "u\u0308", "7", "7.0"], slide="s", subtype="")
+    found = read(tmp_path, rows)
+    assert found["case"].tolist() == ["ü", "ü", "7", "7.0"]
+    assert any("counted apart: '7' and '7.0'" in note for note in metrics.prediction_notes(found))
+
+
+def test_folds_are_compared_as_text(tmp_path):
+    tested = read(tmp_path, breakhis_rows())
+    rows = table([0, 1], [0.2, 0.8], filename=["v0", "v1"], case=["x", "y"], slide=["x", "y"], subtype="")
+    validated = read(tmp_path, rows.assign(fold="val"))
+    matched = thresholds.match_validation(validated, tested)
+    assert matched["fold"].tolist() == [0, 0] and len(matched) == 2
+    locked = thresholds.lock_thresholds(matched)
+    assert thresholds.apply_lock(tested, locked)["threshold"].nunique() == 1
+    both = pd.concat([tested, tested.assign(fold="b")])
+    assert len(thresholds.match_validation(validated.assign(fold="b"), both)) == 2

@@ -1,5 +1,7 @@
 """Tables of strangers with any bytes in them, and what fuzz/fuzz.py found: an answer or one line."""
 
+import csv
+import gzip
 import io
 from pathlib import Path
 
@@ -57,6 +59,13 @@ cells = st.one_of(
             "train",
             "Test",
             "TRUE",
+            "Mu\u0308ller",
+            "p1\u200b",
+            "\u202ep1",
+            '"Smith, Anna"',
+            "Smith, Anna",
+            "7.0",
+            "a;b",
             "0.5",
             "1",
             NAMES[0],
@@ -79,7 +88,30 @@ def changed(draw, text: str) -> bytes:
     content = "\n".join(",".join(row) for row in rows).encode("utf-8", "surrogatepass")
     start, length = draw(st.integers(0, len(content))), draw(st.sampled_from([0, 0, 0, 1, 9, len(content)]))
     inserted = draw(st.sampled_from([b"", b"", b"\xff", b"\0", b"\r", b'"', b"\xef\xbb\xbf"]))
-    return content[:start] + inserted + content[start + length :]
+    content = content[:start] + inserted + content[start + length :]
+    return draw(st.sampled_from([lambda found: found] * 9 + PACKED))(content)
+
+
+def _other_encoding(content: bytes) -> bytes:
+    return content.decode("utf-8", "replace").encode("utf-16")
+
+
+# as other programs save tables; a .gz whole and cut off
+PACKED = [
+    _other_encoding,
+    gzip.compress,
+    lambda content: gzip.compress(content)[:-9],
+    lambda content: content.replace(b",", b";"),
+    lambda content: content.replace(b"\n", b",,\n"),
+]
+
+
+def rows_of(file: Path) -> list[list[str]]:
+    """The rows with any text, by the standard library alone, without the header."""
+    content = file.read_bytes()
+    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    text = io.StringIO(content.decode("utf-8-sig"), newline="")
+    return [row for row in csv.reader(text, skipinitialspace=True) if "".join(row).strip()][1:]
 
 
 def answer_or_one_line(read, file: Path, content: bytes):
@@ -118,6 +150,8 @@ def test_manifests_of_ones_own(content, tmp_path):
             axis=None
         )
         assert not any(name.startswith("/") or ".." in name.split("/") for name in images["filename"])
+        rows = rows_of(tmp_path / "own.csv")  # no row is lost, no two patients are made one
+        assert len(images) == len(rows)
         again = pd.read_csv(io.StringIO(images.to_csv(index=False)), dtype={"slide": str, "case": str})
         assert len(again) == len(images) and not again[["filename", "slide", "case"]].isna().any(axis=None)
 
@@ -128,6 +162,7 @@ def test_manifests_of_ones_own(content, tmp_path):
 def test_predictions_tables(content, tmp_path):
     table = answer_or_one_line(metrics.read_predictions, tmp_path / "predictions.csv", content)
     if table is not None:
+        assert len(table) == len(rows_of(tmp_path / "predictions.csv"))
         assert table["probability"].between(0, 1).all() and set(table["label"]) <= {0, 1}
         assert len(metrics.metrics_table(table)) >= 1
 

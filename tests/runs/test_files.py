@@ -1,6 +1,7 @@
 """Files that are whole or not there, and copies near the machine."""
 
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 from bcdlib.errors import InputError
-from bcdlib.runs.files import atomic_write, local_copy, write_csv, write_json
+from bcdlib.runs.files import atomic_write, local_copy, read_user_csv, write_csv, write_json
 
 
 def test_replacing_writes_the_whole_file(tmp_path):
@@ -78,3 +79,85 @@ def test_a_mapped_file_on_another_file_system_is_copied_near_once(tmp_path, monk
         assert local_copy(far) == far
     finally:
         far.unlink(missing_ok=True)
+
+
+GOOD = "path,label,group\na.png,0,Müller\nb.png,1,Weiß\n"
+
+
+def read(tmp_path, content, name="m.csv"):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_user_csv(tmp_path / name, "manifest", ("path", "label", "group"), ("note",))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        GOOD.encode("utf-8-sig"),
+        GOOD.replace("\n", "\r\n"),
+        GOOD.replace("\n", "\r"),
+        GOOD + ",,\n , ,\n\n",
+        "\n\n" + GOOD,
+        GOOD.replace(",", ", "),
+        '"path", "label", "group"\n"a.png", "0", "Müller"\n"b.png", "1", "Weiß"\n',
+        GOOD.replace("\na", "\na")
+        .replace("ler\n", "ler,,\n")
+        .replace("ß\n", "ß,\n"),  # commas that say nothing
+        GOOD.upper()
+        .replace("A.PNG", "a.png")
+        .replace("B.PNG", "b.png")
+        .replace("MÜLLER", "Müller")
+        .replace("WEISS", "Weiß"),
+        gzip.compress(GOOD.encode()),
+        "note,group,label,path\nx,Müller,0,a.png\ny,Weiß,1,b.png\n",
+        "extra,path,label,group\n,a.png,0,Mu\u0308ller\n,b.png,1,Weiß\n",
+    ],
+)
+def test_tables_as_people_write_them(tmp_path, content):
+    table = read(tmp_path, content)
+    assert table[["path", "label", "group"]].values.tolist() == [
+        ["a.png", "0", "Müller"],
+        ["b.png", "1", "Weiß"],
+    ]
+
+
+def test_the_index_is_the_line_and_cells_stay_text(tmp_path):
+    table = read(tmp_path, "\npath,label,group\n\na.png,007,1e5\n,,\nb.png,1.0,NA\n")
+    assert table.index.tolist() == [4, 6]
+    assert table.values.tolist() == [["a.png", "007", "1e5"], ["b.png", "1.0", ""]]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (GOOD.encode("latin-1"), ["Latin-1", "CSV UTF-8"]),
+        (GOOD.encode("utf-16"), ["UTF-16", "CSV UTF-8"]),
+        (GOOD.encode("utf-16-le"), ["UTF-16", "CSV UTF-8"]),
+        (b"PK\3\4\x14\0\6\0\x08\0", ["Excel", ".xlsx", "CSV UTF-8"]),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", ["Excel", "CSV UTF-8"]),
+        (b"PAR1\x15\x04", ["Parquet"]),
+        (GOOD.replace(",", ";"), ["'path' is missing", "semicolons", "commas"]),
+        (GOOD.replace(",", "\t"), ["'path' is missing", "tabs", "commas"]),
+        (gzip.compress(GOOD.encode() * 50)[:-12], ["cut off"]),
+        (GOOD.replace("Müller", "Smith, Anna"), ["line 2 has 4 fields", "quotation marks"]),
+        (GOOD.replace("Müller", '"Müller').replace("Weiß", 'Weiß"'), ["line 2", "line break"]),
+        (GOOD.replace("Müller", '"Müller'), ["line 2", "quotation mark"]),
+        (GOOD.replace("group", "label"), ["'label' comes twice"]),
+        (gzip.compress(b"a" * 30_000_000), ["a million characters"]),
+        ("", ["empty"]),
+        ("path,label,group\n,,\n", ["no rows"]),
+    ],
+)
+def test_what_is_no_such_table_is_named(tmp_path, content, words):
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, content)
+    assert all(word in str(caught.value) for word in ["m.csv", *words]), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_formulas_are_defused_where_people_read(tmp_path):
+    table = pd.DataFrame({"name": ["=cmd()", "+1", "@x", "-", "a"], "value": [-1.5, 2, 3, 4, 5]})
+    write_csv(tmp_path / "a.csv", table, for_reading=True)
+    assert (tmp_path / "a.csv").read_text() == "name,value\n'=cmd(),-1.5\n'+1,2.0\n'@x,3.0\n-,4.0\na,5.0\n"
+    write_csv(tmp_path / "a.csv", table)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv"), table)

@@ -1,0 +1,51 @@
+"""Names that look the same are the same; names that differ in capitals or number format are told."""
+
+import unicodedata
+
+import pytest
+
+from bcdlib.runs.names import clean_path, clean_text, spelling_note
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Müller",
+        unicodedata.normalize("NFD", "Müller"),
+        " Müller\u00a0",
+        "M\u200bül\u2060ler",
+        "\ufeffMüller",
+        "\u202eMüller\u202c",
+        "Mu\u200d\u0308ller",  # joined apart, composed only without the joiner
+        "Mü\ufe0fller\n",
+    ],
+)
+def test_what_looks_the_same_is_the_same(written):
+    assert clean_text(written) == "Müller"
+
+
+def test_what_looks_different_stays():
+    for text in ("P 1", "P-1", "p-1", "7", "007", "a  b", "Ω", "陳"):
+        assert clean_text(text) == text
+
+
+def test_paths():
+    for path in ("a/Müller.png", "a\\Müller.png", "./a/Mu\u0308ller.png", ".\\.\\a\\Müller.png"):
+        assert clean_path(path) == "a/Müller.png"
+    assert clean_path("../a.png") == "../a.png" and clean_path(".hidden.png") == ".hidden.png"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["7", "7.0"], ["7", "007"], ["1e5", "100000"], ["P-1", "p-1"], ["P-07", "P-7"], ["STRASSE", "Straße"]],
+)
+def test_spellings_of_one_name_are_noted(names):
+    note = spelling_note([*names, "other", "third"], "groups")
+    assert note.startswith("groups written in more than one way") and all(
+        repr(name) in note for name in names
+    )
+
+
+def test_different_names_are_not_noted():
+    names = ["7", "8", "7.5", "70", "P-1", "P1", "P-11", "12345678901234567", "12345678901234568", ""]
+    assert spelling_note(names, "groups") == ""
