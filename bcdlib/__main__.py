@@ -1,5 +1,6 @@
 """The command line: ``python -m bcdlib COMMAND``. Exit status 0, 1 if a notebook failed, 2 on bad input."""
 
+import contextlib
 import json
 import os
 import sys
@@ -11,14 +12,11 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "20")  # a log file wants a line now and then, not ten a second
 
 import click
-import pandas as pd
 
-from bcdlib import __version__, mount
-from bcdlib.data import breakhis, custom, published_splits, sources
+from bcdlib import __version__
 from bcdlib.errors import InputError, StageError, printable
-from bcdlib.runs import files, folder, places, profiles
 
-# Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
+# All other imports stand in the commands: `--help` must not wait for pandas, nor `audit` for Keras.
 
 data_option = click.Option(
     ["--data"],
@@ -109,6 +107,7 @@ def main():
 )
 def run(out, only, sweep_file, scheduler, **parameters):
     """Execute the six notebooks; write report.html and summary.json."""
+    from bcdlib import mount
     from bcdlib.suite import run, sweep
     from bcdlib.trials import cluster
 
@@ -141,7 +140,7 @@ def verify(source):
 
     For BreakHis only, not for images of your own.
     """
-    from bcdlib.data import checks
+    from bcdlib.data import checks, sources
 
     found = checks.verify_copy(sources.open_source(source))
     click.echo(found.counts().to_string())
@@ -189,14 +188,20 @@ def verify(source):
 )
 def audit(data, manifest, split, folds, seed, as_json):
     """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
-    if split == "published":  # before scikit-learn is imported: it is read in a moment
+    from bcdlib.data import published_splits
+
+    if split == "published":
         rows = published_splits.published_table().to_dict("records")
         click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(published_splits.published_lines()))
         return
-    from bcdlib.data import cache, checks
+    from bcdlib.data import breakhis, checks
 
     images, pixels = breakhis.known_images(), None
     if data is not None or manifest:
+        from bcdlib import mount
+        from bcdlib.data import cache, custom
+        from bcdlib.runs import places, profiles
+
         manifest = mount.find_manifest(data or "", manifest)
         source = mount.find_data(data, seed=seed)
         images = (custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)).images
@@ -274,7 +279,10 @@ def compare(
 
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
-    from bcdlib import compare, preprocess
+    import pandas as pd
+
+    from bcdlib import compare, mount, preprocess
+    from bcdlib.runs import profiles
     from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
     from bcdlib.trials.shared_cases import DRAWS, measure_shared_cases
@@ -328,6 +336,7 @@ def compare(
 @click.option("--out", help="Folder of the report.  [default: runs/<name of the table>-evaluate]")
 def evaluate(predictions, out, **options):
     """Write the full report for any model's predictions table: 05_evaluate on it, and report.html."""
+    from bcdlib import mount
     from bcdlib.evaluation import metrics
     from bcdlib.suite import run
 
@@ -365,8 +374,11 @@ def predict(model, images, as_json):
 )
 def record(name, runs, pretrained, commands, against):
     """Store the comparisons of run folders under notebooks/recorded: small tables and a figure, no images."""
+    import pandas as pd
+
     from bcdlib import compare
     from bcdlib.evaluation import metrics, recorded
+    from bcdlib.runs import folder
 
     table = pd.concat(
         metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs
@@ -385,13 +397,24 @@ def stamp():
         click.echo(f"stamped {path}")
 
 
+@contextlib.contextmanager
+def _disk_errors_explained():
+    try:
+        yield
+    except Exception:
+        from bcdlib.runs import files
+
+        with files.explain_disk_errors("results"):  # where no file of ours is named
+            raise
+
+
 def cli(command=main) -> None:
     """Run a click command, by default ``bcdlib`` itself, whose entry point this is.
 
     An error ends it with one line on stderr and status 2 (bad input) or 1 (a notebook failed).
     """
     try:
-        with files.explain_disk_errors("results"):  # where no file of ours is named
+        with _disk_errors_explained():
             command()
     except (InputError, StageError) as error:
         click.echo(f"Error: {error}", err=True)
