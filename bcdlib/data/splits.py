@@ -210,9 +210,11 @@ def group_folds(groups, classes, subtypes, *, folds: int, seed: int = 0) -> np.n
     from sklearn.model_selection import StratifiedKFold  # slow to import, and most audits need no folds
 
     table = pd.DataFrame({"group": groups, "class": classes, "subtype": subtypes}).astype(str)
+    classes, subtypes = (table.sort_values(name).groupby("group")[name] for name in ("class", "subtype"))
+    first, last = classes.first(), classes.last()
     # a group with images of both classes stands between them, so that both classes stay balanced
-    strata = table.groupby("group").agg(
-        {"class": lambda found: "+".join(sorted(set(found))), "subtype": "min"}
+    strata = pd.DataFrame(
+        {"class": first.where(first == last, first + "+" + last), "subtype": subtypes.first()}
     )
     strata = strata.rename_axis("group").reset_index().sort_values(["class", "subtype", "group"])
     subtype = strata["class"] + " " + strata["subtype"]
