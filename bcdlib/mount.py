@@ -9,7 +9,9 @@ import pandas as pd
 from bcdlib.data import breakhis, custom, sources
 from bcdlib.data.download import ARCHIVE_URL, download_archive
 from bcdlib.errors import InputError
+from bcdlib.runs import lesson
 from bcdlib.runs.folder import Run, open_run_folder
+from bcdlib.runs.lesson import record_guess as record_guess  # for notebooks
 from bcdlib.runs.places import cache_root, drive_folder, home_folder, in_colab, mount_drive
 from bcdlib.runs.profiles import get_profile as get_profile  # for notebooks
 
@@ -207,9 +209,9 @@ def overview(run: Run, scan: breakhis.Scan | custom.CustomScan) -> pd.DataFrame:
     pandas.DataFrame
         One row a fact, in the single column ``found`` (int; str for source, manifest and extent).
     """
-    rows = {"source": run.settings["source"]}
+    rows = {"source": Path(run.settings["source"]).name}  # no path: the report is for others too
     if isinstance(scan, custom.CustomScan):
-        rows |= {"manifest": run.settings["manifest"], **custom.custom_overview(scan)}
+        rows |= {"manifest": Path(run.settings["manifest"]).name, **custom.custom_overview(scan)}
     else:
         names = breakhis.known_images()["filename"]
         rows |= {
@@ -275,3 +277,32 @@ def download(url: str = ARCHIVE_URL) -> str:
     See `download.download_archive`: a download that broke off is resumed.
     """
     return str(download_archive(home_folder(), url))
+
+
+def findings(run: Run) -> str:
+    """Say in three lines what 01_mount found, as Markdown."""
+    images = run.images()
+    share = images["class"].value_counts(normalize=True)
+    several = _several_slides(images)
+    return lesson.findings_text(
+        [
+            f"{len(images)} images, but only {breakhis.count_slide_folders(images)} slides of "
+            f"{images['case'].nunique()} cases: cases are what the next patient is one of.",
+            f"{share.iloc[0]:.1%} of the images are {share.index[0]}: who always says so is right that often.",
+            f"{several} case{'s' * (several != 1)} with more than one slide: where slides are kept apart, "
+            "these cases can still stand on both sides.",
+        ]
+    )
+
+
+def check_exercise(run: Run, answer: float | None) -> str:
+    """Check the exercise of 01_mount: how many cases have images of more than one slide?"""
+    return lesson.check_answer(
+        answer,
+        _several_slides(run.images()),
+        lesson="A split that keeps slides apart does not keep these cases apart.",
+    )
+
+
+def _several_slides(images: pd.DataFrame) -> int:
+    return int((images.groupby("case")["slide"].nunique() > 1).sum())

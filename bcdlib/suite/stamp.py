@@ -1,5 +1,6 @@
 """What the six notebooks share: badge, first cell, explained parameters, metadata. Also README's badges."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -42,6 +43,8 @@ PARAMETERS = {
     "out": "the run folder (empty: one is named after data and profile)",
     "seed": "of every random choice: drawn tissue, splits, initial weights, order of images, samples shown",
     "weights": "what ResNet-50 starts from: `imagenet`, `none` (random), or a folder (empty: `imagenet`)",
+    "guess": "your guess of the accuracy on the next patient, in percent (0: none yet; 05_evaluate and "
+    "06_compare take that of 01_mount)",
     "manifest": "a CSV with the columns `path`, `label` and `group` that names the images in `data` if they "
     "are your own rather than BreakHis's (empty: BreakHis)",
     "download": "fetch the official archive of BreakHis (about 4 GB) once, and use it as `data`",
@@ -49,8 +52,8 @@ PARAMETERS = {
     "width": "of the resized images in pixels (0: the profile's)",
     "height": "likewise",
     "strict": "stop if an image has to be left out, instead of naming it and going on",
-    "method": "what is trained: a key of the README's table, or a file with a method of your own",
-    "methods": "what is compared: keys of the README's table or files, with spaces between, or `all`",
+    "method": "what is trained: a key of the table below, or a file with a method of your own",
+    "methods": "what is compared: keys of 04_train's table or files, with spaces between, or `all`",
     "trainable": "`all` fine-tunes the whole network, `head` trains the classifier on a frozen base",
     "task": "`binary` (benign or malignant) or `subtype` (the eight tumour types)",
     "stain": "stain normalisation: `macenko`, `reinhard` or `none` (empty: the method's own)",
@@ -117,8 +120,9 @@ def stamp_notebooks(root, repository: str = REPOSITORY, branch: str = BRANCH) ->
     -------
     list of the files that changed
     """
-    texts = {}
-    for path in sorted(Path(root, "notebooks").glob("*.ipynb")):
+    texts, paths = {}, sorted(Path(root, "notebooks").glob("*.ipynb"))
+    following = {one.stem: other.stem for one, other in itertools.pairwise(paths)}
+    for path in paths:
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata = nbformat.from_dict(METADATA)
         notebook.cells[0].source = colab_badge(path.name, repository, branch)
@@ -127,6 +131,11 @@ def stamp_notebooks(root, repository: str = REPOSITORY, branch: str = BRANCH) ->
             re.findall(r"^(\w+) = ", notebook.cells[4].source, flags=re.MULTILINE)
         )
         for cell in notebook.cells:
+            if cell.id == "next" and path.stem in following:
+                cell.source = (
+                    f"**Next:** [{following[path.stem]}]({following[path.stem]}.ipynb) "
+                    + colab_badge(f"{following[path.stem]}.ipynb", repository, branch)
+                )
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         texts[path] = nbformat.writes(notebook) + "\n"
