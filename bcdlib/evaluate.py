@@ -462,18 +462,18 @@ def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
     return lesson.findings_text(
         [
             f"Under the strictest split here, `{html.escape(strictest)}`: accuracy "
-            f"{bootstrap.interval_text(accuracy)} on {accuracy['cases']} cases. Always saying the larger class: "
-            f"{max(share, 1 - share):.3f}."
+            f"{bootstrap.interval_text(accuracy)} on {accuracy['cases']} cases. Always saying the larger "
+            f"class: {max(share, 1 - share):.3f}."
             + lesson.guess_text(lesson.read_guess(run, guess), accuracy["value"]),
-            f"AUC {bootstrap.interval_text(auc)}: how often a malignant image gets the higher probability of a "
-            "pair, whatever the threshold.",
+            f"AUC {bootstrap.interval_text(auc)}: of one malignant and one benign image, how often the "
+            "malignant one gets the higher probability.",
             "An interval that is wide says that there are few cases, and more images of them do not help.",
         ]
     )
 
 
 def check_exercise(table: pd.DataFrame, answer: float | None) -> str:
-    """Check the exercise of 05_evaluate: by which factor is the accuracy's interval over cases the wider one?
+    """Check the exercise of 05_evaluate: by which factor accuracy's interval over cases is the wider one.
 
     Asked of the last method and split of the table.
     """

@@ -288,7 +288,7 @@ def findings(run: Run) -> str:
         [
             f"{len(images)} images, but only {breakhis.count_slide_folders(images)} slides of "
             f"{images['case'].nunique()} cases: cases are what the next patient is one of.",
-            f"{share.iloc[0]:.1%} of the images are {share.index[0]}: who always says so is right that often.",
+            f"{share.iloc[0]:.1%} of the images are {share.index[0]}: to say so always is right as often.",
             f"{several} case{'s' * (several != 1)} with more than one slide: where slides are kept apart, "
             "these cases can still stand on both sides.",
         ]
@@ -296,7 +296,7 @@ def findings(run: Run) -> str:
 
 
 def check_exercise(run: Run, answer: float | None) -> str:
-    """Check the exercise of 01_mount: how many cases have images of more than one slide?"""
+    """Check the exercise of 01_mount: the number of cases with more than one slide."""
     return lesson.check_answer(
         answer,
         _several_slides(run.images()),

@@ -226,7 +226,7 @@ def findings(run: folder.Run, cache: PixelCache, table: pd.DataFrame) -> str:
 
 
 def check_exercise(profile: profiles.Profile, table: pd.DataFrame, answer: float | None) -> str:
-    """Check the exercise of 02_preprocess: how many batches show each training image once (first split)?"""
+    """Check the exercise of 02_preprocess: the number of batches that show each training image once."""
     images = table.loc[table["folds"] > 0, "train"].iloc[0]
     return lesson.check_answer(
         answer,

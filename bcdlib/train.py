@@ -196,7 +196,7 @@ def recipe_text(
 
 
 def _epoch(trial: Trial, estimator: methods.KerasMethod) -> tuple[int, int]:
-    """Number of training images, and batches of an epoch. A head is fitted on validation images too."""
+    """Count training images, and batches of an epoch. A head is fitted on validation images too."""
     roles = splits.fold_of(trial.split_table, trial.fold)["role"]
     images = int(roles.isin(("train", "validation") if estimator.frozen else ("train",)).sum())
     rows = images * (1 + estimator.augmented_copies * estimator.frozen)
@@ -389,10 +389,11 @@ def findings(results: list[Result]) -> str:
     lines = []
     for result in results:
         test = metrics.metrics_table(result.predictions).iloc[0]
-        learned = "" if result.history is None else f"{result.history['accuracy'].iloc[-1]:.3f} in training, "
+        history = result.history
+        learned = "" if history is None else f"{history['accuracy'].iloc[-1]:.3f} in training, "
         lines.append(
-            f"`{result.trial.split}`: accuracy {learned}{test['accuracy']:.3f} on {test['images']} test images "
-            f"of {test['cases']} cases; AUC {test['auc']:.3f}."
+            f"`{result.trial.split}`: accuracy {learned}{test['accuracy']:.3f} on {test['images']} test "
+            f"images of {test['cases']} cases; AUC {test['auc']:.3f}."
         )
     share = max(results[-1].predictions["label"].mean(), 1 - results[-1].predictions["label"].mean())
     return lesson.findings_text(
@@ -401,7 +402,7 @@ def findings(results: list[Result]) -> str:
 
 
 def check_exercise(profile: Profile, results: list[Result], answer: float | None) -> str:
-    """Check the exercise of 04_train: how often has the network seen each training image, on average?"""
+    """Check the exercise of 04_train: how often each training image was seen, on average."""
     estimator = results[0].trial.estimator(profile)
     if results[0].history is None or not isinstance(estimator, methods.KerasMethod):
         return "This method does not learn in epochs: this run has no answer to that."
@@ -411,6 +412,6 @@ def check_exercise(profile: Profile, results: list[Result], answer: float | None
         answer,
         truth,
         tolerance=0.1 * truth,
-        lesson=f"{len(results[0].history)} epochs x {steps} batches x {estimator.batch_size} / {images} images: "
-        "as often it could learn an image by heart.",
+        lesson=f"{len(results[0].history)} epochs x {steps} batches x {estimator.batch_size} / {images} "
+        "images: as often it could learn an image by heart.",
     )

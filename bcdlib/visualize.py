@@ -249,7 +249,7 @@ def findings(cache) -> str:
 
 
 def check_exercise(cache, answer: float | None) -> str:
-    """Check the exercise of 03_visualize: which accuracy (percent) has whoever always says the larger class?"""
+    """Check the exercise of 03_visualize: the accuracy, in percent, of always saying the larger class."""
     return lesson.check_answer(
         answer,
         100 * cache.images["class"].value_counts(normalize=True).max(),

@@ -24,7 +24,7 @@ def record_guess(run: Run, guess: float) -> str:
     if not guess:
         return "No guess yet: write one into `guess` above, and run that cell and this one again."
     run.record(guess=guess)
-    return f"Your guess: **{guess:g} %** on the next patient. 05_evaluate and 06_compare hold it against what was measured."
+    return f"Your guess: **{guess:g} %** on the next patient. 05_evaluate and 06_compare measure it."
 
 
 def read_guess(run: Run, guess: float = 0) -> float | None:

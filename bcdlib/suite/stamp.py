@@ -121,7 +121,7 @@ def stamp_notebooks(root, repository: str = REPOSITORY, branch: str = BRANCH) ->
     list of the files that changed
     """
     texts, paths = {}, sorted(Path(root, "notebooks").glob("*.ipynb"))
-    following = {one.stem: other.stem for one, other in itertools.pairwise(paths)}
+    following = {one.name: other.name for one, other in itertools.pairwise(paths)}
     for path in paths:
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata = nbformat.from_dict(METADATA)
@@ -131,11 +131,9 @@ def stamp_notebooks(root, repository: str = REPOSITORY, branch: str = BRANCH) ->
             re.findall(r"^(\w+) = ", notebook.cells[4].source, flags=re.MULTILINE)
         )
         for cell in notebook.cells:
-            if cell.id == "next" and path.stem in following:
-                cell.source = (
-                    f"**Next:** [{following[path.stem]}]({following[path.stem]}.ipynb) "
-                    + colab_badge(f"{following[path.stem]}.ipynb", repository, branch)
-                )
+            if cell.id == "next" and (name := following.get(path.name)):
+                badge = colab_badge(name, repository, branch)
+                cell.source = f"**Next:** [{name.removesuffix('.ipynb')}]({name}) {badge}"
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         texts[path] = nbformat.writes(notebook) + "\n"
