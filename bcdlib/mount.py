@@ -12,7 +12,7 @@ from bcdlib.errors import InputError
 from bcdlib.runs import lesson
 from bcdlib.runs.folder import Run, open_run_folder
 from bcdlib.runs.lesson import record_guess as record_guess  # for notebooks
-from bcdlib.runs.places import cache_root, drive_folder, home_folder, in_colab, mount_drive
+from bcdlib.runs.places import cache_root, drive_folder, home_folder, in_colab, mount_drive, name_only
 from bcdlib.runs.profiles import get_profile as get_profile  # for notebooks
 
 
@@ -209,9 +209,9 @@ def overview(run: Run, scan: breakhis.Scan | custom.CustomScan) -> pd.DataFrame:
     pandas.DataFrame
         One row a fact, in the single column ``found`` (int; str for source, manifest and extent).
     """
-    rows = {"source": Path(run.settings["source"]).name}  # no path: the report is for others too
+    rows = {"source": name_only(run.settings["source"])}
     if isinstance(scan, custom.CustomScan):
-        rows |= {"manifest": Path(run.settings["manifest"]).name, **custom.custom_overview(scan)}
+        rows |= {"manifest": name_only(run.settings["manifest"]), **custom.custom_overview(scan)}
     else:
         names = breakhis.known_images()["filename"]
         rows |= {

@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,6 +14,7 @@ from bcdlib.evaluation import metrics, published
 from bcdlib.plots import style
 from bcdlib.runs import lesson
 from bcdlib.runs.folder import Run
+from bcdlib.runs.places import name_only
 from bcdlib.runs.profiles import Profile
 from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
 
@@ -99,7 +99,7 @@ def parameter_table(planned: list[Trial], profile: Profile, *, weights: str | No
     return pd.DataFrame(
         {
             "parameter": name,
-            "value": Path(value).name if name == "weights" and value else str(value),
+            "value": str(name_only(value)),
             "meaning": meanings.get(name, ""),
         }
         for name, value in values.items()

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
+import nbformat
 import papermill
 
 from bcdlib.data.cache import PixelCache
@@ -100,6 +101,23 @@ def _make_notebook(
     half.replace(result.folder / _NAME)
 
 
+def _section_printer(notebook: Path, log):
+    """Make what prints a section's title, and how many there are, when its first cell starts."""
+    titles, first = [], {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            titles.append(cell.source.splitlines()[0][3:])
+        elif cell.cell_type == "code" and titles:
+            first.setdefault(titles[-1], cell.id)
+    begins = {id: title for title, id in first.items()}
+
+    def say(cell, cell_index):
+        if title := begins.get(cell.id):
+            print(f"  {title} ({[*first].index(title) + 1} of {len(first)})", file=log, flush=True)
+
+    return say
+
+
 def execute_notebook(
     stage: str, parameters: dict, output: Path, *, cwd: Path, log=None, env: dict[str, str] | None = None
 ) -> None:
@@ -151,6 +169,7 @@ def execute_notebook(
                 progress_bar=False,
                 stdout_file=log,
                 stderr_file=log and sys.stderr,
+                on_cell_start=_section_printer(notebook, log) if log else None,
             )
     except papermill.PapermillExecutionError as error:
         if error.ename == InputError.__name__:
