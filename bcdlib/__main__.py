@@ -47,7 +47,13 @@ def _go_on_anyway(context, option, given: bool) -> None:
 training_options = (  # those that ``run`` and ``compare`` share
     data_option,
     manifest_option,
-    click.Option(["--profile"], default="demo", show_default=True, help="demo, quick or paper."),
+    click.Option(
+        ["--profile"],
+        default="demo",
+        show_default=True,
+        help="demo (small images, minutes), quick (4 passes, for a laptop) or paper (200 epochs of 200 steps, as "
+        "published: wants a GPU).",
+    ),
     click.Option(["--out"], default=None, help="Run folder.  [default: runs/<data>-<profile>]"),
     click.Option(
         ["--scheduler"],
@@ -187,7 +193,11 @@ def verify(source):
     ]
 )
 def audit(data, manifest, split, folds, seed, as_json):
-    """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
+    """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split.
+
+    Names in a split table are matched by their BreakHis stem: folders in front, another suffix or lower case
+    do not matter.
+    """
     from bcdlib.data import published_splits
 
     if split == "published":
@@ -277,6 +287,9 @@ def compare(
 ):
     """Run methods under protocols; trials that are finished already are not run again.
 
+    One that fails is named in the table and does not stop the others. Published splits are run on those of
+    their images that are in the data; how many these are is said.
+
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
     import pandas as pd
@@ -335,7 +348,11 @@ def compare(
 @click.option("--calibration", default="temperature", show_default=True, help="temperature, platt or none.")
 @click.option("--out", help="Folder of the report.  [default: runs/<name of the table>-evaluate]")
 def evaluate(predictions, out, **options):
-    """Write the full report for any model's predictions table: 05_evaluate on it, and report.html."""
+    """Write the full report for any model's predictions table: 05_evaluate on it, and report.html.
+
+    PREDICTIONS is a CSV with the columns filename, slide, case, magnification, subtype, label (0 benign, 1
+    malignant), probability (of malignant), fold, method, split, seed.
+    """
     from bcdlib import mount
     from bcdlib.evaluation import metrics
     from bcdlib.suite import run
