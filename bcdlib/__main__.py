@@ -27,7 +27,8 @@ data_option = click.Option(
 manifest_option = click.Option(
     ["--manifest"],
     default="",
-    help="CSV (path, label, group) that names the images in --data, if they are your own and not BreakHis's.",
+    help="CSV (path, label, group) that names the images in --data, if they are your own and not BreakHis's; "
+    "others are not used.",
 )
 seed_option = click.Option(["--seed"], default=0, show_default=True, help="Seed of every random choice.")
 weights_option = click.Option(
