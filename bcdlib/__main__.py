@@ -52,8 +52,8 @@ training_options = (  # those that ``run`` and ``compare`` share
         ["--profile"],
         default="demo",
         show_default=True,
-        help="demo (small images, minutes), quick (4 passes, for a laptop) or paper (200 epochs of 200 steps, "
-        "as published: wants a GPU).",
+        help="demo (small images, minutes), quick (4 passes, for a laptop) or paper (200 epochs of 200 "
+        "steps, as published: wants a GPU).",
     ),
     click.Option(["--out"], default=None, help="Run folder.  [default: runs/<data>-<profile>]"),
     click.Option(

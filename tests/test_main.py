@@ -215,3 +215,26 @@ def test_table_ii_and_gap():
         pd.concat([right, half])
     )
     assert compare.gap_text(right) == ""
+
+
+@pytest.mark.parametrize(
+    "command, unneeded",
+    [
+        ("--help", {"pandas", "numpy", "keras"}),
+        ("run --help", {"pandas", "numpy", "keras"}),
+        ("audit --split published", {"keras", "sklearn", "scipy", "cv2", "requests"}),
+        ("audit --split eva", {"keras", "sklearn", "scipy", "requests"}),
+        ("verify", {"keras", "sklearn", "scipy", "requests"}),
+    ],
+)
+def test_what_should_start_at_once_imports_little(tiny, command, unneeded):
+    words = command.split() + [str(tiny)] * (command == "verify")
+    code = (
+        "import sys, bcdlib.__main__ as m\n"
+        "try: m.main()\n"
+        "finally: print('MODULES', *{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = set(done.stdout.rpartition("MODULES ")[2].split())
+    assert "click" in found and not found & unneeded
