@@ -407,12 +407,16 @@ def record(name, runs, pretrained, commands, against):
 
 
 @main.command()
-def stamp():
+@click.option("--pictures", default="", help="A finished run folder: draw README's pictures anew, from it.")
+def stamp(pictures):
     """Write the repository's address (bcdlib/__init__.py) into the notebooks and the README."""
     from bcdlib.suite import stamp
 
-    for path in stamp.stamp_notebooks(Path(__file__).resolve().parent.parent):
+    root = Path(__file__).resolve().parent.parent
+    for path in stamp.stamp_notebooks(root):
         click.echo(f"stamped {path}")
+    if pictures:
+        stamp.draw_pictures(root, pictures)
 
 
 @contextlib.contextmanager

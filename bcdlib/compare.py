@@ -113,7 +113,7 @@ def protocol_figure(
             ylim=(-0.6, len(rows) - 0.2),
             xlabel=f"{metrics.METRICS[metric].label} on test images",
         )
-        axis.legend(loc="lower left", fontsize=8)
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
     note = f"{', '.join(predictions['method'].unique())}; {_trials_text(predictions)}; 95 % intervals"
     return _with_note(figure, note, predictions)
 
@@ -175,7 +175,8 @@ def findings(predictions: pd.DataFrame, guess: float | None = None) -> str:
             f"`{html.escape(strict['split'])}` says {bootstrap.interval_text(strict)}: the same network.",
             f"Always saying the larger class is right for {max(share, 1 - share):.3f} of the images under "
             f"`{html.escape(strict['split'])}`." + lesson.guess_text(guess, strict["value"]),
-            "A published number can be held against these only if its split shares no more with training.",
+            f"From one to the other {loose['value'] - strict['value']:+.3f}: a published number can be held "
+            "against these only if its split shares no more with training.",
         ]
     )
 

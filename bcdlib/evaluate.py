@@ -458,7 +458,8 @@ def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
         found[(found["split"] == strictest) & (found["metric"] == metric)].iloc[0]
         for metric in ("accuracy", "auc")
     )
-    share = table.loc[table["split"] == strictest, "label"].mean()
+    part = table[(table["split"] == strictest) & (table["method"] == accuracy["method"])]
+    share, at_half = part["label"].mean(), metrics.metrics_table(part).iloc[0]
     return lesson.findings_text(
         [
             f"Under the strictest split here, `{html.escape(strictest)}`: accuracy "
@@ -467,7 +468,8 @@ def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
             + lesson.guess_text(lesson.read_guess(run, guess), accuracy["value"]),
             f"AUC {bootstrap.interval_text(auc)}: of one malignant and one benign image, how often the "
             "malignant one gets the higher probability.",
-            "An interval that is wide says that there are few cases, and more images of them do not help.",
+            f"At threshold 0.5 it finds {at_half['sensitivity']:.0%} of the malignant images, and leaves "
+            f"{at_half['specificity']:.0%} of the benign ones alone.",
         ]
     )
 

@@ -372,7 +372,7 @@ def predictions_figure(run: Run, results: list[Result], per_class: int = 4, *, s
     images, names = cache.run_cache(run), breakhis.CLASSES
     captions = [
         f"{names[row.label]}, called {names[row.predicted]}\n"
-        f"probability {row.probability:.2f}: {'right' if row.correct else 'wrong'}"
+        f"P(malignant) {row.probability:.2f}: {'right' if row.correct else 'wrong'}"
         for row in table.itertuples()
     ]
     return style.image_grid(

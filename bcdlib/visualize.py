@@ -236,12 +236,14 @@ def findings(cache) -> str:
     images, colours = cache.images, _mean_colours(cache)
     within = colours - colours.groupby(images["slide"].to_numpy()).transform("mean")
     share = 1 - within.var(ddof=0).sum() / colours.var(ddof=0).sum()
+    bright = colours.mean(axis=1).groupby(images["slide"].to_numpy()).mean()
     counts = images["subtype"].value_counts()
     return lesson.findings_text(
         [
             f"{len(counts)} subtypes, from {counts.iloc[-1]} images ({_subtype_name(counts.index[-1])}) to "
             f"{counts.iloc[0]} ({_subtype_name(counts.index[0])}).",
-            "Flips and zooms change where things are; they leave the colour of the stain as it is.",
+            f"Slides differ in brightness from {bright.min():.0f} to {bright.max():.0f} (of 255), and "
+            "neither flips nor zooms change that.",
             f"{share:.0%} of all differences in mean colour between images are differences between slides: a "
             "network can know a slide again by its colour alone.",
         ]

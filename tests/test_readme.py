@@ -14,9 +14,11 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from bcdlib.__main__ import main
 from bcdlib.data.breakhis import class_labels, known_images
+from bcdlib.suite import stamp
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,6 +41,15 @@ def test_files_that_it_names_are_there():
     assert len(places) >= 7
     for place in filter(None, sum(places, ())):
         assert (ROOT / place).is_file(), place
+
+
+@pytest.mark.parametrize("name", stamp.picture_sources())
+def test_pictures_are_as_young_as_what_draws_them(name):
+    with Image.open(ROOT / "notebooks" / name) as picture:
+        drawn_with = picture.text.get("Source")
+    assert drawn_with == stamp.picture_sources()[name], (
+        "python -m bcdlib stamp --pictures runs/synthetic-demo"
+    )
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -122,7 +122,7 @@ def _webp(png: bytes) -> str:
     picture.save(found, "WEBP", lossless=True, method=1, quality=20)  # quick, and nearly as small
     if found.tell() > LOSSLESS:
         found = io.BytesIO()
-        picture.save(found, "WEBP", method=2, quality=85)
+        picture.save(found, "WEBP", method=2, quality=80)
     return f"data:image/webp;base64,{base64.b64encode(found.getvalue()).decode()}"
 
 
