@@ -14,7 +14,7 @@ if not sys.stderr.isatty():
 import click
 
 from bcdlib import __version__
-from bcdlib.errors import InputError, StageError, printable
+from bcdlib.errors import InputError, StageError, printable, split_words
 
 # All other imports stand in the commands: `--help` must not wait for pandas, nor `audit` for Keras.
 
@@ -22,7 +22,7 @@ data_option = click.Option(
     ["--data"],
     default="synthetic",
     show_default=True,
-    help="Folder or archive of BreakHis, or 'synthetic' (drawn tissue).",
+    help="Folder or archive of BreakHis, 'kaggle' (fetched from there), or 'synthetic' (drawn tissue).",
 )
 manifest_option = click.Option(
     ["--manifest"],
@@ -76,10 +76,6 @@ training_options = (  # those that ``run`` and ``compare`` share
 )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _print_failed(lines: list[str]) -> None:
     for line in lines:
         click.echo(f"Failed: {line}", err=True)
@@ -98,6 +94,9 @@ def _run_notebooks(opened, parameters: dict, only: tuple[str, ...]) -> None:
 @click.version_option(__version__)
 def main():
     """Breast cancer diagnosis on BreakHis: the paper's system, its rivals, and what "99 %" is worth."""
+    from bcdlib.runs import environment
+
+    environment.check_backend()
 
 
 @main.command(params=[*training_options])
@@ -224,12 +223,14 @@ def audit(data, manifest, split, folds, seed, as_json):
 
 
 @main.command(params=[*training_options])
-@click.option("--methods", default="resnet50", show_default=True, help="Comma-separated, or 'all'.")
+@click.option(
+    "--methods", default="resnet50", show_default=True, help="Separated by commas or spaces, or 'all'."
+)
 @click.option(
     "--splits",
     default="",
-    help="Comma-separated protocols or published splits (see audit).  [default: all protocols that the "
-    "data allow]",
+    help="Protocols or published splits (see audit), separated by commas or spaces.  [default: all protocols "
+    "that the data allow]",
 )
 @click.option("--folds", type=int, help="Folds of image, slide and case.  [default: the profile's]")
 @click.option(
@@ -291,6 +292,7 @@ def compare(
     One that fails is named in the table and does not stop the others. Published splits are run on those of
     their images that are in the data; how many these are is said.
 
+    Names are separated by commas or spaces.
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
     import pandas as pd
@@ -306,8 +308,8 @@ def compare(
         raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
     settings = profiles.get_profile(profile, folds=folds)
     asked = {
-        "method_names": comparison.expand_methods(_names(methods)),
-        "split_names": _names(splits),
+        "method_names": comparison.expand_methods(split_words(methods)),
+        "split_names": split_words(splits),
         "seeds": range(seed, seed + (seeds or (DRAWS if shared_cases else 1))),
         "trainable": options.pop("trainable"),
         "weights": weights,

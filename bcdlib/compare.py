@@ -194,7 +194,7 @@ def check_exercise(answer: float | None) -> str:
 def measured_tables(run: Run) -> list[pd.DataFrame]:
     """Read what was measured in this run: predictions of 04_train, if it ran, and of every comparison."""
     trained = run.folder / "predictions.csv"
-    own = [metrics.read_predictions(trained)] if trained.is_file() else []
+    own = [run.check_origin(metrics.read_predictions(trained), trained.name)] if trained.is_file() else []
     return [*own, comparison.all_predictions(run)]
 
 

@@ -1,5 +1,7 @@
 """The exception for a user's mistake (one line on the command line, exit status 2), and errors as text."""
 
+import shlex
+
 LONGEST = 2000  # characters; a damaged table may hold a "name" of megabytes
 
 
@@ -34,6 +36,32 @@ class InputError(ValueError):
     def __init__(self, message):
         super().__init__(printable(message))
 
+    def _render_traceback_(self) -> list[str]:
+        """Show the message alone where Jupyter would show a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def split_words(text: str) -> list[str]:
+    """Split a list that a user typed at commas and spaces; what stands in quotes stays whole.
+
+    Raises
+    ------
+    InputError
+        If a quote is not closed.
+
+    Examples
+    --------
+    >>> split_words("case, slide image"), split_words("'my method.py',robust")
+    (['case', 'slide', 'image'], ['my method.py', 'robust'])
+    """
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace, words.whitespace_split = ", \t\r\n", True
+    words.commenters = words.escape = ""
+    try:
+        return list(words)
+    except ValueError as error:
+        raise InputError(f"{text}: {one_line(error)}; close the quote") from None
+
 
 def check_known(what: str, value, known) -> None:
     """Refuse a value that is not among those that are known.
@@ -57,6 +85,8 @@ def check_known(what: str, value, known) -> None:
 
 class StageError(RuntimeError):
     """A notebook failed. The message is one line that says which cell and why."""
+
+    _render_traceback_ = InputError._render_traceback_
 
 
 def one_line(error: BaseException) -> str:

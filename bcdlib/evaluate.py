@@ -62,6 +62,7 @@ def lock(
     path = Path(validation) if validation else run.folder / "validation.csv"
     known = validation or (path.is_file() and len(pd.read_csv(path, nrows=1)))
     table = metrics.read_predictions(path) if known else pd.DataFrame(columns=metrics.COLUMNS)
+    table = table if validation else run.check_origin(table, path.name)
     locked = thresholds.lock_thresholds(table, rule, sensitivity, calibration=calibration)
     run.write_csv("locked.csv", locked)
     return locked
@@ -95,7 +96,8 @@ def load_predictions(
             )
         run.write_csv("predictions.csv", metrics.read_predictions(path))
     run.read_csv("predictions.csv", "04_train")
-    table = metrics.read_predictions(path or run.folder / "predictions.csv")
+    name = "predictions.csv"
+    table = run.check_origin(metrics.read_predictions(path or run.folder / name), name)
     if validation and lock is not None:
         matched = thresholds.match_validation(metrics.read_predictions(validation), table)
         if len(lock) == 1:

@@ -1,19 +1,38 @@
 """01_mount: open the run folder (on Google Drive in Colab), find or fetch the data set, count its images."""
 
+import hashlib
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pandas as pd
 
 from bcdlib.data import breakhis, custom, sources
-from bcdlib.data.download import ARCHIVE_URL, download_archive
+from bcdlib.data.download import ARCHIVE_URL, download_archive, find_kaggle_copy
 from bcdlib.errors import InputError
+from bcdlib.errors import split_words as split_words  # for notebooks, as is the next
 from bcdlib.runs import lesson
+from bcdlib.runs.environment import check_backend
+from bcdlib.runs.files import make_cache_folder, write_json
 from bcdlib.runs.folder import Run, open_run_folder
-from bcdlib.runs.lesson import record_guess as record_guess  # for notebooks
-from bcdlib.runs.places import cache_root, drive_folder, home_folder, in_colab, mount_drive, name_only
-from bcdlib.runs.profiles import get_profile as get_profile  # for notebooks
+from bcdlib.runs.lesson import record_guess as record_guess
+from bcdlib.runs.places import (
+    cache_root,
+    content_folder,
+    drive_folder,
+    home_folder,
+    in_colab,
+    mount_drive,
+    name_only,
+    shipped,
+    uses_drive,
+)
+from bcdlib.runs.profiles import get_profile as get_profile
+
+DRAWN_OR_FETCHED = ("synthetic", "kaggle")  # data that are no path
 
 
 def open_run(out=None, data="synthetic", profile: str = "demo") -> Run:
@@ -31,11 +50,79 @@ def open_run(out=None, data="synthetic", profile: str = "demo") -> Run:
     InputError
         If Drive cannot be mounted or the folder cannot be written to.
     """
+    check_backend()
     mount_drive()
+    return open_run_folder(out or home_folder() / _run_name(data, profile))
+
+
+def _run_name(data, profile: str) -> str:
     name = os.path.basename(os.path.abspath(os.path.expanduser(str(data) or "BreaKHis_v1")))
     suffix = next((end for end in sources.ARCHIVE_SUFFIXES if name.lower().endswith(end)), "")
     stem = name[: len(name) - len(suffix)] or "data"
-    return open_run_folder(out or home_folder() / f"{stem}-{profile}")
+    return f"{stem}-{profile}"
+
+
+def reopen_run(out=None, data="synthetic", profile: str = "demo", *, seed: int = 0, predictions="") -> Run:
+    """Open the run folder that 01_mount made, and hold this notebook's parameters against that one's.
+
+    Parameters
+    ----------
+    out, data, profile
+        As in `open_run`; after a download in 01_mount the same as there.
+    seed : int
+    predictions : str or path-like
+        A predictions table made elsewhere, which needs no data set: nothing is compared then, and the folder
+        is created if need be.
+
+    Raises
+    ------
+    InputError
+        If 01_mount has not run, or ran with other parameters: the message says what to change.
+    """
+    if str(predictions):
+        return open_run(out, data, profile)
+    check_backend()
+    mount_drive()
+    name = _run_name(data, profile)
+    run = Run(Path(out or _fetched().get(name) or home_folder() / name).expanduser().absolute())
+    settings = run.settings
+    for key, given in {"data": str(data), "profile": profile, "seed": seed}.items():
+        if settings.get(key) is None:
+            raise InputError(
+                f"{run.folder}: was made by an older bcdlib; run 01_mount with this run folder again"
+            )
+        if not _means(key, given, settings):
+            raise InputError(
+                f"{run.folder}: made with {key} = {settings[key]!r}, and this notebook has {given!r}; set "
+                f"{key} = {settings[key]!r} here, or run 01_mount with {key} = {given!r}"
+            )
+    print(f"Run folder {run.folder}, data {settings['source']}")
+    return run
+
+
+def _means(key: str, given, settings: dict) -> bool:
+    """Whether a parameter is what 01_mount had: for data also another way to name the same place."""
+    if key != "data":
+        return given == settings[key]
+    return given in (settings["data"], settings.get("asked")) or (
+        given not in DRAWN_OR_FETCHED and str(_here_or_on_drive(given).absolute()) == settings.get("source")
+    )
+
+
+def _fetched() -> dict[str, str]:
+    """Run folders of data that 01_mount has downloaded, by the names that they would have without."""
+    try:
+        return json.loads((home_folder() / "fetched.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _note_fetched(run: Run, asked, data, profile: str) -> None:
+    known = {name: folder for name, folder in _fetched().items() if name != _run_name(asked, profile)}
+    if str(asked) != str(data):
+        known[_run_name(asked, profile)] = str(run.folder)
+    if known != _fetched():
+        write_json(home_folder() / "fetched.json", known)
 
 
 def find_data(data="synthetic", *, seed: int = 0, progress: bool = True) -> sources.Source:
@@ -44,9 +131,10 @@ def find_data(data="synthetic", *, seed: int = 0, progress: bool = True) -> sour
     Parameters
     ----------
     data : str or path-like
-        ``"synthetic"``: the embedded data set, drawn if it does not exist yet. ``""``: a folder or archive
-        named like BreaKHis_v1*, searched for in the likely places. Otherwise a folder or archive; in Colab
-        also relative to ``MyDrive``.
+        ``"synthetic"``: the embedded data set, drawn if it does not exist yet. ``"kaggle"``: BreakHis from
+        Kaggle (see `download.find_kaggle_copy`). ``""``: a folder or archive named like BreaKHis_v1*,
+        searched for in the likely places. Otherwise a folder or archive; in Colab also relative to
+        ``MyDrive``.
     seed : int
         Of the synthetic data set.
     progress : bool
@@ -64,16 +152,19 @@ def find_data(data="synthetic", *, seed: int = 0, progress: bool = True) -> sour
         folder = (
             Path(tempfile.gettempdir(), f"bcdlib-synthetic-{seed}")
             if in_colab()
-            else cache_root() / f"synthetic-{seed}"
+            else make_cache_folder(cache_root()) / f"synthetic-{seed}"
         )
         return sources.open_source(synthetic.draw_dataset(folder, seed=seed, progress=progress))
+    if str(data) == "kaggle":
+        return sources.open_source(find_kaggle_copy())
     return sources.open_source(_here_or_on_drive(data) if str(data) else _search(), cache_root() / "listings")
 
 
 def _here_or_on_drive(place) -> Path:
     path = Path(place).expanduser()
     if in_colab() and not path.exists():
-        mount_drive()
+        if uses_drive():
+            mount_drive()
         on_drive = drive_folder() / "MyDrive" / path
         return on_drive if on_drive.exists() else path
     return path
@@ -81,9 +172,10 @@ def _here_or_on_drive(place) -> Path:
 
 def _search() -> Path:
     mine = drive_folder() / "MyDrive"
-    places = (
-        [mine, mine / "BCDataset", mine / "bcdlib"] if mount_drive() else [Path.cwd(), Path.cwd() / "data"]
-    )
+    if mount_drive() and uses_drive():
+        places = [mine, mine / "BCDataset", mine / "bcdlib"]
+    else:
+        places = [Path.cwd(), Path.cwd() / "data", *([content_folder(), home_folder()] if in_colab() else [])]
     for place in places:
         found = [path for path in place.glob("*") if _looks_like_breakhis(path)]
         if found:
@@ -126,7 +218,7 @@ def find_manifest(data, manifest) -> str:
     """
     if not str(manifest):
         return ""
-    if str(data) in ("", "synthetic"):
+    if str(data) in ("", *DRAWN_OR_FETCHED):
         raise InputError(
             f"{manifest}: a manifest names images of your own; give their folder or archive too (--data DIR)"
         )
@@ -136,17 +228,30 @@ def find_manifest(data, manifest) -> str:
 
 
 def start_run(
-    run: Run, data="synthetic", *, manifest="", seed: int = 0, progress: bool = True
+    run: Run,
+    data="synthetic",
+    *,
+    asked=None,
+    manifest="",
+    profile: str = "demo",
+    seed: int = 0,
+    progress: bool = True,
 ) -> breakhis.Scan | custom.CustomScan:
     """Find the data set and list its images; record both in the run's ``images.csv`` and ``settings.json``.
 
-    Files that look like images but cannot be used go into ``left_out.csv`` (path, reason).
+    Files that look like images but cannot be used go into ``left_out.csv`` (path, reason). If the run folder
+    holds results of other data, another profile or seed, they are removed (see `Run.drop_results`).
 
     Parameters
     ----------
     run : Run
     data : str or path-like
         See `find_data`.
+    asked : str or path-like, optional
+        What the notebook's parameter says, where `data` was downloaded in its place: later notebooks find the
+        run by it.
+    profile : str
+        Recorded for later notebooks, as are `data` and `seed`.
     manifest : str or path-like
         For images that are not BreakHis's: the CSV that names them (see `custom.read_manifest`).
     seed : int
@@ -167,15 +272,38 @@ def start_run(
     manifest = find_manifest(data, manifest)
     source = find_data(data, seed=seed, progress=progress)
     scan = custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
+    if str(data) == "kaggle":
+        names = breakhis.known_images()["filename"]
+        missing = names[~names.isin(scan.images["filename"])]
+        first = f"; {len(missing)} are missing, the first is {missing.iloc[0]}" if len(missing) else ""
+        print(f"Kaggle's copy has {len(names) - len(missing)} of BreakHis's {len(names)} images{first}")
+    facts = source.fingerprint() + scan.images.to_csv(index=False)
+    made_from = {
+        "listing": hashlib.sha256(facts.encode()).hexdigest()[:16],
+        "profile": profile,
+        "data_seed": seed,
+    }
+    known = run.settings if (run.folder / "settings.json").is_file() else {}
+    if known and any(known.get(key) != value for key, value in made_from.items()):
+        write_json(run.folder / "settings.json", {"data": str(data)})  # until all is written, there is no run
+        run.drop_results(keep=("01_mount.ipynb",))
+    elif "cache" in known and known.get("modified") != source.modified():
+        # of the same names and sizes, but perhaps not the same: 02_preprocess finds out
+        known["previous"] = known.pop("cache")
+        write_json(run.folder / "settings.json", {k: v for k, v in known.items() if k != "fingerprint"})
     run.write_csv("left_out.csv", pd.DataFrame(scan.reasons, columns=["path", "reason"]))
     run.write_csv("images.csv", scan.images)
     run.record(
         data=str(data),
+        asked=str(data if asked is None else asked),
         seed=seed,
         source=str(source.path.absolute()),
         partial=scan.partial,
         manifest=manifest,
+        modified=source.modified(),
+        **made_from,
     )
+    _note_fetched(run, data if asked is None else asked, data, profile)
     return scan
 
 
@@ -190,9 +318,8 @@ def open_data(run: Run) -> sources.Source:
     settings = run.settings
     if "source" not in settings:
         raise InputError(f"{run.folder}: its settings name no data set; run 01_mount with this run first")
-    return find_data(
-        "synthetic" if settings["data"] == "synthetic" else settings["source"], seed=settings["seed"]
-    )
+    place = settings["data"] if settings["data"] in DRAWN_OR_FETCHED else settings["source"]
+    return find_data(place, seed=settings.get("data_seed", 0))
 
 
 def overview(run: Run, scan: breakhis.Scan | custom.CustomScan) -> pd.DataFrame:
@@ -306,3 +433,41 @@ def check_exercise(run: Run, answer: float | None) -> str:
 
 def _several_slides(images: pd.DataFrame) -> int:
     return int((images.groupby("case")["slide"].nunique() > 1).sum())
+
+
+def run_others(run: Run, weights: str = "") -> None:
+    """Run the other five notebooks one after the other on this machine, and write the report.
+
+    For accounts that may open one notebook at a time. Their parameters are those of 01_mount; all others are
+    the notebooks' own.
+
+    Parameters
+    ----------
+    run : Run
+        After `start_run`.
+    weights : str
+        As in the notebooks.
+
+    Raises
+    ------
+    InputError
+        If one of them ends with an error, which stands in what was printed.
+    """
+    settings = run.settings
+    stages = sorted(file.stem for file in shipped("notebooks").glob("0[2-6]_*.ipynb"))
+    command = [sys.executable, "-m", "bcdlib", "run", "--out", str(run.folder), "--data", settings["data"]]
+    command += ["--profile", settings["profile"], "--seed", str(settings["seed"])]
+    command += [*(["--weights", weights] if weights else []), *(f"--only={stage}" for stage in stages)]
+    paths = [str(Path(__file__).resolve().parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    ) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+    if process.returncode:
+        raise InputError(f"{run.folder}: not all of the notebooks ended well; the last lines above say why")

@@ -1,5 +1,7 @@
 """02_preprocess: the paper's resizing, label encoding, shuffling, generation, normalisation and reshaping."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -10,6 +12,12 @@ from bcdlib.methods.parts import augmentation, fitting
 from bcdlib.methods.parts.backbones import normalise_images as normalise_images  # for notebooks
 from bcdlib.plots import style
 from bcdlib.runs import folder, lesson, places, profiles
+
+# made before the splits, and not from them
+FIRST_RESULTS = (
+    *("01_mount.ipynb", "02_preprocess.ipynb", "table_i.csv"),
+    *("intake.csv", "cache.csv", "left_out.csv", "labels.csv"),
+)
 
 
 def resize_images(
@@ -23,8 +31,9 @@ def resize_images(
 ) -> PixelCache:
     """Decode each image of the run once, resize it (paper: 144x96), cache it as uint8; or reopen the cache.
 
-    Records the cache's place in the run, so that later stages find it. Images that were left out or look
-    wrong go into ``tables/intake.csv`` (see `checks.examine_images`); a summary is printed.
+    Records the cache's place in the run, so that later stages find it; if the run holds results of other
+    pixels, they are removed. Images that were left out or look wrong go into ``tables/intake.csv`` (see
+    `checks.examine_images`); a summary is printed.
 
     Parameters
     ----------
@@ -51,12 +60,17 @@ def resize_images(
     cache = build_cache(
         source, run.images(), profile.size, root=cache_root or places.cache_root(), progress=progress
     )
+    before = run.settings.get("cache", run.settings.get("previous"))
+    if before and Path(before).name != cache.folder.name:
+        run.drop_results(keep=FIRST_RESULTS)
     found = checks.examine_images(run, source, cache)
     run.write_csv("tables/intake.csv", found)
     print(checks.left_out_lines(found, cache, run), flush=True)
     if strict:
         checks.refuse_left_out(found, run)
-    run.record(cache=str(cache.folder), profile=profile.name)
+    run.record(
+        cache=str(cache.folder), fingerprint=cache.fingerprint, size=list(cache.size), profile=profile.name
+    )
     return cache
 
 
@@ -92,6 +106,8 @@ def write_splits(
 ) -> pd.DataFrame:
     """Write ``splits/<protocol>.csv`` for every protocol that the images allow.
 
+    If the run holds other splits of these names, the results that rest on them are removed.
+
     Parameters
     ----------
     run : Run
@@ -112,7 +128,7 @@ def write_splits(
     InputError
         If the images allow no protocol at all.
     """
-    rows = []
+    rows, tables = [], {}
     for protocol in [name for name in splits.PROTOCOLS if name in profile.splits + profile.compare_splits]:
         row = {"split": protocol, "what it is": splits.PROTOCOLS[protocol], "folds": 0}
         try:
@@ -126,19 +142,28 @@ def write_splits(
             split, note = splits.make_feasible_split(cache.images, protocol, profile.folds, seed=seed)
         except InputError as error:
             row["what it is"] = f"left out: {error}"
-            # a split of other images must not be taken for one of these
-            (run.folder / "splits" / f"{protocol}.csv").unlink(missing_ok=True)
         else:
-            run.write_csv(f"splits/{protocol}.csv", split)
+            tables[protocol] = split
             row["what it is"] += f" ({note})" if note else ""
             row["folds"] = split["fold"].nunique()
             row |= {role: round((split["role"] == role).sum() / row["folds"]) for role in splits.ROLES}
         rows.append(row)
-    if not any(row["folds"] for row in rows):
+    texts = {name: table.to_csv(index=False) for name, table in tables.items()}
+    # those of other seeds, as 06_compare makes them, come from the same images and number of folds
+    if any(file.read_text() != texts.get(file.stem) for file in _split_files(run)):
+        run.drop_results(keep=FIRST_RESULTS)
+    if not tables:
         raise InputError(
             f"these {len(cache.images)} images allow no split; the last was {rows[-1]['what it is']}"
         )
+    for name, split in tables.items():
+        run.write_csv(f"splits/{name}.csv", split)
+    run.record(seed=seed)
     return pd.DataFrame(rows)
+
+
+def _split_files(run: folder.Run) -> list[Path]:
+    return [file for file in (run.folder / "splits").glob("*.csv") if file.stem in splits.PROTOCOLS]
 
 
 def splits_note(table: pd.DataFrame) -> str:

@@ -153,7 +153,7 @@ def build_network(
     if not isinstance(estimator, methods.KerasMethod):
         return None
     with methods.explain_errors(method):
-        return estimator.build(cache.run_cache(run).pixels.shape[1:])
+        return estimator.build(estimator.image_shape(cache.run_cache(run)))
 
 
 def recipe_text(

@@ -1,10 +1,11 @@
 """A process that has loaded all that is slow to load, and forks a child for each piece of work to be killed.
 
 Reads JSON lines: {"work": name, "log": file, ...arguments} starts one and answers its process id;
-{"poll": pid} answers null while it runs, then its exit status. The children call nothing but public
-functions, as notebooks do.
+{"poll": pid} answers null while it runs, then its exit status. "dies_at": N ends a piece
+of work at the N-th renaming of a file. The children call nothing but public functions, as notebooks do.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -46,15 +47,37 @@ def to_train(data, out, cache, size, method, epochs, steps, trainable="all"):
     )
 
 
-def to_compare(data, out, cache, size, methods, splits):
+def to_compare(data, out, cache, size, methods, splits, store="", keep_models=False):
     """Stages 1, 2 and 6."""
     run = to_preprocess(data, out, cache, size)
     comparison.run_comparison(
-        run, settings(size), method_names=methods, split_names=splits, weights="none", progress=False
+        run,
+        settings(size),
+        method_names=methods,
+        split_names=splits,
+        weights="none",
+        progress=False,
+        store=store,
+        keep_models=keep_models,
     )
 
 
 WORK = {work.__name__: work for work in (to_preprocess, to_train, to_compare)}
+
+
+def die_at(number: int) -> None:
+    """End the process, with nothing cleaned up, where the file of this number gets its final name."""
+    count = itertools.count(1)
+
+    def dying(real):
+        def rename(*arguments, **options):
+            if next(count) == number:
+                os._exit(9)
+            return real(*arguments, **options)
+
+        return rename
+
+    os.replace, os.rename = dying(os.replace), dying(os.rename)
 
 
 def start(job: dict) -> int:
@@ -65,6 +88,7 @@ def start(job: dict) -> int:
     with open(job.pop("log"), "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    die_at(job.pop("dies_at", 0))
     try:
         WORK[job.pop("work")](**job)
         status = 0

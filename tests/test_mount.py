@@ -179,12 +179,17 @@ def test_synthetic_is_drawn_again(monkeypatch, tmp_path):
     run = mount.open_run()
     assert mount.start_run(run, seed=3, progress=False).partial
     folder = cache_root() / "synthetic-3"
-    assert run.settings == {
+    assert run.settings | {"listing": "", "modified": ""} == {
         "data": "synthetic",
+        "asked": "synthetic",
+        "profile": "demo",
         "seed": 3,
+        "data_seed": 3,
         "source": str(folder),
         "partial": True,
         "manifest": "",
+        "listing": "",
+        "modified": "",
     }
     folder.rename(tmp_path / "gone")
     assert len(mount.open_data(run).names()) == 3 and mount.open_data(run).path == folder

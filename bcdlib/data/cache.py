@@ -7,17 +7,27 @@ import os
 import platform
 import shutil
 import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from bcdlib.data import breakhis, decode, sources
 from bcdlib.errors import InputError
-from bcdlib.runs.files import explain_disk_errors, local_copy, lock_path, write_csv, write_json
+from bcdlib.runs.files import (
+    explain_disk_errors,
+    local_copy,
+    lock_path,
+    make_cache_folder,
+    write_csv,
+    write_json,
+)
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3  # also to be raised where decode.RESAMPLING changes
 _STALE = 24 * 3600  # seconds; nobody decodes for a day
 
 
@@ -40,6 +50,11 @@ class PixelCache:
     images: pd.DataFrame
     pixels: np.ndarray
     skipped: pd.DataFrame
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the images' names and content, whatever their source and size; it names the trials."""
+        return self.folder.name.rsplit("-", 1)[-1]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,14 +87,6 @@ class PixelCache:
         return index
 
 
-def cache_key(fingerprint: str, images: pd.DataFrame, size: tuple[int, int]) -> str:
-    """Name the cache made from a source with this fingerprint, of these images, at this (width, height)."""
-    recipe = [CACHE_FORMAT, fingerprint, images["path"].tolist(), list(size), decode.RESAMPLING]
-    if not breakhis.is_breakhis(images):  # class and group do not follow from the name: the cache keeps them
-        recipe.append(images.to_csv(index=False))
-    return f"pixels-{size[0]}x{size[1]}-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
-
-
 def open_cache(folder) -> PixelCache:
     """Map a finished cache into memory.
 
@@ -92,12 +99,16 @@ def open_cache(folder) -> PixelCache:
     try:
         return PixelCache(
             folder,
-            images=pd.read_csv(folder / "images.csv", dtype={"slide": str, "case": str}),
+            images=_read_images(folder),
             pixels=np.load(local_copy(folder / "pixels.npy"), mmap_mode="r", allow_pickle=False),
             skipped=pd.read_csv(folder / "skipped.csv", dtype=str),
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no readable pixel cache ({error}); run 02_preprocess first") from None
+
+
+def _read_images(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "images.csv", dtype={"slide": str, "case": str})
 
 
 def resized_cache(cache: PixelCache, size: tuple[int, int], progress: bool = False) -> PixelCache:
@@ -106,7 +117,7 @@ def resized_cache(cache: PixelCache, size: tuple[int, int], progress: bool = Fal
     Raises
     ------
     InputError
-        If the source is no longer where it was, or has lost images of this cache.
+        If the source is no longer where it was, or its images are no longer those of this cache.
     """
     if tuple(size) == cache.size:
         return cache
@@ -114,16 +125,25 @@ def resized_cache(cache: PixelCache, size: tuple[int, int], progress: bool = Fal
     other = build_cache(
         sources.open_source(place), cache.images, size, root=cache.folder.parent, progress=progress
     )
-    if len(other.images) != len(cache.images):
+    same = _checksums(other.folder).reindex(cache.images["filename"]) == _checksums(cache.folder).reindex(
+        cache.images["filename"]
+    )
+    if len(other.images) != len(cache.images) or not same.all():
         raise InputError(
-            f"{place}: {len(other.skipped)} images of {cache.folder} are no longer there; preprocess again"
+            f"{place}: {max(len(other.skipped), int((~same).sum()))} images of {cache.folder} are no longer "
+            "there, or have changed; preprocess again"
         )
     return other
 
 
 def run_cache(run) -> PixelCache:
     """Open the cache that 02_preprocess recorded in a `folder.Run`; InputError if it has not run yet."""
-    return open_cache(run.settings.get("cache", run.folder / "cache"))
+    place = run.settings.get("cache")
+    if place is None:
+        raise InputError(
+            f"{run.folder}: its images are not decoded yet; run 02_preprocess with this run first"
+        )
+    return open_cache(place)
 
 
 def build_cache(
@@ -131,7 +151,11 @@ def build_cache(
 ) -> PixelCache:
     """Decode and resize every image once, or open this very cache if it is there already.
 
-    The cache is written beside its final name and renamed when it is whole, so that a run that was cut off
+    Whether it is there is asked by names and sizes, and by the checksums that an archive carries. A folder
+    with other times of change than the one that was decoded (a second download) is read and compared by
+    CRC-32, but not decoded again. Times never make two data sets one, nor one two.
+
+    The cache is written under another name and renamed when it is whole, so that a run that was cut off
     leaves nothing that looks finished; the next run begins anew.
 
     Parameters
@@ -143,44 +167,53 @@ def build_cache(
     root : path-like
         Folder that holds caches.
 
+    Returns
+    -------
+    PixelCache
+        In ``<root>/pixels-<size>-v<format>-<fingerprint>``.
+
     Raises
     ------
     InputError
         If not one image can be decoded, the source vanishes while it is read, or the disk is full.
     """
-    fingerprint = source.fingerprint()
-    folder = Path(root) / cache_key(fingerprint, images, size)
+    root, fingerprint, modified = Path(root), source.fingerprint(), source.modified()
+    facts = [CACHE_FORMAT, list(size), fingerprint, images["path"].tolist(), _known_images(images)]
+    note = f"source-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     # unfinished; each machine has one of its own, and the lock makes the machine's processes take turns
-    part = folder.with_name(f"{folder.name}.{platform.node()}.part")
-    with lock_path(folder), explain_disk_errors(folder):
-        for left in folder.parent.glob("pixels-*.part"):  # by machines that never came back
+    part = root / f"pixels-{note[7:-5]}.{platform.node()}.part"
+    with lock_path(root / note), explain_disk_errors(root):
+        for left in root.glob("pixels-*.part"):  # by machines that never came back
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > _STALE:
                     shutil.rmtree(left)
         shutil.rmtree(part, ignore_errors=True)  # of a run that was cut off
-        if (folder / "cache.json").is_file():
-            cache = open_cache(folder)
-            if not _readable_by_now(source, images, cache.skipped):
-                return cache
-            with contextlib.suppress(OSError):  # another machine did it first
-                folder.rename(part)  # not removed in place: another run may have it mapped, or be opening it
-                shutil.rmtree(part, ignore_errors=True)
+        for known in sorted(root.glob(f"pixels-*/{note}")):
+            # a damaged one is made anew
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if (known.parent / "cache.json").is_file() and _holds(known, source, images, progress):
+                    return open_cache(known.parent)
+        folder = part
         try:
-            part.mkdir(parents=True)
-            skipped = _decode_into(part, source, images, size, progress)
-            if (
-                skipped["reason"].str.startswith(sources.UNREADABLE).any()
-                and source.fingerprint() != fingerprint
-            ):
+            make_cache_folder(root)
+            part.mkdir()
+            checksums = _decode_into(part, source, images, size, progress)
+            if checksums["crc32"].isna().any() and source.fingerprint() != fingerprint:
                 raise InputError(
                     f"{source.path}: changed or vanished while it was read; run the same again when it "
                     "is whole"
                 )
+            folder = root / f"pixels-{size[0]}x{size[1]}-v{CACHE_FORMAT}-{_fingerprint(images, checksums)}"
+            write_json(part / note, {"modified": modified})
             write_json(
                 part / "cache.json",
                 {"size": list(size), "resampling": decode.RESAMPLING, "made_from": str(source.path)},
             )
-            part.rename(folder)
+            if (folder / "cache.json").is_file():  # made from another source, or by another machine
+                for file in sorted(part.iterdir(), key=lambda file: file.name == "cache.json"):
+                    file.replace(folder / file.name)
+            else:
+                part.rename(folder)
         except OSError:
             if not (folder / "cache.json").is_file():  # else another machine has finished first: use that one
                 raise
@@ -189,19 +222,84 @@ def build_cache(
     return open_cache(folder)
 
 
-def _readable_by_now(source, images: pd.DataFrame, skipped: pd.DataFrame) -> bool:
-    """Whether the file system gives an image now that it did not give when the cache was made."""
-    names = skipped.loc[skipped["reason"].str.startswith(sources.UNREADABLE), "filename"]
-    paths = images.loc[images["filename"].isin(names), "path"].tolist()
-    return any(content is not None for _, content, _ in source.read(paths)) if paths else False
+class _Summing:
+    """A source that notes the CRC-32 of each file that is read through it, by its path."""
+
+    def __init__(self, source):
+        self.source, self.any_order, self.path = source, source.any_order, source.path
+        self.sums: dict[str, int] = {}
+
+    def read(self, names):
+        for name, content, reason in self.source.read(names):
+            if content is not None:
+                self.sums[name] = zlib.crc32(content)
+            yield name, content, reason
+
+    def sum_up(self, names):
+        """Read, and yield 1 for each."""
+        for _ in self.read(names):
+            yield 1
+
+
+def _checksums(folder: Path) -> pd.Series:
+    """CRC-32 of the files that a cache was made from, by filename; NaN where one could not be read."""
+    return pd.read_csv(folder / "checksums.csv", dtype={"filename": str}).set_index("filename")["crc32"]
+
+
+def _fingerprint(images: pd.DataFrame, checksums: pd.DataFrame) -> str:
+    """Hash names and content of images; of those that are not BreakHis's also what their manifest says."""
+    facts = _known_images(images) + checksums.to_csv(index=False)
+    return "d" + hashlib.sha256(facts.encode()).hexdigest()[:12]  # never to be read as a number
+
+
+def _known_images(images: pd.DataFrame) -> str:
+    """Write down what is known of images: of BreakHis's everything follows from the names."""
+    columns = ["filename"] if breakhis.is_breakhis(images) else breakhis.IMAGE_COLUMNS
+    return images[columns].to_csv(index=False)
+
+
+def _holds(note: Path, source, images: pd.DataFrame, progress: bool) -> bool:
+    """Whether the cache with this note was made from what the source holds now; if so, note where it lies."""
+    folder, facts, modified = note.parent, json.loads(note.read_text()), source.modified()
+    checksums = _checksums(folder)
+    unread = images.loc[images["filename"].map(checksums).isna(), "path"].tolist()
+    if unread and any(content is not None for _, content, _ in source.read(unread)):
+        return False  # the file system gives an image now that it did not give then
+    if facts["modified"] != modified:
+        if not _same_content(source, images, checksums, progress):
+            return False
+        write_json(note, facts | {"modified": modified})
+    used = _read_images(folder)
+    paths = images.set_index("filename")["path"].reindex(used["filename"]).to_numpy()
+    if (used["path"] != paths).any():
+        write_csv(folder / "images.csv", used.assign(path=paths))
+    made = json.loads((folder / "cache.json").read_text())
+    if made["made_from"] != str(source.path):
+        write_json(folder / "cache.json", made | {"made_from": str(source.path)})
+    return True
+
+
+def _same_content(source, images: pd.DataFrame, checksums: pd.Series, progress: bool) -> bool:
+    """Whether the files have the checksums of those that were decoded; reads them all, several at once."""
+    summing, paths = _Summing(source), images["path"].tolist()
+    groups = [paths[start : start + 16] for start in range(0, len(paths), 16)]
+    bar = tqdm(total=len(paths), desc="Compare with the cache", unit="image", disable=not progress)
+    with ThreadPoolExecutor(8) as pool, bar:  # more than cores: on a mounted Drive each file is waited for
+        # an archive is read in one pass
+        several = pool.map(lambda group: len(list(summing.sum_up(group))), groups)
+        for number in several if source.any_order else summing.sum_up(paths):
+            bar.update(number)
+    found = images.set_index("filename")["path"].map(summing.sums)
+    return bool((found.eq(checksums) | checksums.isna()).all())
 
 
 def _decode_into(part: Path, source, images: pd.DataFrame, size, progress: bool) -> pd.DataFrame:
-    """Write pixels.npy, images.csv and skipped.csv; return what was skipped."""
+    """Write pixels.npy and the tables images, skipped and checksums; return the last."""
     pixels = allocate_array(part / "all.npy", (len(images), size[1], size[0], 3))
     place = {name: row for row, name in enumerate(images["filename"])}
     reasons = dict.fromkeys(images["filename"], "not found when it was to be read")
-    decoded = decode.decode_all(source, images, size, progress=progress, label="Decode and resize")
+    summing = _Summing(source)
+    decoded = decode.decode_all(summing, images, size, progress=progress, label="Decode and resize")
     # written, not through the map: a page fault for each 4 KiB takes longer
     with open(part / "all.npy", "r+b") as file:
         for number, (name, array, reason) in enumerate(decoded):
@@ -229,9 +327,12 @@ def _decode_into(part: Path, source, images: pd.DataFrame, size, progress: bool)
         kept.flush()
         (part / "all.npy").unlink()
     skipped = pd.DataFrame(sorted(reasons.items()), columns=["filename", "reason"], dtype=str)
+    sums = images["path"].map(summing.sums).astype("Int64")
+    checksums = pd.DataFrame({"filename": images["filename"], "crc32": sums})
     write_csv(part / "images.csv", images[good])
     write_csv(part / "skipped.csv", skipped)
-    return skipped
+    write_csv(part / "checksums.csv", checksums)
+    return checksums.assign(used=good)
 
 
 def allocate_array(path, shape: tuple[int, ...], dtype: str = "uint8") -> np.memmap:

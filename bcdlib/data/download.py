@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import time
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,8 @@ CITATION = (
     "Spanhol, Oliveira, Petitjean, Heutte: A Dataset for Breast Cancer Histopathological Image "
     "Classification, IEEE TBME 63(7):1455-1462, 2016, doi:10.1109/TBME.2015.2496264"
 )
+KAGGLE_DATASET = "ambarish/breakhis"  # public, needs no account
+KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle, and Colab on request, mount data sets
 _PAUSE = 1.0  # seconds before the second attempt; doubled for each further one, up to 15
 
 
@@ -96,6 +99,44 @@ def download_archive(
     have, total = (part.stat().st_size if part.exists() else 0), _note(part, url).get("total")
     got = f"{have} bytes" if total is None else f"{have} of {total} bytes"
     raise InputError(f"{url}: got {got}, then: {reason}; calling again resumes")
+
+
+def find_kaggle_copy() -> Path:
+    """Find BreakHis as it lies on Kaggle, or download it through kagglehub (see `KAGGLE_DATASET`).
+
+    Looks into ``/kaggle/input``, then among what kagglehub has downloaded before ($KAGGLEHUB_CACHE).
+
+    Returns
+    -------
+    pathlib.Path
+        The folder; in it BreakHis is nested (``BreaKHis_v1/BreaKHis_v1/histology_slides``).
+
+    Raises
+    ------
+    InputError
+        If kagglehub is missing, or cannot download it.
+    """
+    owner, name = KAGGLE_DATASET.split("/")
+    cache = Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub", "datasets")
+    complete = sorted((cache / owner / name).glob("*.complete"), key=lambda mark: mark.stat().st_mtime)
+    downloaded = [cache / owner / name / "versions" / mark.stem for mark in reversed(complete)]
+    for folder in (KAGGLE_INPUT / name, KAGGLE_INPUT / "datasets" / owner / name, *downloaded):
+        if folder.is_dir() and any(folder.iterdir()):
+            return folder
+    print(f"BreakHis is licensed under {LICENCE}.\nPlease cite {CITATION}.")
+    try:
+        import kagglehub  # Colab has it
+
+        return Path(kagglehub.dataset_download(KAGGLE_DATASET))
+    except ImportError:
+        raise InputError(
+            "kaggle: needs the package kagglehub; pip install kagglehub, or name a copy of BreakHis"
+        ) from None
+    except Exception as error:  # of requests, kagglesdk and its own
+        raise InputError(
+            f"kaggle: {KAGGLE_DATASET} could not be downloaded ({one_line(error)}); see that this machine is "
+            "online and run the same again, or name a copy of BreakHis"
+        ) from None
 
 
 def _note_file(part: Path) -> Path:

@@ -10,13 +10,17 @@ import stat
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from zlib_ng import gzip_ng  # unpacks one and a half times as fast as gzip
-
 from bcdlib.errors import InputError, printable
-from bcdlib.runs.files import GONE, write_json
+from bcdlib.runs.files import CACHE_TAG, GONE, write_json
+from bcdlib.runs.folder import RUN_SUBFOLDERS, is_run_folder
+
+try:
+    from zlib_ng import gzip_ng as gzip  # unpacks one and a half times as fast
+except ImportError:
+    import gzip  # type: ignore[no-redef]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -78,7 +82,17 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Hash what changes when the source changes: names, sizes and times, not where it lies."""
+        """Hash what tells data sets apart without reading all of them: names, sizes, an archive's checksums.
+
+        It is the same wherever the data lie and whenever they were copied.
+        """
+
+    @abc.abstractmethod
+    def modified(self) -> str:
+        """Hash the times of last change; empty where the checksums in `fingerprint` vouch for the content.
+
+        The same times and fingerprint: the same content. Other times say nothing: a second copy has others.
+        """
 
     @abc.abstractmethod
     def _all_names(self) -> Iterator[tuple[str, str]]:
@@ -92,6 +106,8 @@ class FolderSource(Source):
 
     def _all_names(self):
         for folder, subfolders, files in os.walk(self.path, onerror=self._not_listed):
+            if self._made_by_bcdlib(Path(folder), subfolders, files):
+                continue
             subfolders.sort()
             for path in (Path(folder, name) for name in subfolders):
                 yield self._inside(path), "a folder, not an image"
@@ -100,6 +116,16 @@ class FolderSource(Source):
                         (printable(self._inside(path)), "a link to a folder; such links are not followed")
                     )
             yield from ((self._inside(Path(folder, file)), "") for file in files)
+
+    def _made_by_bcdlib(self, folder: Path, subfolders: list[str], files: list[str]) -> bool:
+        """Whether to leave out a folder: images in caches and run folders are drawn tissue and figures."""
+        run = "settings.json" in files and is_run_folder(folder)
+        if folder == self.path:  # named by the user; a run may lie in it, among the images
+            subfolders[:] = [name for name in subfolders if not (run and name in RUN_SUBFOLDERS)]
+        elif run or CACHE_TAG in files:
+            subfolders.clear()
+            return True
+        return False
 
     def _inside(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
@@ -127,15 +153,23 @@ class FolderSource(Source):
                 yield name, None, f"{UNREADABLE}: {error.strerror or error}"
 
     def fingerprint(self):
-        """Hash the names, sizes and times of all image files."""
-        digest = hashlib.sha256()
+        """Hash the names and sizes of all image files."""
+        return _digest([f"{name}\0{status.st_size}" for name, status in self._statuses()])
+
+    def modified(self):
+        """Hash the times of all image files; see `Source.modified`."""
+        return _digest([str(status.st_mtime_ns) for _, status in self._statuses()])
+
+    def _statuses(self):
         for name in self.names():
+            path = self.path / name
             try:
-                status = os.lstat(self.path / name)  # a link that leads nowhere is one unreadable image
+                try:
+                    yield name, path.stat()
+                except OSError:  # a link that leads nowhere is one unreadable image
+                    yield name, path.lstat()
             except OSError as error:
-                raise _lost(self.path / name, error) from None
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+                raise _lost(path, error) from None
 
 
 class _ArchiveSource(Source):
@@ -159,12 +193,6 @@ class _ArchiveSource(Source):
                 yield name, None, f"larger than {LARGEST_IMAGE >> 20} MiB"
             else:
                 yield name, *unpack()
-
-    def fingerprint(self):
-        """Hash the archive's size and time."""
-        with self._explain_errors():
-            status = self.path.stat()
-        return hashlib.sha256(f"{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
 
     @contextlib.contextmanager
     def _explain_errors(self):
@@ -200,6 +228,17 @@ class ZipSource(_ArchiveSource):
                         info.file_size,
                         functools.partial(self._unpack, archive, info),
                     )
+
+    def fingerprint(self):
+        """Hash name, size and CRC-32 of each member, as the zip's table of contents has them."""
+        _check_directory(self.path)
+        _check_directory(self.path)
+        with self._explain_errors(), zipfile.ZipFile(self.path) as archive:
+            return _digest(f"{info.filename}\0{info.file_size}\0{info.CRC}" for info in archive.infolist())
+
+    def modified(self):
+        """Return nothing: the checksums of the content are in `fingerprint`."""
+        return ""
 
     def _unpack(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[bytes | None, str]:
         if info.flag_bits & 1:
@@ -278,7 +317,7 @@ class TarSource(_ArchiveSource):
             # a GiB, which any archive may unpack to, and 50 times its size: images hardly shrink
             limit = 2**30 + 50 * os.fstat(file.fileno()).st_size
             # not tarfile's "r:*": of other packers than gzip a few bytes may unpack to gigabytes
-            stream = gzip_ng.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+            stream = gzip.open(file) if file.peek(2)[:2] == b"\x1f\x8b" else file
             with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
                 for number, member in enumerate(archive):
                     if number >= MOST_MEMBERS:
@@ -303,9 +342,29 @@ class TarSource(_ArchiveSource):
                 if stream.tell() < archive.offset + tarfile.BLOCKSIZE:
                     raise EOFError("it is cut off")
 
+    def fingerprint(self):
+        """Hash the archive's size, begin and end; gzip ends with the CRC-32 of what it packs."""
+        with self._explain_errors(), open(self.path, "rb") as file:
+            begin, size = file.read(2**16), os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - 2**16))
+            return hashlib.sha256(begin + str(size).encode() + file.read()).hexdigest()
+
+    def modified(self):
+        """Hash the archive's time of last change; empty for gzip, see `Source.modified`."""
+        with self._explain_errors(), open(self.path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            return "" if packed else _digest([str(os.fstat(file.fileno()).st_mtime_ns)])
+
     def _unpack(self, archive, member):
         with self._explain_errors():
             return archive.extractfile(member).read(), ""
+
+
+def _digest(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def is_container(path) -> bool:

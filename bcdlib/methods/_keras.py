@@ -172,6 +172,10 @@ class KerasMethod(KerasTraining):
         """Make the optimizer: the paper's, RMSprop."""
         return keras.optimizers.RMSprop(learning_rate=self.learning_rate)
 
+    def image_shape(self, cache) -> tuple[int, int, int]:
+        """Give (height, width, 3) of the images that it looks at, for those of a pixel cache: theirs."""
+        return cache.pixels.shape[1:]
+
     # --- what they can use ------------------------------------------------------------------------------
 
     @property

@@ -89,15 +89,20 @@ class Robust(KerasMethod):
         InputError
             If the size is none, or the source that the cache was made from is needed and no longer there.
         """
-        if self.size != "cache":
-            try:
-                width, height = map(int, self.size.split("x"))
-            except ValueError:
-                raise InputError(
-                    f"{self.key}: size={self.size!r}; give WIDTHxHEIGHT, for example 350x230, or 'cache'"
-                ) from None
-            cache = resized_cache(cache, (width, height))
-        return super().inputs(cache, train)
+        height, width, _ = self.image_shape(cache)
+        return super().inputs(resized_cache(cache, (width, height)), train)
+
+    def image_shape(self, cache) -> tuple[int, int, int]:
+        """Give the shape of the images that it looks at; see `KerasMethod.image_shape`."""
+        if self.size == "cache":
+            return super().image_shape(cache)
+        try:
+            width, height = map(int, self.size.split("x"))
+        except ValueError:
+            raise InputError(
+                f"{self.key}: size={self.size!r}; give WIDTHxHEIGHT, for example 350x230, or 'cache'"
+            ) from None
+        return height, width, 3
 
     def _train(self, X, y, held_out, folder):
         rows, labels = _training.flatten_copies(X, y.astype(int))

@@ -17,6 +17,7 @@ import pandas as pd
 
 from bcdlib.errors import InputError, one_line
 
+CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, see bford.info/cachedir
 # what libraries without error numbers say of a full disk; the last is NumPy's
 _FULL = ("no space left", "quota exceeded", "errno = 28", "requested and")
 # what the disk or its driver says when a Drive is unmounted or a stick pulled out
@@ -204,6 +205,21 @@ def write_text(path, text: str) -> None:
 def write_json(path, value) -> None:
     """Write JSON, indented, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def make_cache_folder(folder) -> Path:
+    """Create a folder of files that can be made again, marked as such; return it.
+
+    Examples
+    --------
+    >>> (make_cache_folder(Path(tempfile.mkdtemp(), "cache")) / CACHE_TAG).is_file()
+    True
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CACHE_TAG).is_file():
+        (folder / CACHE_TAG).write_text("Signature: 8a477f597d28d172789f06886806bc55\n# made by bcdlib\n")
+    return folder
 
 
 def read_user_csv(path, what: str, dtype, **options) -> pd.DataFrame:

@@ -12,6 +12,13 @@ from bcdlib.runs.files import atomic_write, write_csv, write_json
 
 TRIAL_COLUMNS = ["method", "split", "fold", "seed"]  # name a trial in a predictions table
 MODEL = "model.keras"  # a trial's stored model
+RUN_SUBFOLDERS = ("figures", "notebooks", "prepared", "splits", "tables", "trials")
+# what depends on the images, their size and splits; trials do too, but are named by all that they depend on
+_RESULTS = (
+    *("predictions.csv", "validation.csv", "locked.csv", "choices.csv", "report.html", "summary.json"),
+    *("comparison.csv", "comparison_predictions.csv", "comparison_validation.csv"),
+    *("splits/*.csv", "tables/*.csv", "figures/*", "notebooks/*.ipynb"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,44 @@ class Run:
         """
         known = self.settings if (self.folder / "settings.json").is_file() else {}
         write_json(self.folder / "settings.json", known | values)
+
+    def drop_results(self, keep: tuple[str, ...] = ()) -> None:
+        """Remove the results of other data, or of other splits of them; finished trials stay.
+
+        Parameters
+        ----------
+        keep : tuple of str
+            Names of files that stay.
+        """
+        found = [file for pattern in _RESULTS for file in self.folder.glob(pattern) if file.name not in keep]
+        for file in found:
+            file.unlink(missing_ok=True)
+        if found:
+            print(
+                f"{self.folder}: held results of other images, splits or settings; removed. Finished trials "
+                "are kept, and used again where they fit.",
+                flush=True,
+            )
+
+    def check_origin(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Return a predictions table if its rows are of this run's images (column ``data``, if it has one).
+
+        Raises
+        ------
+        InputError
+            If a row was made from other images than 02_preprocess has recorded.
+        """
+        settings = self.settings if (self.folder / "settings.json").is_file() else {}
+        if "listing" not in settings or "data" not in table:  # predictions made elsewhere
+            return table
+        if "fingerprint" not in settings:
+            raise InputError(f"{self.folder}: its images may have changed; run 02_preprocess with it again")
+        if (table["data"] != settings["fingerprint"]).any():
+            raise InputError(
+                f"{self.folder / name}: holds rows of other images than this run's; remove it, and run "
+                "04_train or 06_compare again"
+            )
+        return table
 
     def images(self) -> pd.DataFrame:
         """Read the images that 01_mount found (`breakhis.IMAGE_COLUMNS`, the author's folds, path)."""
@@ -171,6 +216,23 @@ def trial_folder(run: Run, row) -> Path | None:
             if row["filename"] in made and abs(made[row["filename"]] - row["probability"]) < 1e-9:
                 return folder
     return None
+
+
+def is_run_folder(folder) -> bool:
+    """Tell whether a folder holds a run, by its ``settings.json``.
+
+    Examples
+    --------
+    >>> run = Run(Path(tempfile.mkdtemp()))
+    >>> run.record(data="synthetic")
+    >>> is_run_folder(run.folder), is_run_folder(run.folder.parent / "nowhere")
+    (True, False)
+    """
+    try:
+        settings = json.loads(Path(folder, "settings.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and bool({"data", "source", "cache"} & settings.keys())
 
 
 def has_cache(run: Run) -> bool:

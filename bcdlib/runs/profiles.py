@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from bcdlib.errors import check_known
+from bcdlib.errors import InputError, check_known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +74,12 @@ def get_profile(name: str, **changes) -> Profile:
     name : str
         "paper", "quick" or "demo".
     **changes
-        Field -> value; None keeps the profile's own.
+        Field -> value; None keeps the profile's own, and so does the size (0, 0).
 
     Raises
     ------
     InputError
-        If there is no such profile.
+        If there is no such profile, or only one side of ``size`` is given.
 
     Examples
     --------
@@ -87,6 +87,12 @@ def get_profile(name: str, **changes) -> Profile:
     (200, Profile(name='paper', size=(144, 96), epochs=3, ...
     """
     check_known("profile", name, PROFILES)
+    if (size := changes.get("size")) is not None:
+        if min(size) < 0 or min(size) == 0 < max(size):
+            raise InputError(
+                f"width {size[0]} and height {size[1]}: give both in pixels, or neither for the profile's"
+            )
+        changes["size"] = tuple(size) if any(size) else None
     return dataclasses.replace(
         PROFILES[name], **{key: value for key, value in changes.items() if value is not None}
     )

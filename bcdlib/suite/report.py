@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 import nbformat
+import pandas as pd
 from nbconvert import HTMLExporter
 from PIL import Image
 
@@ -17,7 +18,7 @@ from bcdlib import __version__
 from bcdlib.errors import printable
 from bcdlib.evaluation import metrics
 from bcdlib.plots import panel
-from bcdlib.runs import files, places
+from bcdlib.runs import environment, files, places
 from bcdlib.runs.folder import Run
 from bcdlib.trials.notebook import STAGES
 
@@ -32,7 +33,15 @@ def write_report(run: Run) -> dict:
     Both are made to be handed on: of folders of this machine they have the names only.
     """
     settings = {key: places.name_only(value) for key, value in run.settings.items()}
-    summary = {"bcdlib": __version__, "settings": settings, "trained": [], "compared": []}
+    summary = {
+        "bcdlib": __version__,
+        "data": run.settings.get("fingerprint"),
+        "settings": settings,
+        "environment": environment.describe_environment(),
+        "trials": trial_environments(run),
+        "trained": [],
+        "compared": [],
+    }
     for key, name in (("trained", "predictions.csv"), ("compared", "comparison_predictions.csv")):
         if (run.folder / name).is_file():
             table = metrics.metrics_table(metrics.read_predictions(run.folder / name))
@@ -40,6 +49,28 @@ def write_report(run: Run) -> dict:
     files.write_json(run.folder / "summary.json", summary)
     files.write_text(run.folder / "report.html", render_report(run, summary))
     return summary
+
+
+def trial_environments(run: Run) -> list[dict]:
+    """List where the trials behind the run's predictions were trained: a row each kind of environment.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    list of dict
+        ``trials`` (how many), ``data`` (fingerprint), ``precision``, and what
+        `environment.describe_environment` says. Trials of other data than the run's are left out.
+    """
+    rows, own = [], run.settings.get("fingerprint")
+    for file in sorted((run.folder / "trials").glob("*/trial.json")):
+        facts = json.loads(file.read_text())
+        if "environment" in facts and facts["data"] == own:
+            rows.append({"data": own, "precision": facts["precision"], **facts["environment"]})
+    distinct = {json.dumps(row): row for row in rows}
+    return [{"trials": rows.count(row), **row} for row in distinct.values()]
 
 
 def render_report(run: Run, summary: dict) -> str:
@@ -78,11 +109,22 @@ def render_report(run: Run, summary: dict) -> str:
     ).get_template("report.html.j2")
     return template.render(
         summary=summary,
+        made_with=_made_with(summary),
         chapters=chapters,
         protocol_figure=_webp(figure.read_bytes()) if figure.is_file() else "",
         folder=run.folder.name,
         nonce=secrets.token_urlsafe(),  # the page runs the script that knows it and no other
     )
+
+
+def _made_with(summary: dict) -> list[dict]:
+    """Rows of the table of environments: this report's, then the trials', with the same columns."""
+    trials = [
+        {"what": f"{row['trials']} trial{'s' * (row['trials'] > 1)}", **row} for row in summary["trials"]
+    ]
+    rows = pd.DataFrame([{"what": "this report", **summary["environment"]}, *trials])
+    rows = rows.drop(columns=["trials", "data"], errors="ignore").astype(object)
+    return rows.where(rows.notna(), None).to_dict("records")
 
 
 def _body(notebook) -> str:

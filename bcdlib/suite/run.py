@@ -35,7 +35,7 @@ def absolute_parameters(parameters: dict) -> dict:
     if os.environ.get("BCD_WEIGHTS_DIR"):
         os.environ["BCD_WEIGHTS_DIR"] = _absolute(os.environ["BCD_WEIGHTS_DIR"])
     return parameters | {
-        "data": data if data == "synthetic" else _absolute(data),
+        "data": data if data in mount.DRAWN_OR_FETCHED else _absolute(data),
         "manifest": mount.find_manifest(data, manifest),
         "weights": _absolute(weights) if weights and Path(weights).is_dir() else weights or "",
         "method": methods.absolute_name(parameters["method"]),
@@ -110,7 +110,7 @@ def prepare_run(
     InputError
         If the data set or the manifest cannot be used, or `strict` says so.
     """
-    mount.start_run(run, data, manifest=manifest, seed=data_seed, progress=progress)
+    mount.start_run(run, data, manifest=manifest, profile=profile.name, seed=data_seed, progress=progress)
     cache = preprocess.resize_images(
         run, profile, mount.open_data(run), cache_root=cache_root, strict=strict, progress=progress
     )

@@ -18,7 +18,7 @@ import yaml
 
 from bcdlib import methods
 from bcdlib.data import splits
-from bcdlib.errors import InputError, check_known, describe_error, one_line
+from bcdlib.errors import InputError, check_known, describe_error, one_line, split_words
 from bcdlib.evaluation import metrics
 from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run, open_run_folder
@@ -29,6 +29,7 @@ SWEEP_STAGES = ("04_train", "05_evaluate")
 ELSEWHERE = {
     "data": "--data",
     "out": "--out",
+    "drive": "the environment variable BCD_HOME",
     "predictions": "evaluate PREDICTIONS.csv",
     "validation": "evaluate --validation",
     "image": "predict MODEL IMAGE",
@@ -110,7 +111,7 @@ def _value(name: str, value):
         methods.method_settings(value)
         return methods.absolute_name(value)
     if name == "splits":
-        for split in value.split():
+        for split in split_words(value):
             splits.describe_protocol(split)
     if name == "weights" and value and Path(value).is_dir():  # notebooks work in a folder of their own
         return str(Path(value).expanduser().absolute())

@@ -19,7 +19,7 @@ from bcdlib.evaluation import metrics
 from bcdlib.runs import files, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.trials import jobs
-from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
+from bcdlib.trials.trial import Result, Trial, add_predictions, of_same_data, run_trial
 
 
 def run_comparison(
@@ -255,7 +255,8 @@ def _replace_rows(run: Run, name: str, tried: pd.MultiIndex, tables: list[pd.Dat
     """Put tables into a file in place of its rows of the (method, split) that were tried."""
     if (run.folder / name).is_file():
         old = run.read_csv(name, "06_compare")
-        tables = [old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(tried)], *tables]
+        others = old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(tried)]
+        tables = [of_same_data(others, pd.concat(tables)) if tables else others, *tables]
     if tables:
         files.write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
 
@@ -269,8 +270,9 @@ def _write_summary(run: Run, errors: pd.DataFrame) -> None:
 
 def all_predictions(run: Run) -> pd.DataFrame:
     """Read the predictions of every comparison that was made in this run so far."""
-    run.read_csv("comparison_predictions.csv", "06_compare")
-    return metrics.read_predictions(run.folder / "comparison_predictions.csv")
+    name = "comparison_predictions.csv"
+    run.read_csv(name, "06_compare")
+    return run.check_origin(metrics.read_predictions(run.folder / name), name)
 
 
 def failed_trials(run: Run) -> list[str]:

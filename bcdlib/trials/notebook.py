@@ -15,7 +15,7 @@ from bcdlib.errors import InputError, StageError
 from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.trials import cluster
-from bcdlib.trials.store import write_file
+from bcdlib.trials.store import put_trial
 from bcdlib.trials.trial import Result, Trial, run_trial
 
 STAGES = ("01_mount", "02_preprocess", "03_visualize", "04_train", "05_evaluate", "06_compare")
@@ -57,7 +57,7 @@ def run_with_notebook(
             )
         _make_notebook(result, cache, profile, weights=weights)
         if store:
-            write_file(store, f"{result.folder.name}/{_NAME}", (result.folder / _NAME).read_bytes())
+            put_trial(store, result.folder, anew=False)
     return result
 
 
@@ -68,14 +68,20 @@ def _make_notebook(
     trial, half = result.trial, result.folder / f".{_NAME}"
     with tempfile.TemporaryDirectory(prefix="bcdlib-") as folder:
         scratch = Run(Path(folder))
+        made_from = json.loads((cache.folder / "cache.json").read_text())["made_from"]
         scratch.record(
-            cache=str(cache.folder), profile=profile.name, trials=str(result.folder.parent.absolute())
+            data=made_from,
+            source=made_from,
+            profile=profile.name,
+            seed=trial.seed,
+            cache=str(cache.folder),
+            trials=str(result.folder.parent.absolute()),
         )
         files.write_csv(scratch.folder / "splits" / f"{trial.split}.csv", trial.split_table)
         execute_notebook(
             "04_train",
             {
-                "data": json.loads((cache.folder / "cache.json").read_text())["made_from"],
+                "data": made_from,
                 "profile": profile.name,
                 "out": folder,
                 "seed": trial.seed,

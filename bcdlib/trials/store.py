@@ -36,10 +36,26 @@ def read_file(store: str, name: str) -> bytes:
     return system.cat_file(path)
 
 
-def put_trial(store: str, folder: Path) -> None:
-    """Copy a finished trial's files into the store."""
+def put_trial(store: str, folder: Path, *, anew: bool = True) -> None:
+    """Copy a finished trial's files into the store.
+
+    Parameters
+    ----------
+    store : str
+    folder : pathlib.Path
+    anew : bool
+        Also if the store has files of all these names; otherwise only where it lacks one, since whoever
+        finished the trial here may have been killed before all was copied.
+    """
     left = (".", "checkpoint")  # what writers that were killed left, and checkpoints put aside
     files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(left)]
+    system, there = _open(store, folder.name)
+    stored = system.ls(there, detail=False) if system.exists(there) else []
+    known = {Path(path).name for path in stored}
+    if not anew and {file.name for file in files} <= known:
+        return
+    if _LAST in known:  # until all is there the trial is not whole
+        system.rm_file(f"{there}/{_LAST}")
     for file in sorted(files, key=lambda file: file.name == _LAST):
         write_file(store, f"{folder.name}/{file.name}", file.read_bytes())
 
@@ -50,6 +66,7 @@ def fetch_trial(store: str, folder: Path) -> bool:
     if not system.exists(f"{there}/{_LAST}"):
         return False
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _LAST).unlink(missing_ok=True)  # until all is here the trial is not whole
     for path in sorted(system.ls(there, detail=False), key=lambda path: path.endswith(f"/{_LAST}")):
         with atomic_write(folder / Path(path).name) as temporary:
             temporary.write_bytes(system.cat_file(path))

@@ -22,8 +22,8 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods import _base
 from bcdlib.methods._base import TASKS, Method, malignant_probability
-from bcdlib.methods.parts import backbones, features, fitting
-from bcdlib.runs import files, profiles
+from bcdlib.methods.parts import backbones, features, fitting, hardware
+from bcdlib.runs import environment, files, profiles
 from bcdlib.runs.folder import TRIAL_COLUMNS
 from bcdlib.trials import model_card
 from bcdlib.trials.store import fetch_trial, put_trial
@@ -228,8 +228,8 @@ def run_trial(
         if (folder / model_name).is_file() and not (folder / model_card.CARD_NAME).is_file():
             model_card.write_card(folder, cache.images, part)
         (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
-        if store and not found:
-            put_trial(store, folder)
+        if store:
+            put_trial(store, folder, anew=not found)
         return load_trial(trial, folder)
 
 
@@ -294,7 +294,10 @@ def _train(
     tables = {"validation.csv": (validated, validation)}
     tables["predictions.csv"] = (rows["test"], predicted(estimator, rows["test"]))  # read last
     for name, (chosen, probability) in tables.items():
-        files.write_csv(folder / name, _table(trial, cache.images.iloc[chosen], probability, weights_label))
+        files.write_csv(
+            folder / name,
+            _table(trial, cache.images.iloc[chosen], probability, weights_label, cache.fingerprint),
+        )
     files.write_json(
         folder / "trial.json",
         {
@@ -313,11 +316,22 @@ def _train(
             "profile": profile.name,
             "devices": getattr(estimator, "devices_", 1),
             "seconds": round(time.perf_counter() - started, 1),
+            "data": cache.fingerprint,
+            "precision": _precision(estimator),
+            "environment": environment.describe_environment(),
         },
     )
 
 
-def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_label: str) -> pd.DataFrame:
+def _precision(estimator: Method) -> str:
+    """Name the dtype policy that it trained with."""
+    whole = hasattr(estimator, "precision") and not estimator.frozen
+    return hardware.dtype_policy(estimator.precision) if whole else "float32"
+
+
+def _table(
+    trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_label: str, fingerprint: str
+) -> pd.DataFrame:
     table = images[["filename", "slide", "case", "magnification", "subtype"]].assign(
         label=breakhis.class_labels(images),
         probability=malignant_probability(probability),
@@ -326,7 +340,8 @@ def _table(trial: Trial, images: pd.DataFrame, probability: np.ndarray, weights_
         split=trial.split,
         seed=trial.seed,
         weights=weights_label,
-    )[[*COLUMNS, "weights"]]
+        data=fingerprint,
+    )[[*COLUMNS, "weights", "data"]]
     if trial.task == "subtype":
         table[SUBTYPE_COLUMNS] = probability
     return table
@@ -374,12 +389,21 @@ def load_trial(trial: Trial, folder) -> Result:
     )
 
 
+def of_same_data(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a predictions table that are of the same images as another's (column ``data``)."""
+    known = old["data"].isin(new["data"]) if "data" in old and "data" in new else pd.Series(False, old.index)
+    return old[known] if len(new) else old
+
+
 def add_predictions(path, new: pd.DataFrame) -> pd.DataFrame:
-    """Put predictions into a table on disk, in place of those of the same trials; return the whole table."""
+    """Put predictions into a table on disk, in place of those of the same trials; return the whole table.
+
+    Rows of other images than the new ones' are dropped.
+    """
     path = Path(path)
     if path.is_file():
         old = pd.read_csv(path, dtype={"slide": str, "case": str})
         same = pd.MultiIndex.from_frame(old[TRIAL_COLUMNS]).isin(pd.MultiIndex.from_frame(new[TRIAL_COLUMNS]))
-        new = pd.concat([old[~same], new], ignore_index=True)
+        new = pd.concat([of_same_data(old[~same], new), new], ignore_index=True)
     files.write_csv(path, new)
     return new

@@ -1,6 +1,7 @@
 """Try an image of your own."""
 
 import html
+import sys
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -48,25 +49,39 @@ class YourImage:
     def __init__(self, saved: dict[str, Path], answer: explanation.Explanation):
         self.saved = saved
         self.model = panel.dropdown("model", list(saved), "460px")
-        self.upload = widgets.FileUpload(
-            accept="image/*", description="Choose an image", layout=widgets.Layout(width="180px")
-        )
+        self.place = widgets.Output()  # where Colab shows its own form
+        button = {"description": "Choose an image", "layout": widgets.Layout(width="180px")}
+        if "google.colab" in sys.modules:
+            self.upload = widgets.Button(**button)
+            self.upload.on_click(lambda _: self._upload_in_colab())
+        else:
+            self.upload = widgets.FileUpload(accept="image/*", **button)
+            self.upload.observe(lambda _: self._ask(), "value")
+        self.files: list[tuple[str, bytes]] = []  # chosen in Colab
         self.answer, self.image = widgets.HTML(), panel.image_widget("520px")
         self.box = widgets.VBox(
             [
                 self.model,
                 self.upload,
+                self.place,
                 widgets.HTML("PNG, JPEG, TIFF or BMP. It goes to this runtime only. Not a medical device."),
                 self.answer,
                 self.image,
             ]
         )
         self._show("An image at hand", answer)
-        self.upload.observe(lambda _: self._ask(), "value")
         self.model.observe(lambda _: self._ask(), "value")
 
+    def _upload_in_colab(self):
+        from google.colab import files  # of an ipywidgets 7 FileUpload, 1 MB and more never arrive there
+
+        with self.place:
+            self.files = list(files.upload().items())
+        self.place.clear_output()
+        self._ask()
+
     def _ask(self):
-        files = uploaded_files(self.upload.value)
+        files = self.files or uploaded_files(getattr(self.upload, "value", ()))
         if not files:
             return
         name, content = files[-1]

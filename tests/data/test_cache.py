@@ -1,18 +1,24 @@
 """The cache: its pixels, what is skipped, and that it is whole or not there."""
 
+import io
+import json
 import os
 import platform
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from bcdlib.data import cache, decode, sources
 from bcdlib.data.breakhis import official_path, scan_breakhis
-from bcdlib.data.cache import build_cache, open_cache
+from bcdlib.data.cache import build_cache, open_cache, resized_cache
 from bcdlib.errors import InputError
+from bcdlib.runs.files import CACHE_TAG
+from bcdlib.runs.folder import open_run_folder
 from tests.data.test_decode import lanczos, noise
 
 SIZE = (24, 20)
@@ -31,6 +37,28 @@ def copy(tiny, tmp_path):
 
 def build(folder, root, size=SIZE):
     return build_cache(*open_images(folder), size, root=root, progress=False)
+
+
+def made_in(root):
+    return sorted(path.name for path in root.iterdir() if path.name != CACHE_TAG)
+
+
+def note_of(cache):
+    (note,) = cache.folder.glob("source-*.json")
+    return note.name
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    def fail(content, size=None):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(decode, "decode_image", fail)
+
+
+def touch(folder, seconds=3600):
+    for file in (*folder.rglob("*"), folder):
+        os.utime(file, (file.stat().st_atime, file.stat().st_mtime + seconds))
 
 
 def test_cache_holds_the_pixels(tiny, tmp_path):
@@ -64,6 +92,85 @@ def test_second_call_does_not_decode_and_another_size_does(tiny, tmp_path, monke
         build(tiny, tmp_path, (10, 10))
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar", "gztar", "zip"])
+def test_a_second_download_is_not_decoded(kind, tiny, copy, tmp_path, request):
+    """The same files with other times of change, at another place."""
+    first, second = (Path(tiny), copy) if kind == "folder" else (tmp_path / "one", tmp_path / "two")
+    if kind != "folder":
+        first = Path(shutil.make_archive(str(first), kind, tiny))
+        second = Path(shutil.copy(first, second.with_name(second.name + "".join(first.suffixes))))
+    before = build(first, tmp_path / "root")
+    request.getfixturevalue("no_decoding")
+    touch(second)
+    after = build(second, tmp_path / "root")
+    assert after.folder == before.folder and after.fingerprint == before.fingerprint
+    assert json.loads((after.folder / "cache.json").read_text())["made_from"] == str(second)
+    assert build(second, tmp_path / "root").folder == before.folder
+
+
+def test_other_content_of_the_same_size_and_name_is_another_data_set(copy, tmp_path):
+    before = build(copy, tmp_path / "root")
+    file = copy / official_path(before.images["filename"][40])
+    content = file.read_bytes()
+    changed = encode_in(len(content))
+    file.write_bytes(changed)
+    after = build(copy, tmp_path / "root")
+    assert len(changed) == len(content) and after.fingerprint != before.fingerprint
+    assert np.flatnonzero((after.pixels != before.pixels).any(axis=(1, 2, 3))).tolist() == [40]
+    file.write_bytes(content)
+    assert build(copy, tmp_path / "root").folder == before.folder
+
+
+def encode_in(size):
+    """A PNG of noise of so many bytes: a text chunk fills it up."""
+    buffer = io.BytesIO()
+    Image.fromarray(noise(seed=5)[:20, :20]).save(buffer, "PNG")
+    fill = PngInfo()
+    fill.add_text("x", "." * (size - len(buffer.getvalue()) - 14))
+    buffer = io.BytesIO()
+    Image.fromarray(noise(seed=5)[:20, :20]).save(buffer, "PNG", pnginfo=fill)
+    return buffer.getvalue()
+
+
+def test_a_folder_and_archives_of_it_are_one_data_set(tiny, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in Path(tiny).rglob("*.png"):
+        shutil.copy(file, flat)
+    places = [tiny, flat, *(shutil.make_archive(str(tmp_path / kind), kind, tiny) for kind in ("zip", "tar"))]
+    caches = [build(place, tmp_path / "root") for place in places]
+    assert len({cache.folder for cache in caches}) == 1
+    other = build(flat, tmp_path / "root", (30, 20))
+    assert other.fingerprint == caches[0].fingerprint and other.folder != caches[0].folder
+    shutil.rmtree(tmp_path / "flat")  # the last source that was seen is asked for other sizes
+    (tmp_path / "tar.tar").unlink()
+    build(tiny, tmp_path / "root")
+    assert resized_cache(open_cache(caches[0].folder), (12, 8)).size == (12, 8)
+
+
+def test_another_size_of_images_that_have_changed(copy, tmp_path):
+    before = build(copy, tmp_path / "root")
+    file = copy / official_path(before.images["filename"][40])
+    file.write_bytes(encode_in(len(file.read_bytes())))
+    with pytest.raises(InputError, match="1 images .* have changed"):
+        resized_cache(before, (12, 8))
+
+
+def test_runs_and_caches_inside_the_data_are_not_data(copy, tmp_path):
+    before = build(copy, tmp_path / "root")
+    run = open_run_folder(copy / "runs" / "mine")
+    run.record(data=str(copy))
+    own = open_run_folder(copy)  # the data folder itself as a run
+    own.record(data=str(copy))
+    build(copy, copy / "runs" / "cache")
+    for folder in (run.folder / "figures", own.folder / "figures", copy / "runs" / "cache" / "synthetic-0"):
+        folder.mkdir(parents=True)
+        shutil.copy(next(copy.rglob("*.png")), folder / "SOB_B_A-99-10099-40-001.png")
+    source, images = open_images(copy)
+    assert len(images) == 96 and source.fingerprint() == open_images(tmp_path / "copy")[0].fingerprint()
+    assert build(copy, tmp_path / "root").folder == before.folder
+
+
 def test_changed_source_makes_another_cache(copy, tmp_path):
     before = build(copy, tmp_path / "root")
     name = before.images["filename"][40]
@@ -88,7 +195,7 @@ def test_corrupt_image_is_skipped_and_the_others_are_unchanged(tiny, copy, tmp_p
     with pytest.raises(InputError, match=names[3]):
         cache.rows([names[0], names[3]])
     assert sorted(file.name for file in cache.folder.iterdir()) == [
-        "cache.json", "images.csv", "pixels.npy", "skipped.csv"
+        "cache.json", "checksums.csv", "images.csv", "pixels.npy", "skipped.csv", note_of(cache)
     ]  # fmt: skip
 
 
@@ -98,7 +205,7 @@ def test_no_usable_image(copy, tmp_path):
     with pytest.raises(InputError, match="none of the 96 images") as caught:
         build(copy, tmp_path / "root")
     assert str(copy) in str(caught.value)
-    assert list((tmp_path / "root").iterdir()) == []
+    assert made_in(tmp_path / "root") == []
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
@@ -121,15 +228,17 @@ def test_cut_off_and_called_again_gives_the_same(where, kind, tiny, tmp_path, mo
         else:
             patch.setattr(decode, "decode_image", stopping)
         build(tiny, tmp_path / "cut")
-    assert list((tmp_path / "cut").iterdir()) == [], "something half made stays"
+    assert made_in(tmp_path / "cut") == [], "something half made stays"
     made = build(tiny, tmp_path / "cut")
     assert np.array_equal(made.pixels, build(tiny, tmp_path / "whole").pixels)
-    assert [path.name for path in (tmp_path / "cut").iterdir()] == [made.folder.name]
+    assert made_in(tmp_path / "cut") == [made.folder.name]
     assert {file.name for file in made.folder.iterdir()} == {
         "cache.json",
+        "checksums.csv",
         "images.csv",
         "pixels.npy",
         "skipped.csv",
+        note_of(made),
     }
 
 
@@ -138,7 +247,8 @@ def test_what_a_killed_run_left_is_not_taken_for_a_cache(tiny, tmp_path, monkeyp
     whole = build(tiny, tmp_path / "whole")
     root = tmp_path / "cut"
     mine, fresh, old = (
-        root / f"{whole.folder.name}.{machine}.part" for machine in (platform.node(), "fresh", "old")
+        root / f"pixels-{note_of(whole)[7:-5]}.{machine}.part"
+        for machine in (platform.node(), "fresh", "old")
     )
     for folder in (mine, fresh, old):
         folder.mkdir(parents=True)
@@ -147,7 +257,7 @@ def test_what_a_killed_run_left_is_not_taken_for_a_cache(tiny, tmp_path, monkeyp
     os.utime(old, (yesterday, yesterday))
     made = build(tiny, root)
     assert np.array_equal(made.pixels, whole.pixels) and made.images.equals(whole.images)
-    assert {path.name for path in root.iterdir()} == {made.folder.name, fresh.name}
+    assert made_in(root) == sorted([made.folder.name, fresh.name])
     assert np.array_equal(build(tiny, root).pixels, whole.pixels)
 
 
@@ -161,7 +271,7 @@ def test_another_machine_that_finishes_first(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "write_json", other_machine_was_here)
     made = build(tiny, tmp_path / "cut")
     assert np.array_equal(made.pixels, whole.pixels)
-    assert [path.name for path in (tmp_path / "cut").iterdir()] == [made.folder.name]
+    assert made_in(tmp_path / "cut") == [made.folder.name]
 
 
 def test_open_cache_where_there_is_none(tmp_path):

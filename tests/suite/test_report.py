@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 
 import nbformat
@@ -80,7 +81,35 @@ def test_the_protocol_figure_comes_first_and_contents_name_the_sections(html):
     )
     links = re.findall(r'<li><a href="#([^"]+)">', html)
     assert "results" in links and "References" not in links
-    assert all(f'id="{name}"' in html for name in links) and len(links) == 3
+    assert all(f'id="{name}"' in html for name in links) and len(links) == 4
+
+
+def test_what_it_was_made_with_is_recorded_and_shown(tmp_path):
+    run = open_run_folder(tmp_path / "run")
+    run.record(data="somewhere", source="somewhere", profile="demo", fingerprint="d0123456789ab")
+    before = {"device": "Tesla T4", "keras": "3.13.2", "colab": "release-colab_20260801"}
+    for name, data in (("a", "d0123456789ab"), ("b", "d0123456789ab"), ("c", "dffffffffffff")):
+        folder = run.folder / "trials" / name
+        folder.mkdir(parents=True)
+        facts = {"data": data, "precision": "mixed_float16", "environment": before}
+        (folder / "trial.json").write_text(json.dumps(facts))
+    summary = write_report(run)
+    assert summary == json.loads((run.folder / "summary.json").read_text())
+    assert summary["data"] == "d0123456789ab"
+    assert summary["trials"] == [
+        {"trials": 2, "data": "d0123456789ab", "precision": "mixed_float16", **before}
+    ]
+    assert summary["environment"]["numpy"] == np.__version__ and summary["environment"]["backend"]
+    html = (run.folder / "report.html").read_text()
+    for text in (
+        "d0123456789ab",
+        "Tesla T4",
+        "mixed_float16",
+        "release-colab_20260801",
+        "2 trials",
+        np.__version__,
+    ):
+        assert text in html
 
 
 def test_nothing_of_the_data_becomes_html(html):

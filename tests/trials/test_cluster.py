@@ -214,8 +214,11 @@ def test_errors_of_workers_are_those_of_one_process(slow, tiny, tmp_path):
             progress=False,
             scheduler=scheduler,
         )
+    line = 1 + slow.read_text().partition("1 / (1 - self.seed)")[0].count("\n")
     expected = [
-        f"slow, split image, fold {fold}, seed 1: ZeroDivisionError: division by zero" for fold in range(2)
+        f"slow, split image, fold {fold}, seed 1: "
+        f"InputError: {slow}, line {line}: ZeroDivisionError: division by zero"
+        for fold in range(2)
     ]
     assert comparison.failed_trials(run) == expected
     for name in TABLES:

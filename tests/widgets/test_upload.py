@@ -1,5 +1,8 @@
 """Upload of an image of one's own: what is asked, what is shown, what is said when it is no image."""
 
+import sys
+import types
+
 import ipywidgets as widgets
 import pandas as pd
 import pytest
@@ -66,6 +69,29 @@ def test_upload_says_what_is_wrong(your_image, monkeypatch):
     your_image.upload.send("notes.txt", b"text")
     assert "notes.txt</b>: image: cannot be decoded" in your_image.answer.value
     assert your_image.image.layout.display == "none"
+
+
+def test_in_colab_its_own_upload_is_used(monkeypatch):
+    """ipywidgets 7 loses files of 1 MB and more on their way through Colab's proxy."""
+    files = types.ModuleType("google.colab.files")
+    content = bytes(3 * 2**20)
+    files.upload = lambda: {"large.png": content}
+    colab = types.ModuleType("google.colab")
+    colab.files = files
+    for name, module in {"google.colab": colab, "google.colab.files": files}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    asked = []
+    monkeypatch.setattr(
+        explanation, "explain_image", lambda file, image: asked.append(image) or answer("malignant", 0.9)
+    )
+    shown = upload.YourImage({"net": "model.keras", "other": "other.keras"}, answer("benign", 0.1))
+    shown.model.value = "other"  # nothing chosen yet
+    assert not asked
+    shown.upload.click()
+    assert asked == [content] and "large.png: malignant" in shown.answer.value
+    files.upload = dict  # cancelled
+    shown.upload.click()
+    assert len(asked) == 1
 
 
 def test_a_run_without_models_says_so(run):

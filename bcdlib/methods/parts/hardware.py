@@ -182,6 +182,8 @@ def describe_hardware(model: keras.Model) -> str:
     """Describe in one line backend, device, dtype policy, XLA and steps per execution of a compiled model."""
     kind, capability = accelerator()
     device = kind.upper() + (f" (compute capability {capability})" if capability else "")
+    if kind == "cpu" and keras.backend.backend() == "tensorflow":
+        device += f" (oneDNN {'off' if os.environ['TF_ENABLE_ONEDNN_OPTS'] == '0' else 'on'})"
     compiler, steps = "XLA" if model.jit_compile else "no XLA", model.steps_per_execution
     return (
         f"Training on {keras.backend.backend()}, {device}: {model.dtype_policy.name}, {compiler}, "

@@ -1,0 +1,87 @@
+"""A walk through all points at which a file gets its final name: ended there, the process is started again.
+
+Whatever the point, the same words give the same result in the end: here, and in the store that other machines
+look into ("done here" is not "done everywhere").
+"""
+
+import shutil
+
+import pytest
+
+from tests.faults.test_faults_kills import METHOD, Warm, finished, note
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def warm():
+    found = Warm()
+    yield found
+    found.process.stdin.close()
+    found.process.wait(30)
+
+
+def contents(folder) -> dict[str, bytes]:
+    """What lies in a folder, without what says how long something took, or was half written."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not file.name.startswith(".") and file.name != "trial.json"
+    }
+
+
+def names(folder) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.name.startswith(".")}
+
+
+def walk(start, folder, record_property) -> int:
+    """Die at each point in turn and run again; return how many points there were."""
+    whole = start()
+    finished(whole)
+    assert whole.poll() == 0
+    wanted, known = contents(folder), names(folder)
+    point, lost = 0, []
+    while True:
+        point += 1
+        shutil.rmtree(folder)
+        folder.mkdir()
+        cut = start(dies_at=point)
+        finished(cut)
+        if cut.poll() == 0:  # there was no such point
+            break
+        assert cut.poll() == 9
+        again = start()
+        finished(again)
+        equal = again.poll() == 0 and contents(folder) == wanted and names(folder) == known
+        note(record_property, 1, equal)
+        if not equal:
+            lost.append(point)
+    assert not lost, f"{len(lost)} of {point - 1} points: {lost}"
+    return point - 1
+
+
+@pytest.mark.parametrize("models", [False, True])
+def test_preprocess_and_compare_with_a_store(models, tiny, warm, tmp_path, record_property):
+    (tmp_path / "colours.py").write_text(METHOD.replace("np.save(path", "np.save(open(path, 'wb')"))
+    place = tmp_path / "walked"
+    place.mkdir()
+
+    def start(**more):
+        return warm.start(
+            work="to_compare",
+            data=tiny,
+            out=place / "run",
+            cache=place / "cache",
+            size=(36, 24),
+            methods=[tmp_path / "colours.py"],
+            splits=["case"],
+            store=str(place / "store"),
+            keep_models=models,
+            log=tmp_path / "log",
+            **more,
+        )
+
+    points = walk(start, place, record_property)
+    assert points > 30
+    assert len(list(place.glob("store/*/predictions.csv"))) == 2
+    assert len(list(place.glob("store/*/trial.json"))) == 2
