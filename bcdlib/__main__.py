@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -369,16 +370,24 @@ def evaluate(predictions, out, **options):
 
 
 @main.command(params=[json_option])
+@click.option(
+    "--input",
+    "values",
+    default="",
+    help="What a model made elsewhere takes: 0..255, 0..1 or -1..1 (--input=-1..1).  [default: 0..255]",
+)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-def predict(model, images, as_json):
-    """Classify images (or folders, archives) with a saved model.
+def predict(model, images, as_json, values):
+    """Classify images (or folders, archives) with a saved model, ours or any .keras file of plain layers.
 
     For research and teaching, not a medical device.
     """
     from bcdlib import evaluate
 
-    table = evaluate.predict_files(model, images, progress=True)
+    table = evaluate.predict_files(model, images, progress=True, values=values)
+    for note in table.attrs["notes"]:
+        click.echo(f"Note: {printable(note)}", err=True)
     click.echo(evaluate.as_json(table) if as_json else table.to_string(index=False))
 
 
@@ -432,11 +441,46 @@ def _disk_errors_explained():
             raise
 
 
+# what TensorFlow, CUDA and Jupyter's kernels say when they start, and XLA when it compiles; errors go through
+_NOISE = (
+    rb"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:|To enable the following instr"
+    rb"uctions|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |.*Kernel is running over TCP without encryption"
+    rb"|(E\d{4} |[-\d]+ [:.\d]+: E ).*(cuda|cuInit|Unable to register)"
+)
+_FILTER = f"""
+import re, sys
+for line in sys.stdin.buffer:
+    if not re.match({_NOISE!r}, line):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+"""
+
+
+def _drop_noise() -> None:
+    """Filter what libraries in C, and processes that are started here, write to stderr.
+
+    It takes a process: a thread could wait for what holds Python's lock, and a crash's last words must come
+    through. What Python itself writes here goes to stderr as ever.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        return
+    words = [sys.executable, "-I", "-S", "-c", _FILTER]
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=kept, start_new_session=True
+    )
+    os.dup2(process.stdin.fileno(), 2)
+    process.stdin.close()
+    sys.stderr = os.fdopen(kept, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace")
+
+
 def cli(command=main) -> None:
     """Run a click command, by default ``bcdlib`` itself, whose entry point this is.
 
     An error ends it with one line on stderr and status 2 (bad input) or 1 (a notebook failed).
     """
+    _drop_noise()
     try:
         with _disk_errors_explained():
             command()

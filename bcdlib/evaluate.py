@@ -30,7 +30,6 @@ from bcdlib.explain.explanation import explain_image as explain_image
 from bcdlib.explain.explanation import explain_own_image as explain_own_image
 
 GROUP = ["method", "split"]
-AT_ONCE = 512  # images that `predict_files` holds in memory
 
 
 def lock(
@@ -390,21 +389,24 @@ def _with_note(figure, table: pd.DataFrame):
     return figure
 
 
-def predict_files(model_file, image_files, progress: bool = False) -> pd.DataFrame:
+def predict_files(model_file, image_files, progress: bool = False, *, values: str = "") -> pd.DataFrame:
     """Classify images with a saved model: decoded on all cores, a few hundred in memory at a time.
 
     Parameters
     ----------
     model_file : path
-        A .keras file that takes uint8 (N, height, width, 3), RGB 0..255.
+        A .keras file, ours or any that takes (N, height, width, 3), RGB; see `methods.load_method`.
     image_files : sequence of paths
         PNG, JPEG, TIFF or BMP files, and folders or archives of them, each once.
     progress : bool
         Whether to show a progress bar.
+    values : str
+        As in `methods.load_method`.
 
     Returns
     -------
     DataFrame
+        Its ``attrs["notes"]`` say what was assumed of a model that does not say it (list of str). Columns:
         file, probability (of malignant; NaN if unreadable), class, reason (empty, or why it was left out);
         and if the model lies in a trial's folder with what they need: calibrated (probability), warning
         (empty, or that the image is unlike the training images), nearest (the nearest training image).
@@ -412,18 +414,20 @@ def predict_files(model_file, image_files, progress: bool = False) -> pd.DataFra
     Raises
     ------
     InputError
-        If the model cannot be loaded (Keras' safe mode: no lambdas), or none of the images can be read.
+        If the model cannot be loaded, it gives what are no probabilities, or none of the images can be read.
     """
-    model, tables = models.load_model(model_file), []
+    model, tables = models.load_model(model_file, values=values), []
     decoded = decode.decode_files(image_files, model.size, progress)
-    while part := list(itertools.islice(decoded, AT_ONCE)):
+    while part := list(itertools.islice(decoded, model.at_once)):
         tables.append(_predicted(model_file, model, pd.DataFrame(part, columns=["file", "array", "reason"])))
     if not tables:
         raise InputError("no image named")
     table = pd.concat(tables, ignore_index=True)
     if (table["reason"] != "").all():
         raise InputError(f"{table['file'][0]}: {table['reason'][0]}")
-    return table.fillna({"warning": "", "nearest": ""})
+    table = table.fillna({"warning": "", "nearest": ""})
+    table.attrs["notes"] = list(model.notes)
+    return table
 
 
 def _predicted(model_file, model, part: pd.DataFrame) -> pd.DataFrame:

@@ -216,7 +216,7 @@ class ZipSource(_ArchiveSource):
 
     def _members(self):
         with self._explain_errors():
-            _check_directory(self.path)
+            check_directory(self.path)
             with zipfile.ZipFile(self.path) as archive:
                 for info in archive.infolist():
                     mode = info.external_attr >> 16 if info.create_system == 3 else 0  # 3: packed on Unix
@@ -231,8 +231,7 @@ class ZipSource(_ArchiveSource):
 
     def fingerprint(self):
         """Hash name, size and CRC-32 of each member, as the zip's table of contents has them."""
-        _check_directory(self.path)
-        _check_directory(self.path)
+        check_directory(self.path)
         with self._explain_errors(), zipfile.ZipFile(self.path) as archive:
             return _digest(f"{info.filename}\0{info.file_size}\0{info.CRC}" for info in archive.infolist())
 
@@ -256,8 +255,13 @@ class ZipSource(_ArchiveSource):
         return (content, "") if len(content) == info.file_size else (None, "shorter than it says")
 
 
-def _check_directory(path: Path) -> None:
-    """Refuse a zip of too many members before zipfile loads all of their names (APPNOTE 4.3.14 to 4.3.16)."""
+def check_directory(path: Path) -> None:
+    """Refuse a zip of too many members before zipfile loads all of their names (APPNOTE 4.3.14 to 4.3.16).
+
+    Raises
+    ------
+    InputError
+    """
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 2**16 - 98))
         tail = file.read()

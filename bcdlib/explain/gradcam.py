@@ -143,13 +143,15 @@ def _parts(network: keras.Model):
     """
     last = network.layers[-1]
     plain = (
-        isinstance(last, keras.layers.Dense)
+        isinstance(last, keras.layers.Dense | keras.layers.Activation)
         and last.output is network.outputs[0]
         and last.activation in (keras.activations.sigmoid, keras.activations.softmax)
     )
     before, after = _cut(network, last if plain else None)
     if not plain:
         return before, lambda maps: after(maps, training=False), 0.5
+    if isinstance(last, keras.layers.Activation):
+        return before, lambda maps: after(maps, training=False), 0.0
     bias = 0.0 if last.bias is None else last.bias
     # before the sigmoid, 0 is what 0.5 is behind it
     return before, lambda maps: keras.ops.matmul(after(maps, training=False), last.kernel) + bias, 0.0

@@ -13,15 +13,15 @@ from bcdlib.methods._base import malignant_probability
 from bcdlib.runs.folder import MODEL, Run
 
 
-def load_model(model_file) -> methods.SavedMethod:
+def load_model(model_file, *, values: str = "") -> methods.SavedMethod:
     """Load a saved model that takes images of one size; see `methods.load_method`.
 
     Raises
     ------
     InputError
-        If it cannot be loaded (Keras' safe mode: no lambdas) or does not take images of one size.
+        If it cannot be loaded or does not take images of one size.
     """
-    model = methods.load_method(model_file)
+    model = methods.load_method(model_file, values=values)
     if model.size is None:
         raise InputError(f"{model_file}: not a usable Keras model (it does not take images of one size)")
     return model

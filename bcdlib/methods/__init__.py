@@ -181,18 +181,30 @@ def explain_errors(name) -> Iterator[None]:
         raise InputError(f"{place}: {type(error).__name__}: {one_line(error)}") from error
 
 
-def load_method(path) -> SavedMethod:
-    """Load a trained network from a .keras file: one that `Method.save` wrote, or any that takes RGB 0..255.
+def load_method(path, *, values: str = "") -> SavedMethod:
+    """Load a trained network from a .keras file: one that `Method.save` wrote, or any of plain layers.
+
+    No code of whoever made the file is run, and no other file is opened. A network of others that ends in
+    logits gets the sigmoid or softmax that it lacks.
+
+    Parameters
+    ----------
+    path : path-like
+    values : str
+        What a network of others was trained on: "0..255", "0..1" or "-1..1"; empty means 0..255, with a
+        note where nothing in front of the network says so.
 
     Returns
     -------
     SavedMethod
         Its ``predict_proba(X, images=None)`` takes uint8 (N, height, width, 3) and applies the stain step
-        that the file describes, which keras.models.load_model alone would not.
+        that the file describes, which keras.models.load_model alone would not. Its ``notes`` say what is
+        assumed.
 
     Raises
     ------
     InputError
-        If there is no such file, it does not load, or it does not give 1, 2 or 8 numbers an image.
+        If there is no such file, it does not load, it names what is no plain layer, or it is no network
+        from RGB images to 1, 2 or 8 numbers.
     """
-    return load_saved(path, {name: get_method(name) for name in method_names()})
+    return load_saved(path, {name: get_method(name) for name in method_names()}, values=values)

@@ -42,7 +42,7 @@ def check_scheduler(scheduler: str) -> None:
     Raises
     ------
     InputError
-        If it is none of these, or dask.distributed is not installed.
+        If it is none of these, or what it needs is not installed.
 
     Examples
     --------
@@ -56,6 +56,8 @@ def check_scheduler(scheduler: str) -> None:
         )
     if scheduler != "none" and importlib.util.find_spec("distributed") is None:
         raise InputError("--scheduler needs dask.distributed: pip install distributed")
+    if _LOCAL.fullmatch(scheduler) and importlib.util.find_spec("cryptography") is None:
+        raise InputError(f"--scheduler {scheduler} encrypts between its processes: pip install cryptography")
 
 
 def map_items(
@@ -162,7 +164,10 @@ def _client(scheduler: str):
                 n_workers=int(local[1]),
                 threads_per_worker=1,
                 memory_limit=0,
-                dashboard_address=":0",
+                # whoever reaches a port may give work to it: only who has this process's key, from here
+                security=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
                 env={
                     "OMP_NUM_THREADS": str(threads),
                     "OPENBLAS_NUM_THREADS": str(threads),
@@ -172,7 +177,8 @@ def _client(scheduler: str):
                 },
                 silence_logs=50,
             )
-            address = {"address": stack.enter_context(cluster).scheduler_address}
+            stack.enter_context(cluster)
+            address = {"address": cluster.scheduler_address, "security": cluster.security}
         else:
             address = {"scheduler_file" if Path(scheduler).is_file() else "address": scheduler}
         try:

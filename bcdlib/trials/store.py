@@ -15,7 +15,18 @@ def check_store(store: str) -> None:
     ------
     InputError
         Also if the package that fsspec wants for this kind of address is missing.
+
+    Examples
+    --------
+    >>> check_store("s3:/bucket")
+    Traceback (most recent call last):
+    bcdlib.errors.InputError: --store s3:/bucket: an address has two slashes, s3://bucket
     """
+    import fsspec
+
+    kind, colon, rest = store.partition(":")
+    if colon and kind in fsspec.available_protocols() and not rest.startswith("//"):
+        raise InputError(f"--store {store}: an address has two slashes, {kind}://{rest.lstrip('/')}")
     try:
         write_file(store, ".bcdlib", b"")
     except Exception as error:  # of many packages

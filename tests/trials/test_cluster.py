@@ -102,6 +102,40 @@ def kill_worker_of(process) -> bool:
     return bool(found)
 
 
+def listening():
+    mine = psutil.Process()
+    for process in [mine, *mine.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield from (
+                (one.laddr.ip, one.laddr.port)
+                for one in process.net_connections("inet")
+                if one.status == psutil.CONN_LISTEN
+            )
+
+
+def test_no_stranger_gives_work_to_processes_here(monkeypatch):
+    """All ports are on loopback; the scheduler's want the key of this process, whoever else is on it."""
+    import distributed
+
+    before, seen, tried = set(listening()), set(), []
+    true = cluster._completed
+
+    def completed(client, work, items):
+        seen.update(set(listening()) - before)
+        address = client.scheduler.address
+        for security in (None, distributed.Security.temporary()):
+            with pytest.raises(OSError):
+                other = address if security else address.replace("tls://", "tcp://")
+                distributed.Client(other, timeout=3, security=security, set_as_default=False)
+            tried.append(address)
+        return true(client, work, items)
+
+    monkeypatch.setattr(cluster, "_completed", completed)
+    done = dict(cluster.map_items("builtins:dict", {"a": {"x": 1}}, scheduler="local:2", progress=False))
+    assert done == {"a": {"x": 1}} and len(tried) == 2 and tried[0].startswith("tls://127.0.0.1:")
+    assert len(seen) >= 3 and {ip for ip, _ in seen} == {"127.0.0.1"}
+
+
 def test_the_same_table_as_in_one_process(tiny, tmp_path):
     """Features, a head in Keras, scikit-learn: bit for bit."""
     done = {}

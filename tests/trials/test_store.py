@@ -36,3 +36,13 @@ def test_a_store_that_cannot_be(tmp_path):
     for store in (f"{tmp_path}/file/store", "nonsense://x"):
         with pytest.raises(InputError, match="--store .*cannot be written"):
             check_store(store)
+
+
+@pytest.mark.parametrize("store", ["s3:/b", "gs:b/c", "memory:/b", "file:b"])
+def test_an_address_with_too_few_slashes_is_no_folder(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"--store {store}: an address has two slashes"):
+        check_store(store)
+    assert list(tmp_path.iterdir()) == []
+    check_store("a:b")  # nothing that is known: a folder
+    assert (tmp_path / "a:b").is_dir()
