@@ -427,7 +427,9 @@ def stamp(pictures):
     for path in stamp.stamp_notebooks(root):
         click.echo(f"stamped {path}")
     if pictures:
-        stamp.draw_pictures(root, pictures)
+        from bcdlib.suite.pictures import draw_pictures
+
+        draw_pictures(root, pictures)
 
 
 @contextlib.contextmanager

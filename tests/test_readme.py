@@ -18,7 +18,7 @@ from PIL import Image
 
 from bcdlib.__main__ import main
 from bcdlib.data.breakhis import class_labels, known_images
-from bcdlib.suite import stamp
+from bcdlib.suite.pictures import picture_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,13 +43,11 @@ def test_files_that_it_names_are_there():
         assert (ROOT / place).is_file(), place
 
 
-@pytest.mark.parametrize("name", stamp.picture_sources())
+@pytest.mark.parametrize("name", picture_sources())
 def test_pictures_are_as_young_as_what_draws_them(name):
     with Image.open(ROOT / "notebooks" / name) as picture:
         drawn_with = picture.text.get("Source")
-    assert drawn_with == stamp.picture_sources()[name], (
-        "python -m bcdlib stamp --pictures runs/synthetic-demo"
-    )
+    assert drawn_with == picture_sources()[name], "python -m bcdlib stamp --pictures runs/synthetic-demo"
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
