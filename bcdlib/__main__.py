@@ -1,6 +1,7 @@
 """The command line: ``python -m bcdlib COMMAND``. Exit status 0, 1 if a notebook failed, 2 on bad input."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ if not sys.stderr.isatty():
 import click
 
 from bcdlib import __version__
-from bcdlib.errors import InputError, StageError, printable, split_words
+from bcdlib.errors import InputError, StageError, TerminalText, printable, split_words
 
 # All other imports stand in the commands: `--help` must not wait for pandas, nor `audit` for Keras.
 
@@ -31,7 +32,13 @@ manifest_option = click.Option(
     help="CSV (path, label, group) that names the images in --data, if they are your own and not BreakHis's; "
     "others are not used.",
 )
-seed_option = click.Option(["--seed"], default=0, show_default=True, help="Seed of every random choice.")
+seed_option = click.Option(
+    ["--seed"],
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of every random choice.",
+)
 weights_option = click.Option(
     ["--weights"],
     default=None,
@@ -188,7 +195,7 @@ def verify(source):
             help="A protocol, a published split (eva, thunder, ...), 'published' for a table of these, or a "
             "CSV with filename, role and perhaps fold.  [default: all protocols]",
         ),
-        click.Option(["--folds"], default=5, show_default=True),
+        click.Option(["--folds"], type=click.IntRange(2), default=5, show_default=True),
         seed_option,
         json_option,
     ]
@@ -215,7 +222,10 @@ def audit(data, manifest, split, folds, seed, as_json):
 
         manifest = mount.find_manifest(data or "", manifest)
         source = mount.find_data(data, seed=seed)
-        images = (custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)).images
+        scan = custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
+        for note in getattr(scan, "notes", ()):
+            click.echo(f"Note: {note}", err=True)
+        images = scan.images
         pixels = cache.build_cache(
             source, images, profiles.get_profile("paper").size, root=places.cache_root()
         )
@@ -233,7 +243,9 @@ def audit(data, manifest, split, folds, seed, as_json):
     help="Protocols or published splits (see audit), separated by commas or spaces.  [default: all protocols "
     "that the data allow]",
 )
-@click.option("--folds", type=int, help="Folds of image, slide and case.  [default: the profile's]")
+@click.option(
+    "--folds", type=click.IntRange(2), help="Folds of image, slide and case.  [default: the profile's]"
+)
 @click.option(
     "--seeds",
     type=click.IntRange(1),
@@ -358,11 +370,10 @@ def evaluate(predictions, out, **options):
     malignant), probability (of malignant), fold, method, split, seed.
     """
     from bcdlib import mount
-    from bcdlib.evaluation import metrics
     from bcdlib.suite import run
 
     parameters = run.evaluation_parameters(predictions, **options)
-    for note in metrics.prediction_notes(metrics.read_predictions(predictions)):
+    for note in parameters.pop("notes"):
         click.echo(f"Note: {note}", err=True)
     opened = mount.open_run(out, Path(predictions).stem, "evaluate")
     opened.record(data=parameters["predictions"], profile="predictions made elsewhere")
@@ -480,15 +491,38 @@ def _drop_noise() -> None:
 def cli(command=main) -> None:
     """Run a click command, by default ``bcdlib`` itself, whose entry point this is.
 
-    An error ends it with one line on stderr and status 2 (bad input) or 1 (a notebook failed).
+    An error ends it with one line on stderr and status 2 (bad input), 1 (a notebook failed) or 130 (stopped
+    by the keyboard). What it writes reaches the terminal as `errors.TerminalText` lets it.
     """
     _drop_noise()
+    sys.stdout, sys.stderr = TerminalText(sys.stdout), TerminalText(sys.stderr)
     try:
         with _disk_errors_explained():
-            command()
-    except (InputError, StageError) as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+            sys.exit(command(standalone_mode=False))
+    except StageError as error:
+        _end(str(error), 1)
+    except InputError as error:
+        _end(str(error), 2)
+    except getattr(click.exceptions, "NoArgsIsHelpError", ()) as error:  # of newer versions
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _end(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _end("stopped; the same command goes on from here", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
+            raise
+        _end(f"{error.strerror}: {error.filename or 'a path'}", 2)
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # pathlib's, of ~nouser or without HOME
+            raise
+        _end("there is no such home folder; write paths in full instead of ~, or set HOME", 2)
+
+
+def _end(message: str, status: int) -> None:
+    click.echo(f"Error: {printable(message)}", err=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,49 @@
 """The exception for a user's mistake (one line on the command line, exit status 2), and errors as text."""
 
+import re
 import shlex
 
+_CURSOR_UP = "\x1b[A"  # from progress bars
 LONGEST = 2000  # characters; a damaged table may hold a "name" of megabytes
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape", "surrogatepass").decode()
+
+
+class TerminalText:
+    r"""A text stream for a terminal: what the signs of other people's file names could do there is escaped.
+
+    Escape codes would recolour or rewrite the screen, right-to-left marks turn a name round. New lines, tabs
+    and what progress bars need pass; signs that the terminal's encoding lacks are escaped too.
+
+    Examples
+    --------
+    >>> import sys
+    >>> _ = TerminalText(sys.stdout).write("a\x1b[31m\u202egnp.exe\n")
+    a\x1b[31m\u202egnp.exe
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        if not text.isascii() or not text.isprintable():
+            text = "".join(
+                part if part == _CURSOR_UP else "".join(map(self._shown, part))
+                for part in re.split(f"({re.escape(_CURSOR_UP)})", text)
+            )
+        return self._stream.write(text)
+
+    def _shown(self, sign: str) -> str:
+        if not sign.isprintable() and sign not in "\n\r\t":
+            return _escaped(sign)
+        encoding = self._stream.encoding or "utf-8"
+        return sign.encode(encoding, "backslashreplace").decode(encoding)
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
 
 
 def printable(text) -> str:
@@ -23,10 +64,7 @@ def printable(text) -> str:
     >>> printable("two\nlines")
     'two\\nlines'
     """
-    text = "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode()
-        for sign in str(text)[: LONGEST + 1]
-    )
+    text = "".join(sign if sign.isprintable() else _escaped(sign) for sign in str(text)[: LONGEST + 1])
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 

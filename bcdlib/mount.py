@@ -291,6 +291,8 @@ def start_run(
         # of the same names and sizes, but perhaps not the same: 02_preprocess finds out
         known["previous"] = known.pop("cache")
         write_json(run.folder / "settings.json", {k: v for k, v in known.items() if k != "fingerprint"})
+    for note in getattr(scan, "notes", ()):
+        print(f"Note: {note}", flush=True)
     run.write_csv("left_out.csv", pd.DataFrame(scan.reasons, columns=["path", "reason"]))
     run.write_csv("images.csv", scan.images)
     run.record(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +16,14 @@ from bcdlib.runs.folder import open_run_folder
 from bcdlib.suite.run import prepare_run
 
 matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_open_figures():
+    """Figures that another file's tests left open are not those of this one."""
+    matplotlib.pyplot.close("all")
+
+
 COUNTS = ("tried", "survived", "reported", "lost")
 
 

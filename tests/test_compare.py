@@ -227,7 +227,7 @@ def test_published_splits_on_real_images(prepare, breakhis, tmp_path, capsys):
     )
     assert "This split keeps slides and cases apart, as none of the 9 published ones" in text
     again = train.plan_table(train.plan_trials(run, profile, split_names=["eva", "case"]))  # 04_train too
-    assert again["test"].tolist()[0] == 51 and again["fold"].tolist()[0] == "1 of 1"
+    assert again["test"].tolist()[0] == 51 and again["fold"].tolist()[0] == "0 of 0 to 0"
     with pytest.raises(InputError, match="'compact-cnn', fold 0: train part has only malignant images"):
         splits.make_split(cache.images[cache.images["class"] == "malignant"], "compact-cnn")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bcdlib.errors import InputError, printable
+from bcdlib.runs.names import clean_path
 from bcdlib.runs.places import shipped
 
 CLASSES = ("benign", "malignant")
@@ -49,6 +50,11 @@ TABLE_I_PRINTED = pd.DataFrame(
 _NAME = re.compile(
     r"SOB_(?P<letter>[BM])_(?P<subtype>[A-Z]{1,2})-(?P<year>[0-9]{2})-(?P<number>[0-9]+)(?P<part>[A-Z]*)"
     r"-(?P<magnification>40|100|200|400)-(?P<sequence>[0-9]{3})\.png"
+)
+
+_ANY_NAME = re.compile(
+    r"(?:.*/)?\s*(SOB_[BM]_[A-Z]{1,2}-[0-9]{2}-[0-9]+[A-Z]*-(?:40|100|200|400)-[0-9]{3})(?:\.\w+)*\s*",
+    re.IGNORECASE,
 )
 
 
@@ -98,6 +104,22 @@ def parse_name(filename: str) -> dict:
     }
 
 
+def official_name(path: str) -> str:
+    r"""Find the BreakHis file name in a name or path that was changed on the way; else return it cleaned.
+
+    Folders in front (also with Windows' separators), upper or lower case, invisible signs, blanks around and
+    another suffix do not matter.
+
+    Examples
+    --------
+    >>> official_name("D:\\train\\sob_b_a-14-22549ab-40-001.JPG"), official_name("mine\\1.png")
+    ('SOB_B_A-14-22549AB-40-001.png', 'mine/1.png')
+    """
+    path = clean_path(path)
+    match = _ANY_NAME.fullmatch(path)
+    return f"{match[1].upper()}.png" if match else path
+
+
 def official_path(filename: str) -> str:
     """Give the file's path in the official archive, whose folders join subtype and slide by ``_``.
 
@@ -144,6 +166,8 @@ def is_breakhis_name(filename: str) -> bool:
     >>> is_breakhis_name("SOB_B_A-14-22549AB-40-001.png"), is_breakhis_name("1.png")
     (True, False)
     """
+    if not _NAME.fullmatch(filename):  # said at once: a table may hold a million other names
+        return False
     try:
         parse_name(filename)
     except InputError:
@@ -179,6 +203,35 @@ def count_table_i(images: pd.DataFrame, magnifications: Iterable[int] = MAGNIFIC
         .reindex(index=[*CLASSES, "total"], columns=[*magnifications, "total"], fill_value=0)
         .rename_axis(index=None, columns=None)
     )
+
+
+def read_classes(labels: pd.Series) -> pd.Series:
+    """Understand labels as people write them: the class, None where it is none of them.
+
+    Examples
+    --------
+    >>> read_classes(pd.Series(["0", "1.0", "Benign"])).tolist()
+    ['benign', 'malignant', 'benign']
+    """
+    known = {"0": CLASSES[0], "1": CLASSES[1]} | {name: name for name in CLASSES}
+    return labels.map(
+        {label: known.get(re.sub(r"\.0*$", "", label.lower())) for label in labels.unique()}
+    ).astype(object)
+
+
+def read_magnifications(cells: pd.Series) -> pd.Series:
+    """Understand magnifications as people write them: 0 where empty or "unknown", NaN where not understood.
+
+    Examples
+    --------
+    >>> read_magnifications(pd.Series(["40X", "100.0", "", "high"])).tolist()
+    [40.0, 100.0, 0.0, nan]
+    """
+    known = {"": 0.0, UNKNOWN: 0.0}
+    for cell in cells.unique():
+        if match := re.fullmatch(r"([0-9]{1,6}(\.0*)?)\s*x?", cell, re.IGNORECASE):
+            known[cell] = float(match[1])
+    return cells.map(known).astype(float)
 
 
 def slide_folders(images: pd.DataFrame) -> pd.Series:
@@ -234,7 +287,8 @@ class Scan:
 def scan_breakhis(source) -> Scan:
     """List the BreakHis images of a `sources.Source`, in any folder depth.
 
-    A name that occurs twice is used once (the first path in sorted order) and reported in ``duplicates``. An
+    What counts is the name without suffix, in any case: a .jpg is that image too. A name that occurs twice is
+    used once (a .png before others, then the first path in sorted order) and reported in ``duplicates``. An
     image whose folder says something else than its name (class, subtype, slide or magnification) is not used:
     nobody knows which of them is right.
 
@@ -245,8 +299,9 @@ def scan_breakhis(source) -> Scan:
     """
     paths: dict[str, str] = {}
     not_breakhis, duplicates, reasons = [], [], []
-    for path in source.names():
-        name = path.rsplit("/", 1)[-1]
+    # a .png first: copies in other formats may have lost something
+    for path in sorted(source.names(), key=lambda path: (not path.lower().endswith(".png"), path)):
+        name = official_name(path).rsplit("/", 1)[-1]
         try:
             contradiction = _contradiction(path, parse_name(name))
         except InputError as error:
@@ -266,18 +321,20 @@ def scan_breakhis(source) -> Scan:
         raise InputError(
             f"{source.path}: no BreakHis image found ({len(reasons)} other images{first}); "
             "expected names like SOB_B_A-14-22549AB-40-001.png, or --manifest MY.csv for images of your own"
+            f"{source.hint()}"
         )
     images = images_table(sorted(paths))
     return Scan(images.assign(path=images["filename"].map(paths)), not_breakhis, duplicates, reasons)
 
 
 SECOND_COPY = "second copy of "  # how the reason begins where a name occurs twice; its path follows
+_SUBTYPE_KEYS = {name: key for key, name in SUBTYPES.items()}
 _FOLDER_SAYS = (
-    ("class", re.compile("benign|malignant"), str),
-    ("subtype", re.compile("|".join(SUBTYPES.values())), {name: key for key, name in SUBTYPES.items()}.get),
-    ("magnification", re.compile("(?:40|100|200|400)X"), lambda text: int(text[:-1])),
-    ("subtype", re.compile("SOB_[BM]_([A-Z]{1,2})_[0-9]{2}-[0-9]+[A-Z]*"), str),
-    ("slide", re.compile("SOB_[BM]_[A-Z]{1,2}_([0-9]{2}-[0-9]+[A-Z]*)"), str),
+    ("class", re.compile("benign|malignant", re.I), str.lower),
+    ("subtype", re.compile("|".join(SUBTYPES.values()), re.I), lambda text: _SUBTYPE_KEYS[text.lower()]),
+    ("magnification", re.compile("(?:40|100|200|400)X", re.I), lambda text: int(text[:-1])),
+    ("subtype", re.compile("SOB_[BM]_([A-Z]{1,2})_[0-9]{2}-[0-9]+[A-Z]*", re.I), str.upper),
+    ("slide", re.compile("SOB_[BM]_[A-Z]{1,2}_([0-9]{2}-[0-9]+[A-Z]*)", re.I), str.upper),
 )
 
 

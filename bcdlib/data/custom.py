@@ -4,19 +4,26 @@ The result has the columns of BreakHis's images, so that all that follows works 
 case.
 """
 
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 import pandas as pd
 
-from bcdlib.data.breakhis import CLASSES, IMAGE_COLUMNS, UNKNOWN, count_table_i, distinct_slides
+from bcdlib.data.breakhis import (
+    IMAGE_COLUMNS,
+    UNKNOWN,
+    count_table_i,
+    distinct_slides,
+    read_classes,
+    read_magnifications,
+)
+from bcdlib.data.sources import IMAGE_SUFFIXES
 from bcdlib.errors import InputError
-from bcdlib.runs.files import read_user_csv
+from bcdlib.runs.files import read_user_csv, refuse_rows
+from bcdlib.runs.names import clean_path, spelling_note
 
 REQUIRED = ("path", "label", "group")
-_LABELS = {"0": CLASSES[0], "1": CLASSES[1]} | {name: name for name in CLASSES}
-# what pandas takes for empty: such a word would be lost on the way through the run's own tables
-_EMPTY = set("|#n/a|#n/a n/a|#na|<na>|n/a|na|nan|-nan|none|null|1.#ind|-1.#ind|1.#qnan|-1.#qnan".split("|"))
+_OPTIONAL = ("slide", "magnification", "subtype")
 
 
 @dataclass
@@ -33,12 +40,15 @@ class CustomScan:
         Images of the source that the manifest does not name.
     reasons : list of (path, why it is left out)
         Of ``missing``.
+    notes : list of str
+        What is odd about the manifest, a sentence each.
     """
 
     images: pd.DataFrame
     missing: list[str]
     unused: list[str]
     reasons: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def partial(self) -> bool:
@@ -74,33 +84,20 @@ def read_manifest(csv) -> pd.DataFrame:
         (``..``) or comes twice, a label or magnification cannot be understood, a group is empty, or there is
         one class only.
     """
-    table = _read_text(csv)
-    # backslashes as a spreadsheet on Windows has them
-    paths = table["path"].str.replace("\\", "/", regex=False).str.replace(r"^(\./)+", "", regex=True)
-    if (paths == "").any():
-        raise InputError(f"{csv}: row {(paths == '').argmax() + 1} has no path")
-    _refuse(
-        csv,
-        table,
-        paths.str.contains(r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)"),
-        "path",
-        "it must be relative to the data, and stay inside it",
-    )
-    if paths.duplicated().any():
-        raise InputError(
-            f"{csv}: path {paths[paths.duplicated()].iloc[0]!r} comes twice; name each image once"
-        )
-    kinds = table["label"].str.lower().map(_LABELS)
-    _refuse(csv, table, kinds.isna(), "label", "use 0 or benign, 1 or malignant")
-    _refuse(csv, table, table["group"] == "", "group", "it is empty; name each image's patient or case")
-    power = table["magnification"].str.lower().str.removesuffix("x").str.strip().replace("", "0")
-    _refuse(
-        csv,
-        table,
-        ~power.str.fullmatch(r"[0-9]{1,6}(\.0*)?"),
-        "magnification",
-        "use a whole number such as 40, or leave it empty",
-    )
+    table = read_user_csv(csv, "manifest", REQUIRED, _OPTIONAL)
+    table = table.reindex(columns=[*REQUIRED, *_OPTIONAL], fill_value="")
+    paths = table["path"].map(clean_path)
+    outside = paths.str.contains(r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)")
+    kinds, power = read_classes(table["label"]), read_magnifications(table["magnification"])
+    for bad, column, advice in (
+        (paths == "", "path", "name the image"),
+        (outside, "path", "it must be relative to the data, and stay inside it"),
+        (paths.duplicated(), "path", "it comes twice; name each image once"),
+        (kinds.isna(), "label", "use 0 or benign, 1 or malignant"),
+        (table["group"] == "", "group", "it is empty; name each image's patient or case"),
+        (power.isna(), "magnification", "use a whole number such as 40, or leave it empty"),
+    ):
+        refuse_rows(csv, table, bad, column, advice, name="path")
     images = (
         table.assign(
             filename=paths,
@@ -108,7 +105,7 @@ def read_manifest(csv) -> pd.DataFrame:
             subtype=table["subtype"].replace("", UNKNOWN),
             slide=table["slide"].where(table["slide"] != "", table["group"]),
             case=table["group"],
-            magnification=power.astype(float).astype("int64"),
+            magnification=power.astype("int64"),
             **{"class": kinds},
         )
         .sort_values("filename", ignore_index=True)
@@ -129,8 +126,9 @@ def scan_custom(csv, source) -> CustomScan:
     InputError
         As `read_manifest`; or if not one of the images is there, or those that are there have one class only.
     """
-    images = read_manifest(csv)
-    stored = {name.removeprefix("./"): name for name in source.names()}
+    images, names = read_manifest(csv), source.names()
+    # a file's own spelling goes before another one's that looks the same
+    stored = {clean_path(name): name for name in names} | {name: name for name in names}
     tops = {name.split("/")[0] for name in stored if "/" in name}
     if not images["filename"].isin(list(stored)).any() and len(tops) == 1:
         top = tops.pop() + "/"
@@ -138,15 +136,31 @@ def scan_custom(csv, source) -> CustomScan:
     images["path"] = images["filename"].map(stored)
     missing = images.loc[images["path"].isna(), "filename"].tolist()
     images = images.dropna(subset="path").reset_index(drop=True)
+    reasons = [(path, _why_missing(path, source, stored)) for path in missing]
     if images.empty:
         raise InputError(
             f"{csv}: none of its {len(missing)} images is in {source.path}; the first that is missing is "
-            f"{missing[0]!r}; paths must be relative to the data"
+            f"{missing[0]!r}, {reasons[0][1]}; paths must be relative to the data{source.hint()}"
         )
     _check_classes(f"{csv} with {len(missing)} images missing in {source.path}" if missing else csv, images)
-    why = dict(source.left_out)
-    reasons = [(path, why.get(path, "named in the manifest, but not there")) for path in missing]
-    return CustomScan(images, missing, sorted(set(stored.values()) - set(images["path"])), reasons)
+    note, unused = spelling_note(images["case"], "groups"), sorted(set(names) - set(images["path"]))
+    return CustomScan(images, missing, unused, reasons, [note] if note else [])
+
+
+def _why_missing(path: str, source, stored) -> str:
+    """Say why an image that the manifest names cannot be used, as far as that can be seen."""
+    left_out = {clean_path(name): why for name, why in source.left_out}
+    for place in (path, *map(str, PurePosixPath(path).parents)):
+        if place in left_out:
+            return left_out[place]
+    if path in set(map(clean_path, source.others)):
+        return f"there, but not one of {', '.join(IMAGE_SUFFIXES)}"
+    near = next((name for name in stored if _stem(name) == _stem(path)), None)
+    return "named in the manifest, but not there" + (f"; there is {near}" if near else "")
+
+
+def _stem(path: str) -> str:
+    return path.rsplit(".", 1)[0].casefold()
 
 
 def count_custom(images: pd.DataFrame) -> pd.DataFrame:
@@ -201,47 +215,11 @@ def custom_overview(scan: CustomScan) -> dict:
         "named but missing": len(scan.missing),
         "not named, not used": len(scan.unused),
     }
+    if scan.notes:
+        rows["note"] = scan.notes[0]
     if scan.missing:
         rows["first missing"] = scan.missing[0]
     return rows
-
-
-def _read_text(csv) -> pd.DataFrame:
-    """All wanted columns as stripped text, "" where empty or absent."""
-    # commas that end every line: no harm
-    with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):
-        # index_col: or such commas would make the first column an index; utf-8-sig: as Excel writes
-        table = read_user_csv(
-            csv,
-            f"file; --manifest names a CSV with the columns {', '.join(REQUIRED)}",
-            str,
-            keep_default_na=False,
-            index_col=False,
-            encoding="utf-8-sig",
-        )
-    table.columns = table.columns.str.strip().str.lower()
-    table = table.loc[:, ~table.columns.duplicated()]
-    for column in REQUIRED:
-        if column not in table:
-            found = ", ".join(table.columns[:10]).replace("\n", " ")[:200]
-            raise InputError(
-                f"{csv}: column {column!r} is missing; a manifest has {', '.join(REQUIRED)}, separated by "
-                f"commas; found {found!r}"
-            )
-    if table.empty:
-        raise InputError(f"{csv}: the table has no rows")
-    table = (
-        table.reindex(columns=[*REQUIRED, "slide", "magnification", "subtype"], fill_value="")
-        .fillna("")
-        .apply(lambda text: text.str.strip())
-    )
-    return table.mask(table.apply(lambda text: text.str.lower().isin(_EMPTY)), "")
-
-
-def _refuse(csv, table: pd.DataFrame, bad: pd.Series, column: str, advice: str) -> None:
-    if bad.any():
-        row = table[bad].iloc[0]
-        raise InputError(f"{csv}: {column} {row[column]!r} of {row['path']}: {advice}")
 
 
 def _check_classes(what, images: pd.DataFrame) -> None:

@@ -11,7 +11,6 @@ Neither Keras nor scikit-learn is imported here, so that the register is read in
 """
 
 import functools
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,10 +23,6 @@ LISTS = Path(__file__).with_name("split_lists")
 RECOMMENDED = ("breakhis-case-5fold", "breakhis-case-40x")
 TWICE = "14-13412"  # the slide that is filed under both DC and LC
 _UNITS = {"image": "filename", "slide": "folder", "case": "case"}
-_ANY_NAME = re.compile(
-    r"(?:^|.*[\\/])\s*(SOB_[BM]_[A-Z]{1,2}-[0-9]{2}-[0-9]+[A-Z]*-(?:40|100|200|400)-[0-9]{3})(?:\.\w+)*\s*",
-    re.IGNORECASE,
-)
 
 
 @functools.cache
@@ -297,25 +292,6 @@ def kept_apart_text(counts) -> str:
         f"This split {what}{'' if slides or cases else ' apart'}, as {same.sum() or 'none'} of the "
         f"{len(table)} published ones in the register (`python -m bcdlib audit --split published`)."
     )
-
-
-def match_names(names: pd.Series) -> pd.Series:
-    r"""Find the BreakHis file names in names that were changed on the way.
-
-    Folders in front (also with Windows' separators), upper or lower case, blanks around and another suffix
-    do not matter; a name that holds no BreakHis name is left as it is.
-
-    Examples
-    --------
-    >>> match_names(pd.Series(["D:\\train\\sob_b_a-14-22549ab-40-001.JPG", "mine.png"])).tolist()
-    ['SOB_B_A-14-22549AB-40-001.png', 'mine.png']
-    """
-    return names.map(_matched)
-
-
-def _matched(name: str) -> str:
-    match = _ANY_NAME.fullmatch(name)
-    return f"{match[1].upper()}.png" if match else name
 
 
 def recognise(filenames: Iterable[str]) -> list[str]:

@@ -40,6 +40,8 @@ class Source(abc.ABC):
         The folder or archive file.
     left_out : list of (name, reason)
         What `names` found that is called like an image but cannot be used, whatever its bytes are.
+    others : list of str
+        Files that `names` found and whose names are not those of images.
     any_order : bool
         Whether several threads may `read`, each its own names.
     listings : pathlib.Path, optional
@@ -52,15 +54,18 @@ class Source(abc.ABC):
     def __init__(self, path: Path, listings: Path | None = None):
         self.path, self.listings = path, listings
         self.left_out: list[tuple[str, str]] = []
+        self.others: list[str] = []
 
     def names(self) -> list[str]:
         """List the image files: sorted paths inside the source, each once, with ``/`` between folders."""
-        self.left_out = []
+        self.left_out, self.others = [], []
         found: set[str] = set()
         for name, reason in self._all_names():
             if self.kind and not reason and name.lower().endswith(ARCHIVE_SUFFIXES):
                 reason = "an archive inside an archive; unpack it and name it in --data"
             elif not _is_image(name):
+                if not reason:
+                    self.others.append(name)
                 continue
             elif name in found and not reason:
                 reason = "comes twice in the archive; the first is used"
@@ -70,6 +75,11 @@ class Source(abc.ABC):
             else:
                 found.add(name)
         return sorted(found)
+
+    def hint(self) -> str:
+        """Say, as the end of a message, that an archive lies here, perhaps the one that is meant."""
+        packed = sorted(name for name in self.others if name.lower().endswith(ARCHIVE_SUFFIXES))
+        return f"; the archive {packed[0]} lies there: perhaps it is meant" if packed else ""
 
     @abc.abstractmethod
     def read(self, names: Collection[str]) -> Iterator[tuple[str, bytes | None, str]]:
@@ -220,10 +230,11 @@ class ZipSource(_ArchiveSource):
             with zipfile.ZipFile(self.path) as archive:
                 for info in archive.infolist():
                     mode = info.external_attr >> 16 if info.create_system == 3 else 0  # 3: packed on Unix
+                    name = _zip_name(info)
                     # not is_dir(), which in older Pythons fails on an empty name
-                    file = not info.filename.endswith("/") and stat.S_IFMT(mode) in (0, stat.S_IFREG)
+                    file = not name.endswith("/") and stat.S_IFMT(mode) in (0, stat.S_IFREG)
                     yield (
-                        info.filename.rstrip("/"),
+                        name.rstrip("/"),
                         "" if file else _NOT_A_FILE,
                         info.file_size,
                         functools.partial(self._unpack, archive, info),
@@ -253,6 +264,15 @@ class ZipSource(_ArchiveSource):
                 raise _lost(self.path, error) from None
             return None, printable(error) or type(error).__name__
         return (content, "") if len(content) == info.file_size else (None, "shorter than it says")
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Read a member's name: macOS writes UTF-8 without saying so, Windows backslashes."""
+    name = info.filename
+    if not info.flag_bits & 0x800:  # of UTF-8; without it zipfile takes code page 437
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/")
 
 
 def check_directory(path: Path) -> None:
@@ -309,11 +329,12 @@ class TarSource(_ArchiveSource):
         try:
             known = json.loads(file.read_text())
             self.left_out = [(name, reason) for name, reason in known["left_out"]]
+            self.others = known["others"]
             return known["names"]
         except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
             found = super().names()
             self.listings.mkdir(parents=True, exist_ok=True)
-            write_json(file, {"names": found, "left_out": self.left_out})
+            write_json(file, {"names": found, "left_out": self.left_out, "others": self.others})
             return found
 
     def _members(self):
@@ -428,5 +449,5 @@ def _bad_name(name: str) -> str:
 def _is_image(name: str) -> bool:
     # macOS puts a shadow "._name.png" beside each file of an archive
     return name.lower().endswith(IMAGE_SUFFIXES) and not (
-        name.rsplit("/", 1)[-1].startswith("._") or name.startswith("__MACOSX/")
+        name.rsplit("/", 1)[-1].startswith("._") or "__MACOSX" in name.split("/")[:-1]
     )

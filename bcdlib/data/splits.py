@@ -15,7 +15,7 @@ import pandas as pd
 from bcdlib.data import breakhis, published_splits
 from bcdlib.data.cache import run_cache
 from bcdlib.errors import InputError, check_known
-from bcdlib.runs.files import read_user_csv
+from bcdlib.runs.files import numbers_or_text, read_user_csv, refuse_rows
 from bcdlib.runs.folder import Run
 
 ROLES = ("train", "validation", "test")
@@ -254,7 +254,7 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
     """Read a split table that was made elsewhere: a CSV with filename, role and, if there are several, fold.
 
     Names may have folders in front, another suffix or lower case where they hold a BreakHis name; see
-    `published_splits.match_names`.
+    `breakhis.official_name`. The column ``grp`` of Kaggle's Folds.csv is taken for the role.
 
     Parameters
     ----------
@@ -269,23 +269,28 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
         test, a name comes twice in a fold or is not among the images, or a fold has no test or no training
         image.
     """
-    table = read_user_csv(path, "split table", {"filename": str, "role": str})
-    for column in ("filename", "role"):
-        if column not in table:
+    table = read_user_csv(path, "split table", ("filename",), ("role", "grp", "fold"))
+    if "role" not in table:
+        if "grp" not in table:
             raise InputError(
-                f"{path}: column {column!r} is missing; a split table has filename, role and perhaps fold"
+                f"{path}: column 'role' is missing; a split table has filename, role and perhaps fold"
             )
-    if table.empty:
-        raise InputError(f"{path}: has no rows; a split table has one for each image and role")
-    strange = ~table["filename"].isin(images["filename"]) & table["filename"].notna()
-    table.loc[strange, "filename"] = published_splits.match_names(table.loc[strange, "filename"])
-    for bad, what in (
-        (~table["role"].isin(ROLES), f"has a role that is not {', '.join(ROLES)}"),
-        (~table["filename"].isin(images["filename"]), "is not among the images that are audited"),
-        (table["fold"].isna() if "fold" in table else table["role"].isna(), "has no fold"),
+        table = table.rename(columns={"grp": "role"})  # as the Folds.csv of Kaggle's copy of BreakHis
+    table = table.assign(role=table["role"].str.lower())
+    known = table["filename"].isin(images["filename"])
+    table["filename"] = table["filename"].where(known, table["filename"].map(breakhis.official_name))
+    for bad, column, advice in (
+        (~table["role"].isin(ROLES), "role", f"a role is one of {', '.join(ROLES)}"),
+        (
+            ~table["filename"].isin(images["filename"]),
+            "filename",
+            "it is not among the images that are audited",
+        ),
+        ((table["fold"] if "fold" in table else table["role"]) == "", "fold", "each row needs one"),
     ):
-        if bad.any():
-            raise InputError(f"{path}: {table.loc[bad, 'filename'].iloc[0]} {what} ({bad.sum()} such rows)")
+        refuse_rows(path, table, bad, column, advice, name="filename")
+    if "fold" in table:
+        table["fold"] = numbers_or_text(table["fold"])
     for fold, part in folds_of(table):
         # a name that stands in train and test is what an audit is for; twice in one role is a slip
         twice = part.duplicated(["filename", "role"])

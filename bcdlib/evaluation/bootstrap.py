@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import sparse, stats
 from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
@@ -31,6 +31,8 @@ LEVEL = 0.95
 KEY = ["filename", "seed"]
 FEWEST_CASES = 3  # of a class: with fewer, nothing is said about other cases
 ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can add
+MOST_UNITS = 10_000  # that are drawn one by one; see `bootstrap_cases`
+MOST_KINDS = 20_000  # pairs of label and probability that are told apart
 
 
 def bootstrap_cases(
@@ -44,6 +46,11 @@ def bootstrap_cases(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Compute metrics of resampled predictions of one method and split.
+
+    Time and memory stay bounded for large tables. More than `MOST_UNITS` units are drawn in as many groups,
+    put together at random once: the spread of a mean over groups estimates the same (Wolter 2007,
+    "Introduction to Variance Estimation", section 2.2), within 1 %. Of more than `MOST_KINDS` pairs of label
+    and probability, probabilities that are next to each other are replaced by their mean.
 
     Parameters
     ----------
@@ -74,49 +81,75 @@ def bootstrap_cases(
     """
     for name in metrics:
         check_known("metric", name, METRICS)
-    tables, units = tables_by_seed(predictions, threshold), np.unique(predictions[unit])
-    blocks = [
-        sum(_resampled(one, metrics, weights, unit=unit) for one in tables) / len(tables)
-        for weights in _draws([*units, *(ADDED if added else ())], len(units), repeats=repeats, seed=seed)
+    names = np.unique(predictions[unit])
+    units = min(len(names), MOST_UNITS)
+    # more units than that are drawn in groups, made at random: as many groups give the same interval
+    place = pd.Series(np.random.default_rng(seed).permutation(len(names)) % units, index=names)
+    if units == len(names):
+        place = pd.Series(range(units), index=names)
+    tables = [
+        {
+            name: _count_kinds(METRICS[name], one[METRICS[name].unit], place, unit=unit, added=added)
+            for name in metrics
+            if unit in one[METRICS[name].unit]  # a slide or case cannot be drawn by image
+        }
+        for one in tables_by_seed(predictions, threshold)
     ]
+    blocks = []
+    for weights in _draws(units + (len(ADDED) if added else 0), units, repeats=repeats, seed=seed):
+        found = [
+            {
+                name: METRICS[name].weighted_values(kinds, (counts @ weights).T)
+                for name, (kinds, counts) in one.items()
+            }
+            for one in tables
+        ]
+        blocks.append(
+            sum(pd.DataFrame(one, columns=list(metrics), dtype=float) for one in found) / len(found)
+        )
     return pd.concat(blocks, ignore_index=True)
 
 
-def _draws(units: list, n: int, *, repeats: int, seed: int) -> Iterator[pd.DataFrame]:
+def _draws(units: int, n: int, *, repeats: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each unit is among n drawn (units, up to 250 resamples): blocks, to save memory."""
     generator = np.random.default_rng(seed)
     for start in range(0, repeats, 250):
-        share = np.full(len(units), 1 / len(units))
-        counts = generator.multinomial(n, share, size=min(250, repeats - start))
-        yield pd.DataFrame(counts.T, index=units)
+        share = np.full(units, 1 / units)
+        yield generator.multinomial(n, share, size=min(250, repeats - start)).T.astype(float)
 
 
-def _resampled(tables, metrics, weights: pd.DataFrame, *, unit: str) -> pd.DataFrame:
-    """Metrics (B, metrics) of one seed's tables; `weights` (units, B) says how often each unit is drawn."""
-    values = {}
-    for name in metrics:
-        metric = METRICS[name]
-        table = tables[metric.unit]
-        if unit in table:  # a slide or case cannot be drawn by image
-            drawn = weights.loc[table[unit]].to_numpy(dtype=float).T
-            if metric.rate and ADDED[0] in weights.index:
-                table, drawn = _with_added(metric, table, drawn, weights.loc[ADDED].to_numpy(dtype=float))
-            values[name] = metric.weighted_values(table, drawn)
-    return pd.DataFrame(values, index=weights.columns, columns=list(metrics), dtype=float)
+def _count_kinds(
+    metric, table: pd.DataFrame, place: pd.Series, *, unit: str, added: bool
+) -> tuple[pd.DataFrame, sparse.csr_array]:
+    """Gather the rows that a metric cannot tell apart: (kinds, how many of each a unit has (K, units))."""
+    columns = ["label", metric.of, *(["fold"] if metric.within_folds else [])]
+    used = table[columns]
+    if metric.of == "probability" and len(used.drop_duplicates()) > MOST_KINDS:
+        rank = used["probability"].rank(method="min")
+        level = (rank * (MOST_KINDS // 4) / len(used)).astype(int)
+        used = used.assign(probability=used["probability"].groupby(level).transform("mean"))
+    kind = used.groupby(columns, sort=False).ngroup().to_numpy()
+    kinds = used[~pd.Series(kind, index=used.index).duplicated()].reset_index(drop=True)
+    rows, at, times = kind, place[table[unit]].to_numpy(), np.ones(len(table))
+    if added and metric.rate:
+        kinds, more = _with_added(metric, table, kinds, len(place))
+        rows, at, times = (np.r_[one, two] for one, two in zip((rows, at, times), more, strict=True))
+    units = place.max() + 1 + (len(ADDED) if added else 0)
+    return kinds, sparse.csr_array((times, (rows, at)), shape=(len(kinds), units))
 
 
-def _with_added(metric, table: pd.DataFrame, drawn: np.ndarray, added: np.ndarray):
-    """Append rows that stand for the case predicted correctly throughout and for the other."""
+def _with_added(metric, table: pd.DataFrame, kinds: pd.DataFrame, first: int):
+    """Append kinds that stand for the case predicted correctly throughout and for the other; their counts."""
     by_class = metric.both_classes or len(metric.classes) == 1
     parts = {label: table[table["label"] == label] for label in metric.classes} if by_class else {1: table}
-    rows, columns = [], [drawn]
+    rows: list[dict] = []
+    counts = []
     for label, part in parts.items():
         size = len(part) / max(1, part["case"].nunique())
-        for correct, times in zip((1, 0), added, strict=True):
+        for number, correct in enumerate((1, 0)):
+            counts.append((len(kinds) + len(rows), first + number, size))
             rows.append({"label": label, "predicted": label if correct else 1 - label, "correct": correct})
-            columns.append(size * times[:, None])
-    used = ["label", metric.of]
-    return pd.concat([table[used], pd.DataFrame(rows)[used]]), np.hstack(columns)
+    return pd.concat([kinds, pd.DataFrame(rows)[list(kinds)]], ignore_index=True), zip(*counts, strict=True)
 
 
 def confidence_limits(values, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -268,19 +301,21 @@ def interval_table(
         case for independent and is too narrow.
     """
     counts = [*by, "images", "slides", "cases"]
-    rows, points = [], metrics_table(predictions, by, threshold)
+    rows: list[list] = []
+    points = metrics_table(predictions, by, threshold, keys=metrics)
     for (_, part), (_, point) in zip(
         predictions.groupby(list(by), sort=False), points.iterrows(), strict=True
     ):
         resample = functools.partial(
-            bootstrap_cases, part, metrics, threshold=threshold, repeats=repeats, seed=seed
+            bootstrap_cases, part, metrics=metrics, threshold=threshold, repeats=repeats, seed=seed
         )
-        cases, added = resample(), resample(added=True)
-        images = resample("filename") if by_image else cases
+        cases = resample()
+        added = resample(metrics=[name for name in metrics if METRICS[name].rate], added=True)
+        images = resample(unit="filename") if by_image else cases
         for metric in metrics:
             value = point[metric]
             row = [*point[counts], metric, value]
-            row += metric_limits(metric, value, part, cases[metric], added[metric], level=level)
+            row += metric_limits(metric, value, part, cases[metric], added.get(metric), level=level)
             rows.append([*row, *confidence_limits(images[metric], point["images"], level)])
     columns = [*counts, "metric", "value", "low", "high", "low_by_image", "high_by_image"]
     table = pd.DataFrame(rows, columns=columns)

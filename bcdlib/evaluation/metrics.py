@@ -19,7 +19,7 @@ from sklearn import metrics as sk
 
 from bcdlib.data import breakhis
 from bcdlib.errors import InputError
-from bcdlib.runs import files, folder
+from bcdlib.runs import files, folder, names
 
 COLUMNS = "filename slide case magnification subtype label probability fold method split seed".split()
 SUBTYPE_COLUMNS = [f"p_{name}" for name in breakhis.SUBTYPES]
@@ -281,16 +281,54 @@ def shown_in(table: str) -> list[str]:
 def read_predictions(path) -> pd.DataFrame:
     """Read and check a predictions table (CSV).
 
+    `COLUMNS`, ``weights`` and `SUBTYPE_COLUMNS` are read, others left out. Magnification, subtype and the
+    optional columns may be empty. Names are written as `breakhis.official_name` does; folds and seeds that
+    are not all whole numbers are text.
+
     Raises
     ------
     InputError
-        If the file cannot be read, a column is missing, a label is not 0 or 1, a probability is not in
-        0..1, a slide or case is empty, an image comes twice in one trial, an image has two labels or two
-        cases, or labels contradict BreakHis names.
+        If the file cannot be read (see `files.read_user_csv`), a column is missing, a label is not 0 or 1, a
+        probability is not in 0..1 (1e-6 beyond is rounding), a slide or case is empty, an image comes twice
+        in one trial, an image has two labels or two cases, or labels contradict BreakHis names.
     """
-    return check_predictions(
-        files.read_user_csv(path, "predictions table", {"slide": str, "case": str}), str(path)
+    table = files.read_user_csv(path, "predictions table", COLUMNS, ["weights", *SUBTYPE_COLUMNS])
+    kinds = breakhis.read_classes(table["label"])
+    power = breakhis.read_magnifications(table["magnification"])
+    numbers = table[table.columns.intersection(["probability", *SUBTYPE_COLUMNS])].apply(
+        pd.to_numeric, errors="coerce"
     )
+    wanted = "give a number in 0..1" + (
+        " (divide per cent by 100)" if numbers["probability"].max() > 1 else ""
+    )
+    for bad, column, advice in (
+        *((table[column] == "", column, "each row needs one") for column in ("filename", "slide", "case")),
+        *((table[column] == "", column, "each row needs one; 0 will do") for column in folder.TRIAL_COLUMNS),
+        (kinds.isna(), "label", "use 0 (benign) or 1 (malignant)"),
+        (power.isna(), "magnification", "use a whole number such as 40, or leave it empty"),
+        (~_in_range(numbers["probability"]), "probability", wanted),
+        *(
+            (~_in_range(numbers[column]) & (table[column] != ""), column, "give a number in 0..1")
+            for column in numbers.columns[1:]
+        ),
+    ):
+        files.refuse_rows(path, table, bad, column, advice, name="filename")
+    table = table.assign(
+        **numbers,
+        label=(kinds == breakhis.CLASSES[1]).astype("int64"),
+        magnification=power.astype("int64"),
+        subtype=table["subtype"].replace("", breakhis.UNKNOWN),
+        fold=files.numbers_or_text(table["fold"]),
+        seed=files.numbers_or_text(table["seed"]),
+    )
+    if "weights" in table:
+        table["weights"] = table["weights"].replace("", "not stated")
+    return check_predictions(table.reset_index(drop=True), str(path))
+
+
+def _in_range(probability: pd.Series) -> pd.Series:
+    """Whether each is a number in 0..1, but for what float32 rounds away; False for NaN."""
+    return probability.between(-1e-6, 1 + 1e-6)
 
 
 def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.DataFrame:
@@ -316,20 +354,19 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
     probability = pd.to_numeric(table["probability"], errors="coerce")
     for column, good, wanted in (
         ("label", table["label"].isin([0, 1]), "0 (benign) or 1 (malignant)"),
-        ("probability", probability.between(0, 1), "a number in 0..1"),  # NaN is not between
+        ("probability", _in_range(probability), "a number in 0..1"),
     ):
         if not good.all():
             raise InputError(f"{name}: {column} of {table.loc[~good, 'filename'].iloc[0]} is not {wanted}")
     for column in ("filename", "slide", "case", *folder.TRIAL_COLUMNS):
         if table[column].isna().any():
-            raise InputError(
-                f"{name}: line {table[column].isna().argmax() + 2} has no {column}; each row needs one "
-                "(0 will do for fold and seed)"
-            )
+            raise InputError(f"{name}: row {table[column].isna().argmax() + 1} has no {column}")
+    matched = table["filename"].astype(str).map(breakhis.official_name)
+    table = table.assign(filename=matched, probability=probability.clip(0, 1))
     twice = table.duplicated([*folder.TRIAL_COLUMNS, "filename"])
     if twice.any():
         raise InputError(f"{name}: {table.loc[twice, 'filename'].iloc[0]} comes twice in one trial")
-    table = _with_breakhis_facts(table.assign(probability=probability), name)
+    table = _with_breakhis_facts(table, name)
     for column in ("label", "case"):  # a slide may hold both classes, an image may not
         differ = table.groupby("filename")[column].nunique() > 1
         if differ.any():
@@ -376,6 +413,8 @@ def prediction_notes(predictions: pd.DataFrame) -> list[str]:
     'Every case has one image: if several images come from one patient, the column `case` must say so.'
     """
     notes = list(predictions.attrs.get("notes", []))
+    alike = names.spelling_note(predictions["case"].unique(), "cases")
+    notes += [f"{alike}."] if alike else []
     if predictions["case"].nunique() == predictions["filename"].nunique():
         notes.append(
             "Every case has one image: if several images come from one patient, the column `case` must say "
@@ -517,7 +556,13 @@ def metrics_by_seed(
     )
 
 
-def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=THRESHOLD) -> pd.DataFrame:
+def metrics_table(
+    predictions: pd.DataFrame,
+    by=("method", "split"),
+    threshold=THRESHOLD,
+    *,
+    keys: Sequence[str] | None = None,
+) -> pd.DataFrame:
     """Compute every metric of each group, with its number of images, slides, cases, folds and seeds.
 
     The folds of a group are pooled, each image with the prediction of the fold that tested it (out of
@@ -533,6 +578,8 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
         Columns to group by; groups come in order of first appearance.
     threshold : float or str
         A str names the column that has each row's threshold.
+    keys : sequence of str, optional
+        Which metrics; default: all.
 
     Returns
     -------
@@ -553,7 +600,7 @@ def metrics_table(predictions: pd.DataFrame, by=("method", "split"), threshold=T
         rows.append(
             dict(zip(by, key, strict=True))
             | counts
-            | metrics_by_seed(part, threshold).mean(skipna=False).to_dict()
+            | metrics_by_seed(part, threshold, keys).mean(skipna=False).to_dict()
             | weights
         )
     return pd.DataFrame(rows)

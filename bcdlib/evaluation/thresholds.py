@@ -241,7 +241,7 @@ def apply_lock(predictions: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
     Trials that `locked` does not know (a protocol without validation) keep 0.5 and their probability.
     """
     trials, probability = predictions[TRIAL_COLUMNS], predictions["probability"]
-    known = trials.merge(locked.astype(dict(trials.dtypes)), on=TRIAL_COLUMNS, how="left")
+    known = _as_text(trials).merge(_as_text(locked), on=TRIAL_COLUMNS, how="left")
     return predictions.assign(
         threshold=known["threshold"].fillna(metrics.THRESHOLD).to_numpy(),
         calibrated=np.where(
@@ -249,6 +249,11 @@ def apply_lock(predictions: pd.DataFrame, locked: pd.DataFrame) -> pd.DataFrame:
         ),
         refer_below=known["refer_below"].to_numpy(),
     )
+
+
+def _as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Write the names of trials as text: a fold is 0 in one table and "val" in another."""
+    return table.astype(dict.fromkeys(TRIAL_COLUMNS, str))
 
 
 def match_validation(validation: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -275,14 +280,14 @@ def match_validation(validation: pd.DataFrame, predictions: pd.DataFrame) -> pd.
     trials = [table[TRIAL_COLUMNS].drop_duplicates() for table in (validation, predictions)]
     if all(len(names) == 1 for names in trials):
         validation = validation.assign(**trials[1].iloc[0])
-    validation = validation.astype(dict(predictions[TRIAL_COLUMNS].dtypes))
-    matched = validation.merge(trials[1], on=TRIAL_COLUMNS)
+    matched = _as_text(validation).merge(_as_text(trials[1]), on=TRIAL_COLUMNS)
     if matched.empty:
         sides = [", ".join(f"{name} {value}" for name, value in names.iloc[0].items()) for names in trials]
         raise InputError(
             f"validation predictions of no tested trial: they are of {sides[0]}; tested is {sides[1]}; "
             f"make the columns {', '.join(TRIAL_COLUMNS)} agree"
         )
+    matched = matched.astype(dict(predictions[TRIAL_COLUMNS].dtypes))
     both = matched.merge(predictions, on=[*TRIAL_COLUMNS, "filename"], suffixes=("", "_tested"))
     if len(both):
         raise InputError(

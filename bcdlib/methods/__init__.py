@@ -15,10 +15,14 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import keras
+
 from bcdlib.errors import InputError, check_known, one_line
 from bcdlib.methods._base import TASKS, Method
 from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods._saved import SavedMethod, load_saved
+
+keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json says
 
 __all__ = [
     "TASKS",

@@ -1,21 +1,30 @@
 """Files written whole or not at all, locks between processes, one message for a disk that fails."""
 
 import contextlib
+import csv
 import errno
 import glob
+import gzip
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import filelock
+import numpy as np
 import pandas as pd
 
 from bcdlib.errors import InputError, one_line
+from bcdlib.runs.names import clean_text
 
 CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, see bford.info/cachedir
 # what libraries without error numbers say of a full disk; the last is NumPy's
@@ -190,10 +199,26 @@ def explain_disk_errors(path) -> Iterator[None]:
         raise
 
 
-def write_csv(path, table: pd.DataFrame) -> None:
-    """Write a table without its index, atomically."""
+def write_csv(path, table: pd.DataFrame, *, for_reading: bool = False) -> None:
+    """Write a table without its index, atomically.
+
+    Parameters
+    ----------
+    path : str or path-like
+    table : DataFrame
+    for_reading : bool
+        Whether people open it in a spreadsheet, and no program reads it again: a cell of text that begins
+        like a formula gets an apostrophe in front.
+    """
+    if for_reading:
+        texts = table.select_dtypes(exclude=["number", "bool"])
+        table = table.assign(**{str(name): texts[name].map(_no_formula) for name in texts})
     with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def _no_formula(cell):
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "@", "\t", "\r")) else cell
 
 
 def write_text(path, text: str) -> None:
@@ -222,30 +247,201 @@ def make_cache_folder(folder) -> Path:
     return folder
 
 
-def read_user_csv(path, what: str, dtype, **options) -> pd.DataFrame:
-    """Read a CSV file that a user named.
+# how a file begins that is no text with commas, and what it is
+_NO_CSV = {
+    b"PK\3\4": "an Excel workbook (.xlsx) or a zip archive",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"PAR1": "a Parquet file",
+    b"\x89PNG": "an image",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+}
+_SAVE = "save it as 'CSV UTF-8', with commas between the columns"
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_LONGEST_LINE = 2**20  # characters
+_MOST_LINES = 20_000_000
+# what pandas takes for empty: such a word would be lost on the way through the run's own tables
+_EMPTY = set("|#n/a|#n/a n/a|#na|<na>|n/a|na|nan|-nan|none|null|1.#ind|-1.#ind|1.#qnan|-1.#qnan".split("|"))
+
+
+def read_user_csv(path, what: str, required: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV file that a user named, as text; nothing is guessed, and nothing left out without a word.
 
     Parameters
     ----------
     path : str or path-like
+        A CSV file in UTF-8 with commas, perhaps packed by gzip.
     what : str
         What the file should be ("predictions table"), for the message.
-    dtype : type, or dict of column -> type
-    **options
-        Of `pandas.read_csv`, as is `dtype`.
+    required, optional : sequence of str
+        The columns that are read, found in any case.
 
     Returns
     -------
-    pandas.DataFrame
+    pandas.DataFrame of str
+        The columns of `required` and those of `optional` that are there; cells as `names.clean_text` writes
+        them, "" where empty (also what pandas takes for empty, such as NA). Rows without any text are left
+        out. The index is the line in the file.
 
     Raises
     ------
     InputError
-        If there is no such file or it is not a readable CSV.
+        If there is no such file, it is not such a CSV (the message says what it is instead and what to save
+        it as), a column is missing or comes twice, a row has more fields than the header (a comma without
+        quotation marks), a field holds a line break, or there is no row.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such {what}")
     try:
-        return pd.read_csv(path, dtype=dtype, **options)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable CSV ({one_line(error)})") from None
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such {what}")
+        with _open_table(path) as text:
+            return _read_rows(path, text, what, required, optional)
+    except UnicodeDecodeError:
+        raise _no_csv(path, f"its letters are not UTF-8, perhaps Latin-1 or Windows-1252; {_SAVE}") from None
+    except EOFError:
+        raise _no_csv(path, "a .gz that is cut off; copy or download it again") from None
+    except zlib.error as error:
+        raise _no_csv(path, f"a damaged .gz, {one_line(error)}; copy or download it again") from None
+    except (csv.Error, OSError) as error:
+        raise _no_csv(path, one_line(error)) from None
+
+
+def _no_csv(path, why: str) -> InputError:
+    return InputError(f"{path}: not a readable CSV ({why})")
+
+
+def _open_table(path) -> io.TextIOWrapper:
+    file: BinaryIO = open(path, "rb")
+    start = file.read(2)
+    file.seek(0)
+    if start == b"\x1f\x8b":
+        file = cast(BinaryIO, gzip.open(file))
+    start = file.read(2**12)
+    file.seek(0)
+    kind = next((kind for mark, kind in _NO_CSV.items() if start.startswith(mark)), "")
+    if kind or b"\0" in start:
+        file.close()
+        raise _no_csv(path, f"it is {kind or 'text in UTF-16, or no text'}; {_SAVE}")
+    return io.TextIOWrapper(file, "utf-8-sig", newline="")
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    for _ in range(_MOST_LINES):
+        line = text.readline(_LONGEST_LINE)
+        if len(line) == _LONGEST_LINE:
+            raise csv.Error("a line of more than a million characters")
+        if not line:
+            return
+        yield line
+    raise csv.Error(f"more than {_MOST_LINES} lines")
+
+
+def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
+    reader = csv.reader(_lines(text), strict=True, skipinitialspace=True)
+    places, width, rows, lines, last = {}, 0, [], [], 0
+    while True:
+        first = last + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            quoted = "a quotation mark is not closed or stands inside a cell: "
+            raise _no_csv(path, f"line {first}: {quoted}{error}") from None
+        if row is None:
+            break
+        last = reader.line_num
+        if last > first:
+            raise _no_csv(
+                path,
+                f"line {first}: a line break inside a cell; or a quotation mark that should not be there",
+            )
+        if not "".join(row).strip():
+            continue
+        if not width:
+            places, width = _find_columns(path, row, what, required, optional), len(row)
+            continue
+        if len(row) != width:
+            if any(cell.strip() for cell in row[width:]):
+                raise _no_csv(
+                    path,
+                    f"line {last} has {len(row)} fields, the header {width}; a cell with a comma in it needs "
+                    'quotation marks: "Smith, Anna"',
+                )
+            row += [""] * (width - len(row))
+        rows.append([sys.intern(row[place]) for place in places.values()])
+        lines.append(last)
+    if not width:
+        raise _no_csv(path, "it is empty")
+    if not rows:
+        raise InputError(f"{path}: the table has no rows")
+    return pd.DataFrame(rows, index=lines, columns=list(places), dtype=object).apply(_clean_column)
+
+
+def _find_columns(path, header: list[str], what: str, required, optional) -> dict[str, int]:
+    """Where each column stands."""
+    names = [clean_text(name).lower() for name in header]
+    twice = [name for name in (*required, *optional) if names.count(name.lower()) > 1]
+    if twice:
+        raise InputError(f"{path}: column {twice[0]!r} comes twice; keep one of them")
+    missing = [name for name in required if name.lower() not in names]
+    if missing:
+        found = ",".join(names)
+        other = next(
+            (f"; it has {kind}: {_SAVE}" for sign, kind in _SEPARATORS.items() if sign in found),
+            "",
+        )
+        raise InputError(
+            f"{path}: column {missing[0]!r} is missing; a {what} has {', '.join(required)}, separated by "
+            f"commas; found {', '.join(names[:10])[:200]!r}{other}"
+        )
+    wanted = [*required, *(name for name in optional if name.lower() in names)]
+    return {name: names.index(name.lower()) for name in wanted}
+
+
+def _clean_column(column: pd.Series) -> pd.Series:
+    codes, values = pd.factorize(column)
+    cleaned = [clean_text(value) for value in values]
+    kept = np.array(["" if text.lower() in _EMPTY else text for text in cleaned], dtype=object)
+    return pd.Series(kept[codes], index=column.index, dtype=object)
+
+
+def refuse_rows(path, table: pd.DataFrame, bad: pd.Series, column: str, advice: str, *, name: str) -> None:
+    """Refuse a table of `read_user_csv` where a cell is wrong, naming the first such line.
+
+    Parameters
+    ----------
+    path : str or path-like
+    table : DataFrame
+    bad : Series of bool
+        Which rows are wrong.
+    column : str
+        Whose cells are.
+    advice : str
+        What to write instead.
+    name : str
+        The column that names a row ("path", "filename").
+
+    Raises
+    ------
+    InputError
+        If there is such a row.
+    """
+    if bad.any():
+        line, more = bad.idxmax(), f" ({bad.sum()} such rows)" if bad.sum() > 1 else ""
+        cell, named = table.at[line, column], "" if name == column else f" of {table.at[line, name]}"
+        what = f": {column}{named} is {cell!r}" if cell else f" has no {column}"
+        raise InputError(f"{path}: line {line}{what}; {advice}{more}")
+
+
+def numbers_or_text(column: pd.Series) -> pd.Series:
+    """Turn a column of text into whole numbers if all of it is that; else it stays text.
+
+    Examples
+    --------
+    >>> numbers_or_text(pd.Series(["0", "1.0"])).tolist(), numbers_or_text(pd.Series(["0", "val"])).tolist()
+    ([0, 1], ['0', 'val'])
+    """
+    values = column.unique()
+    if all(re.fullmatch(r"-?[0-9]{1,15}(\.0*)?", value) for value in values):
+        return column.map({value: int(value.split(".")[0]) for value in values}).astype("int64")
+    return column

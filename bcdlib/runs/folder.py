@@ -150,7 +150,7 @@ class Run:
         -------
         pandas.io.formats.style.Styler
         """
-        self.write_csv(f"tables/{name}.csv", values)
+        write_csv(self.folder / "tables" / f"{name}.csv", values, for_reading=True)
         return (
             (values if rows is None else values.loc[rows])
             .style.hide(axis="index")

@@ -120,7 +120,7 @@ def prepare_run(
 def evaluation_parameters(
     predictions, *, validation="", rule: str, sensitivity: float, calibration: str
 ) -> dict:
-    """Check what 05_evaluate needs for predictions made elsewhere; return its parameters.
+    """Check what 05_evaluate needs for predictions made elsewhere; return its parameters, and ``notes``.
 
     Parameters
     ----------
@@ -146,6 +146,7 @@ def evaluation_parameters(
         "rule": rule,
         "sensitivity": sensitivity,
         "calibration": calibration,
+        "notes": metrics.prediction_notes(table),
     }
 
 

@@ -24,6 +24,7 @@ from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run, open_run_folder
 from bcdlib.suite.run import check_inputs, prepare_run, run_suite
 from bcdlib.trials import cluster
+from bcdlib.trials.notebook import papermill_path
 
 SWEEP_STAGES = ("04_train", "05_evaluate")
 ELSEWHERE = {
@@ -52,7 +53,7 @@ def sweepable_parameters() -> dict[str, dict]:
     found = {}
     for stage in SWEEP_STAGES:
         for name, one in papermill.inspect_notebook(
-            str(places.shipped("notebooks") / f"{stage}.ipynb")
+            papermill_path(places.shipped("notebooks") / f"{stage}.ipynb")
         ).items():
             form = one["help"].removeprefix("@param").strip()
             found[name] = {
@@ -60,6 +61,17 @@ def sweepable_parameters() -> dict[str, dict]:
                 "choices": json.loads(form) if form.startswith("[") else None,
             }
     return {name: one for name, one in found.items() if name not in ELSEWHERE}
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML readers take the last without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise InputError(f"{key!r} is given twice; give all its values in one list")
+        return super().construct_mapping(node, deep)
 
 
 def read_sweep(path) -> dict[str, list]:
@@ -72,9 +84,11 @@ def read_sweep(path) -> dict[str, list]:
         or gives a value of another type or one that the notebook does not offer.
     """
     try:
-        given = yaml.safe_load(Path(path).read_bytes())
+        given = yaml.load(Path(path).read_bytes(), _OnceLoader)  # a safe loader
     except OSError as error:
         raise InputError(f"--sweep {path}: cannot be read ({error.strerror})") from None
+    except InputError as error:
+        raise InputError(f"--sweep {path}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise InputError(f"--sweep {path}: not YAML ({one_line(error)})") from None
     if not isinstance(given, dict) or not given:
@@ -188,7 +202,7 @@ def run_sweep(
         [_rows(folder, list(given), one, errors.get(folder.name)) for folder, one in planned.items()],
         ignore_index=True,
     )
-    files.write_csv(out.folder / "sweep.csv", table)
+    files.write_csv(out.folder / "sweep.csv", table, for_reading=True)
     return table
 
 

@@ -206,7 +206,7 @@ def expand_methods(names: Iterable[str]) -> list[str]:
     Raises
     ------
     InputError
-        Unknown method or setting.
+        Unknown method or setting, or no method.
 
     Examples
     --------
@@ -214,6 +214,10 @@ def expand_methods(names: Iterable[str]) -> list[str]:
     ['robust:stages=4', 'lenet5']
     """
     found = [key for name in names for key in (methods.method_names() if name == "all" else [name])]
+    if not found:
+        raise InputError(
+            f"no method named; known are {', '.join(methods.method_names())}, or all of them: all"
+        )
     for name in found:
         methods.method_settings(name)  # an unknown one is a mistake, not a failed trial
     return list(dict.fromkeys(found))
@@ -265,7 +269,7 @@ def _write_summary(run: Run, errors: pd.DataFrame) -> None:
     tables, file = [errors], "comparison_predictions.csv"
     if (run.folder / file).is_file() and len(run.read_csv(file, "")):  # no rows if all failed that were in it
         tables.insert(0, metrics.metrics_table(all_predictions(run)))
-    files.write_csv(run.folder / "comparison.csv", pd.concat(tables))
+    files.write_csv(run.folder / "comparison.csv", pd.concat(tables), for_reading=True)
 
 
 def all_predictions(run: Run) -> pd.DataFrame:

@@ -9,9 +9,11 @@ from unittest.mock import patch
 
 import nbformat
 import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 
 from bcdlib.data.cache import PixelCache
-from bcdlib.errors import InputError, StageError
+from bcdlib.errors import InputError, StageError, one_line
 from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.trials import cluster
@@ -124,6 +126,27 @@ def _section_printer(notebook: Path, log):
     return say
 
 
+class _ThisPython(AsyncKernelManager):
+    """Starts this very Python, whatever JUPYTER_PATH or the user's Jupyter settings call "python3"."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python"
+        )
+
+
+def papermill_path(path) -> str:
+    """Write a path so that papermill, which formats paths with the notebook's parameters, leaves it as it is.
+
+    Examples
+    --------
+    >>> papermill_path("runs/{case}.ipynb")
+    'runs/{{case}}.ipynb'
+    """
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def execute_notebook(
     stage: str, parameters: dict, output: Path, *, cwd: Path, log=None, env: dict[str, str] | None = None
 ) -> None:
@@ -152,23 +175,20 @@ def execute_notebook(
         If it fails because of bad input.
     """
     notebook = places.shipped("notebooks") / f"{stage}.ipynb"
-    known = papermill.inspect_notebook(str(notebook))
+    known = papermill.inspect_notebook(papermill_path(notebook))
     try:
         with patch.dict(
             os.environ,  # which the kernel inherits
             {
-                # the kernel must be this very Python, not one that the user's Jupyter settings name "python3"
-                "JUPYTER_PREFER_ENV_PATH": "1",
-                # and its caches ours: the notebooks work in their own folder, which need not be beside the
-                # user's
+                # its caches must be ours: notebooks work in a folder of their own
                 "BCD_HOME": str(places.home_folder()),
                 "BCD_VERBOSE": os.environ.get("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2"),
                 **(env or {}),
             },
         ):
             papermill.execute_notebook(
-                str(notebook),
-                str(output),
+                papermill_path(notebook),
+                papermill_path(output),
                 {key: value for key, value in parameters.items() if key in known},
                 kernel_name="python3",
                 cwd=str(cwd),
@@ -176,9 +196,14 @@ def execute_notebook(
                 stdout_file=log,
                 stderr_file=log and sys.stderr,
                 on_cell_start=_section_printer(notebook, log) if log else None,
+                kernel_manager_class=_ThisPython,
             )
     except papermill.PapermillExecutionError as error:
         if error.ename == InputError.__name__:
             raise InputError(error.evalue) from None
+        if error.ename == "KeyboardInterrupt":  # the terminal stops the kernel too
+            raise KeyboardInterrupt from None
         reason = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise StageError(f"{stage}, cell {error.cell_index + 1}: {reason} (see {output})") from None
+    except (RuntimeError, OSError) as error:  # jupyter_client's and nbclient's
+        raise StageError(f"{stage}: its kernel did not start or died ({one_line(error)})") from None

@@ -120,19 +120,19 @@ GOOD = "path,label,group\na.jpg,0,p\nb.jpg,1,q\n"
         ("path;label;group\na.jpg;0;p\n", ["'path' is missing", "commas", "path;label;group"]),
         (GOOD.replace("group", "patient"), ["column 'group' is missing", "patient"]),
         (GOOD.replace("label", "class"), ["column 'label' is missing"]),
-        (GOOD.replace("a.jpg,0", "a.jpg,2"), ["label '2' of a.jpg", "0 or benign"]),
-        (GOOD.replace("a.jpg,0", "a.jpg,"), ["label '' of a.jpg"]),
-        (GOOD.replace("0,p", "0, "), ["group '' of a.jpg"]),
-        (GOOD.replace("0,p", "0,NA"), ["group '' of a.jpg"]),
-        (GOOD.replace("b.jpg", "./a.jpg"), ["'a.jpg' comes twice"]),
+        (GOOD.replace("a.jpg,0", "a.jpg,2"), ["line 2: label of a.jpg is '2'", "0 or benign"]),
+        (GOOD.replace("a.jpg,0", "a.jpg,"), ["line 2 has no label"]),
+        (GOOD.replace("0,p", "0, "), ["line 2 has no group"]),
+        (GOOD.replace("0,p", "0,NA"), ["line 2 has no group"]),
+        (GOOD.replace("b.jpg", "./a.jpg"), ["line 3: path is './a.jpg'; it comes twice"]),
         (GOOD.replace("a.jpg", "/data/a.jpg"), ["'/data/a.jpg'", "relative"]),
         (GOOD.replace("a.jpg", "C:\\a.jpg"), ["'C:\\\\a.jpg'", "relative"]),
         (GOOD.replace("a.jpg", "b/../../a.jpg"), ["'b/../../a.jpg'", "inside"]),
-        (GOOD.replace("a.jpg", ""), ["row 1 has no path"]),
+        (GOOD.replace("a.jpg", ""), ["line 2 has no path"]),
         (GOOD.replace("b.jpg,1", "b.jpg,0"), ["all 2 images are benign", "both classes"]),
         (
             "path,label,group,magnification\na.jpg,0,p,big\nb.jpg,1,q,\n",
-            ["magnification 'big' of a.jpg", "whole number"],
+            ["line 2: magnification of a.jpg is 'big'", "whole number"],
         ),
         (GOOD + "c.jpg,1,q,x,y\n", ["not a readable CSV", "line 4"]),
     ],
@@ -145,7 +145,7 @@ def test_read_refuses(tmp_path, text, words):
 
 
 def test_read_refuses_what_is_no_table(tmp_path):
-    with pytest.raises(InputError, match="nowhere.csv: no such file"):
+    with pytest.raises(InputError, match="nowhere.csv: no such manifest"):
         custom.read_manifest(tmp_path / "nowhere.csv")
     (tmp_path / "picture.csv").write_bytes(picture(0))
     with pytest.raises(InputError, match="picture.csv: not a readable CSV"):
@@ -375,7 +375,9 @@ def test_command_line_refuses(tmp_path):
         done = bcdlib(*command, "--manifest", csv, *(["--out", tmp_path / "out"] * (command != ["audit"])))
         assert done.returncode == 2 and "--data" in done.stderr.splitlines()[-1], done.stderr
     done = bcdlib("run", "--data", folder, "--manifest", tmp_path / "no.csv", "--out", tmp_path / "out")
-    assert done.returncode == 2 and "no.csv: no such file" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2 and "no.csv: no such manifest" in done.stderr and "Traceback" not in done.stderr
+    )
     done = bcdlib("verify", folder)
     assert done.returncode == 2 and "--manifest" in done.stderr
 

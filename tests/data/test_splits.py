@@ -341,8 +341,8 @@ def test_a_table_made_elsewhere(images, tmp_path):
     "change, message",
     [
         (lambda t: t.rename(columns={"role": "set"}), "column 'role' is missing"),
-        (lambda t: t.assign(role="testing"), "has a role that is not train, validation, test"),
-        (lambda t: t.assign(filename="cat.png"), "cat.png is not among the images"),
+        (lambda t: t.assign(role="testing"), "is 'testing'; a role is one of train, validation, test"),
+        (lambda t: t.assign(filename="cat.png"), "'cat.png'; it is not among the images"),
         (lambda t: pd.concat([t, t]), "comes twice in fold 0"),
         (lambda t: t[t["role"] == "test"], "no image with role 'train' or none"),
     ],

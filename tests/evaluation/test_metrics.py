@@ -203,7 +203,7 @@ def test_groups():
     "change, message",
     [
         (lambda t: t.drop(columns="case"), "'case' is missing"),
-        (lambda t: t.assign(probability=[0.1, float("nan")]), "probability of 1.png"),
+        (lambda t: t.assign(probability=[0.1, float("nan")]), "line 3 has no probability"),
         (lambda t: t.assign(probability=[0.1, 1.5]), "probability of 1.png"),
         (lambda t: t.assign(probability=["0.1", "high"]), "probability of 1.png"),
         (lambda t: t.assign(label=[0, 2]), "label of 1.png"),

@@ -14,7 +14,7 @@ import pytest
 
 from bcdlib.errors import InputError
 from bcdlib.explain import gradcam
-from bcdlib.methods.parts import backbones
+from bcdlib.methods.parts import backbones, fitting
 
 HEIGHT, WIDTH = 32, 48
 
@@ -169,9 +169,9 @@ def test_features_are_those_of_the_layer_pool_or_the_mean_of_the_map():
 def test_one_network_is_built_for_all_calls_and_goes_with_it(monkeypatch):
     """Keras compiles each network anew that is made to predict: once, not for each few hundred images."""
     asked = []
-    original = gradcam.predict_batches
+    original = fitting.predict_batches
     monkeypatch.setattr(
-        gradcam, "predict_batches", lambda model, X: asked.append(model) or original(model, X)
+        fitting, "predict_batches", lambda model, X: asked.append(model) or original(model, X)
     )
     first, second = network("flat"), network("flat")
     for one in (first, first, second):

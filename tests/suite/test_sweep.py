@@ -148,8 +148,9 @@ def fake(run, parameters, only):
         "split": "case",
         "images": 96,
         "cases": 12,
-        "accuracy": 0.25,
-        "mcc": 0.5,
+        "metric": "accuracy",
+        "value": 0.25,
+        "95 % by case": "cannot be said",
     }
     at = pd.DataFrame([row | {"at": "0.5"}, row | {"at": "locked"}])
     run.table("thresholds", at)

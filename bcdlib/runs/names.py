@@ -1,0 +1,72 @@
+"""Names as people and file systems write them: one spelling for what looks the same on a screen."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from decimal import Decimal
+
+# marks that show nothing, beyond Unicode's control and format characters (DerivedCoreProperties: ignorable)
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
+
+
+def clean_text(text: str) -> str:
+    r"""Write a name as it looks: composed letters (NFC), no invisible signs, plain blanks, none at the ends.
+
+    Examples
+    --------
+    >>> clean_text("Mu\u0308ller\u200b\u00a0") == "M\u00fcller"
+    True
+    """
+    if text.isascii() and text.isprintable():
+        return text.strip()
+    seen = (
+        " " if sign.isspace() else sign
+        for sign in _UNSEEN.sub("", text)
+        if sign.isspace() or unicodedata.category(sign) not in ("Cc", "Cf")
+    )
+    return unicodedata.normalize("NFC", "".join(seen)).strip()
+
+
+def clean_path(text: str) -> str:
+    r"""Write a path as `clean_text` does, with ``/`` between folders and no ``./`` in front.
+
+    Examples
+    --------
+    >>> clean_path(".\\ward 3\\a.png")
+    'ward 3/a.png'
+    """
+    path = clean_text(text).replace("\\", "/")
+    while path.startswith("./"):
+        path = path[2:].lstrip("/")
+    return path
+
+
+def spelling_note(names: Iterable[str], what: str) -> str:
+    """Say which names differ only in capitals or in how a number is written; "" if none do.
+
+    Examples
+    --------
+    >>> spelling_note(["7", "7.0", "P-1", "p-1", "b"], "cases")
+    "2 cases are written in more than one way ('7' and '7.0'; 'P-1' and 'p-1'): they are counted apart; ...
+    """
+    spellings: dict[str, set[str]] = {}
+    for name in set(names):
+        spellings.setdefault(_folded(name), set()).add(name)
+    found = sorted(sorted(ways) for ways in spellings.values() if len(ways) > 1)
+    if not found:
+        return ""
+    shown = "; ".join(" and ".join(map(repr, ways)) for ways in found[:3])
+    return (
+        f"{len(found)} {what} are written in more than one way ({shown}{'; ...' * (len(found) > 3)}): they "
+        "are counted apart; if each is one, write it in one way"
+    )
+
+
+def _folded(name: str) -> str:
+    name = unicodedata.normalize("NFKC", name).casefold()
+    if _NUMBER.fullmatch(name):
+        return str(Decimal(name).normalize())
+    return re.sub("[0-9]+", lambda digits: digits[0].lstrip("0") or "0", name)
