@@ -57,7 +57,7 @@ def coverage(cases: int, level: float, studies: int, *, repeats: int = 400, shar
     return pd.DataFrame(held).mean()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_coverage_of_few_cases_near_one():
     """26 cases, AUC 0.99: a bootstrap alone holds 0.72 to 0.82 of the truths, and of case AUC 0.15."""
     held = coverage(26, LEVELS["nearly perfect"], 60, repeats=300, share=0.2)

@@ -111,7 +111,7 @@ def test_all_six_one_after_the_other_with_a_user(tiny, colab):
     assert all(one["environment"]["colab"] == "release-colab_20260801" for one in facts)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_run_all_in_01(tiny, colab):
     """The other five in the same machine, where nobody answers; Drive is mounted."""
     colab.mine.mkdir(parents=True)
