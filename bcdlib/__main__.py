@@ -1,5 +1,6 @@
 """The command line: ``python -m bcdlib COMMAND``. Exit status 0, 1 if a notebook failed, 2 on bad input."""
 
+import contextlib
 import errno
 import json
 import os
@@ -12,14 +13,12 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "20")  # a log file wants a line now and then, not ten a second
 
 import click
-import pandas as pd
 
-from bcdlib import __version__, mount
-from bcdlib.data import breakhis, custom, published_splits, sources
+from bcdlib import __version__
 from bcdlib.errors import InputError, StageError, TerminalText, printable, split_words
-from bcdlib.runs import environment, files, folder, noise, places, profiles
+from bcdlib.runs import noise
 
-# Imports of Keras and papermill stand in the commands: `audit` and `--help` must not wait seconds for them.
+# All other imports stand in the commands: `--help` must not wait for pandas, nor `audit` for Keras.
 
 data_option = click.Option(
     ["--data"],
@@ -30,7 +29,8 @@ data_option = click.Option(
 manifest_option = click.Option(
     ["--manifest"],
     default="",
-    help="CSV (path, label, group) that names the images in --data, if they are your own and not BreakHis's.",
+    help="CSV (path, label, group) that names the images in --data, if they are your own and not BreakHis's; "
+    "others are not used.",
 )
 seed_option = click.Option(
     ["--seed"],
@@ -56,7 +56,13 @@ def _go_on_anyway(context, option, given: bool) -> None:
 training_options = (  # those that ``run`` and ``compare`` share
     data_option,
     manifest_option,
-    click.Option(["--profile"], default="demo", show_default=True, help="demo, quick or paper."),
+    click.Option(
+        ["--profile"],
+        default="demo",
+        show_default=True,
+        help="demo (small images, minutes), quick (4 passes, for a laptop) or paper (200 epochs of 200 "
+        "steps, as published: wants a GPU).",
+    ),
     click.Option(["--out"], default=None, help="Run folder.  [default: runs/<data>-<profile>]"),
     click.Option(
         ["--scheduler"],
@@ -96,6 +102,8 @@ def _run_notebooks(opened, parameters: dict, only: tuple[str, ...]) -> None:
 @click.version_option(__version__)
 def main():
     """Breast cancer diagnosis on BreakHis: the paper's system, its rivals, and what "99 %" is worth."""
+    from bcdlib.runs import environment
+
     environment.check_backend()
 
 
@@ -113,6 +121,7 @@ def main():
 )
 def run(out, only, sweep_file, scheduler, **parameters):
     """Execute the six notebooks; write report.html and summary.json."""
+    from bcdlib import mount
     from bcdlib.suite import run, sweep
     from bcdlib.trials import cluster
 
@@ -145,7 +154,7 @@ def verify(source):
 
     For BreakHis only, not for images of your own.
     """
-    from bcdlib.data import checks
+    from bcdlib.data import checks, sources
 
     found = checks.verify_copy(sources.open_source(source))
     click.echo(found.counts().to_string())
@@ -192,15 +201,25 @@ def verify(source):
     ]
 )
 def audit(data, manifest, split, folds, seed, as_json):
-    """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split."""
-    if split == "published":  # before scikit-learn is imported: it is read in a moment
+    """Report what leaks into test sets: images, slides, cases, near-duplicates on both sides of a split.
+
+    Names in a split table are matched by their BreakHis stem: folders in front, another suffix or lower case
+    do not matter.
+    """
+    from bcdlib.data import published_splits
+
+    if split == "published":
         rows = published_splits.published_table().to_dict("records")
         click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(published_splits.published_lines()))
         return
-    from bcdlib.data import cache, checks
+    from bcdlib.data import breakhis, checks
 
     images, pixels = breakhis.known_images(), None
     if data is not None or manifest:
+        from bcdlib import mount
+        from bcdlib.data import cache, custom
+        from bcdlib.runs import places, profiles
+
         manifest = mount.find_manifest(data or "", manifest)
         source = mount.find_data(data, seed=seed)
         scan = custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
@@ -283,10 +302,16 @@ def compare(
 ):
     """Run methods under protocols; trials that are finished already are not run again.
 
+    One that fails is named in the table and does not stop the others. Published splits are run on those of
+    their images that are in the data; how many these are is said.
+
     Names are separated by commas or spaces.
     A method's own settings may be changed behind its name: robust:stages=4:C=0.1
     """
-    from bcdlib import compare, preprocess
+    import pandas as pd
+
+    from bcdlib import compare, mount, preprocess
+    from bcdlib.runs import profiles
     from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
     from bcdlib.trials.shared_cases import DRAWS, measure_shared_cases
@@ -339,7 +364,12 @@ def compare(
 @click.option("--calibration", default="temperature", show_default=True, help="temperature, platt or none.")
 @click.option("--out", help="Folder of the report.  [default: runs/<name of the table>-evaluate]")
 def evaluate(predictions, out, **options):
-    """Write the full report for any model's predictions table: 05_evaluate on it, and report.html."""
+    """Write the full report for any model's predictions table: 05_evaluate on it, and report.html.
+
+    PREDICTIONS is a CSV with the columns filename, slide, case, magnification, subtype, label (0 benign, 1
+    malignant), probability (of malignant), fold, method, split, seed.
+    """
+    from bcdlib import mount
     from bcdlib.suite import run
 
     parameters = run.evaluation_parameters(predictions, **options)
@@ -390,8 +420,11 @@ def predict(model, images, as_json, values):
 )
 def record(name, runs, pretrained, commands, against):
     """Store the comparisons of run folders under notebooks/recorded: small tables and a figure, no images."""
+    import pandas as pd
+
     from bcdlib import compare
     from bcdlib.evaluation import metrics, recorded
+    from bcdlib.runs import folder
 
     table = pd.concat(
         metrics.read_predictions(Path(run) / "comparison_predictions.csv") for run in runs
@@ -402,12 +435,29 @@ def record(name, runs, pretrained, commands, against):
 
 
 @main.command()
-def stamp():
+@click.option("--pictures", default="", help="A finished run folder: draw README's pictures anew, from it.")
+def stamp(pictures):
     """Write the repository's address (bcdlib/__init__.py) into the notebooks and the README."""
     from bcdlib.suite import stamp
 
-    for path in stamp.stamp_notebooks(Path(__file__).resolve().parent.parent):
+    root = Path(__file__).resolve().parent.parent
+    for path in stamp.stamp_notebooks(root):
         click.echo(f"stamped {path}")
+    if pictures:
+        from bcdlib.suite.pictures import draw_pictures
+
+        draw_pictures(root, pictures)
+
+
+@contextlib.contextmanager
+def _disk_errors_explained():
+    try:
+        yield
+    except Exception:
+        from bcdlib.runs import files
+
+        with files.explain_disk_errors("results"):  # where no file of ours is named
+            raise
 
 
 def cli(command=main) -> None:
@@ -419,7 +469,7 @@ def cli(command=main) -> None:
     noise.drop_noise()
     sys.stdout, sys.stderr = TerminalText(sys.stdout), TerminalText(sys.stderr)
     try:
-        with files.explain_disk_errors("results"):  # where no file of ours is named
+        with _disk_errors_explained():
             sys.exit(command(standalone_mode=False))
     except StageError as error:
         _end(str(error), 1)

@@ -9,6 +9,7 @@ import pandas as pd
 from bcdlib.data import breakhis, published_splits, splits
 from bcdlib.evaluation import bootstrap, metrics, published, recorded
 from bcdlib.plots import style
+from bcdlib.runs import lesson
 from bcdlib.runs.files import atomic_write
 from bcdlib.runs.folder import Run
 from bcdlib.trials import comparison
@@ -17,6 +18,7 @@ from bcdlib.trials import comparison
 # for notebooks, which call verbs only
 from bcdlib.evaluation.bootstrap import comparison_table as comparison_table
 from bcdlib.evaluation.metrics import cross_validation_table as cross_validation_table
+from bcdlib.runs.lesson import read_guess as read_guess
 from bcdlib.trials.comparison import run_comparison as run_comparison
 
 # of test images, by what they have in common with training
@@ -66,10 +68,17 @@ def protocol_table(predictions: pd.DataFrame, found: pd.DataFrame | None = None)
     return table.assign(**{"what is shared": table["split"].map(splits.describe_protocol)})
 
 
-def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None):
+def protocol_figure(
+    predictions: pd.DataFrame, found: pd.DataFrame | None = None, *, guess: float | None = None
+):
     """Draw accuracy and AUC of each method under each protocol: same images, same network.
 
-    Parameters are those of `protocol_table`.
+    Parameters
+    ----------
+    predictions, found
+        As of `protocol_table`.
+    guess : float, optional
+        The reader's, of the accuracy on the next patient, 0..1; see `read_guess`.
     """
     found = bootstrap.interval_table(predictions) if found is None else found
     found = found.sort_values(
@@ -96,13 +105,15 @@ def protocol_figure(predictions: pd.DataFrame, found: pd.DataFrame | None = None
             text = f"{value:.2f}" if rows["low"].notna()[place] else f"{value:.2f}, interval cannot be said"
             axis.annotate(text, (value, place), (0, 7), textcoords="offset points", ha="center")
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
+        if metric == "accuracy":
+            style.mark_guess(axis, guess)
         axis.set_yticks(range(len(rows)), names)
         axis.set(
             xlim=(0, 1.02),
             ylim=(-0.6, len(rows) - 0.2),
             xlabel=f"{metrics.METRICS[metric].label} on test images",
         )
-        axis.legend(loc="lower left", fontsize=8)
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
     note = f"{', '.join(predictions['method'].unique())}; {_trials_text(predictions)}; 95 % intervals"
     return _with_note(figure, note, predictions)
 
@@ -150,6 +161,34 @@ def gap_text(predictions: pd.DataFrame) -> str:
                 f"{paired['cases']} cases), is what recognising slides rather than disease is worth."
             )
     return "\n\n".join(lines)
+
+
+def findings(predictions: pd.DataFrame, guess: float | None = None) -> str:
+    """Say in three lines what the comparison showed, as Markdown; `guess` as in `protocol_figure`."""
+    found = bootstrap.interval_table(predictions, ["accuracy"], by_image=False)
+    known = [name for name in splits.STRICTEST if name in set(found["split"])] or list(found["split"])
+    strict, loose = (found[found["split"] == name].iloc[0] for name in (known[0], known[-1]))
+    share = predictions.loc[predictions["split"] == strict["split"], "label"].mean()
+    return lesson.findings_text(
+        [
+            f"`{html.escape(loose['split'])}` says {bootstrap.interval_text(loose)}, "
+            f"`{html.escape(strict['split'])}` says {bootstrap.interval_text(strict)}: the same network.",
+            f"Always saying the larger class is right for {max(share, 1 - share):.3f} of the images under "
+            f"`{html.escape(strict['split'])}`." + lesson.guess_text(guess, strict["value"]),
+            f"From one to the other {loose['value'] - strict['value']:+.3f}: a published number can be held "
+            "against these only if its split shares no more with training.",
+        ]
+    )
+
+
+def check_exercise(answer: float | None) -> str:
+    """Check the exercise of 06_compare: the number of published splits that share cases, but no slide."""
+    table = published_splits.published_table()
+    return lesson.check_answer(
+        answer,
+        int(((table["slide_leak"] == 0) & (table["case_leak"] > 0)).sum()),
+        lesson="They keep slide folders apart, which the literature calls patients, but not cases.",
+    )
 
 
 def measured_tables(run: Run) -> list[pd.DataFrame]:

@@ -15,6 +15,7 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, thresholds
 from bcdlib.explain import explanation, models
 from bcdlib.plots import style
+from bcdlib.runs import lesson
 from bcdlib.runs.folder import TRIAL_COLUMNS, Run
 
 # isort: split
@@ -122,6 +123,37 @@ def results_table(table: pd.DataFrame) -> pd.DataFrame:
         ],
     }
     return found[[*GROUP, "images", "slides", "cases", "metric", "value"]].assign(**texts)
+
+
+def guess_figure(run: Run, table: pd.DataFrame, guess: float = 0):
+    """Draw the accuracy of each method and split with its 95 % interval over cases, and the reader's guess.
+
+    Parameters
+    ----------
+    run : Run
+        In which 01_mount may have recorded a guess.
+    table : DataFrame
+        A predictions table.
+    guess : float
+        In percent; 0: the recorded one, if there is one.
+    """
+    found = bootstrap.interval_table(table, ["accuracy"], by_image=False).iloc[::-1].reset_index(drop=True)
+    figure, axis = style.make_figure(width=8, height=0.6 * len(found) + 1.6)
+    reach = [(found["value"] - found["low"]).clip(0), (found["high"] - found["value"]).clip(0)]
+    axis.errorbar(
+        found["value"], found.index, xerr=reach, fmt="o", color=style.MEASURED, capsize=4, label="measured"
+    )
+    style.mark_guess(axis, lesson.read_guess(run, guess))
+    axis.set_yticks(
+        found.index, [f"{row.method}, {row.split}\n{row.cases} test cases" for row in found.itertuples()]
+    )
+    axis.set(
+        xlim=(0, 1.02),
+        ylim=(-0.6, len(found) - 0.4),
+        xlabel="accuracy on test images, 95 % interval over cases",
+    )
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=2, fontsize=8, frameon=False)
+    return _with_note(figure, table)
 
 
 def threshold_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -422,3 +454,45 @@ def as_json(table: pd.DataFrame) -> str:
     [{'probability': 0.5}, {'probability': None}]
     """
     return json.dumps(json.loads(table.to_json(orient="records")), indent=2)
+
+
+def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
+    """Say in three lines what the predictions are worth, as Markdown; `guess` as in `guess_figure`."""
+    found = bootstrap.interval_table(table, ["accuracy", "auc"], by_image=False)
+    strictest = next(
+        (name for name in splits.STRICTEST if name in set(found["split"])), found["split"].iloc[0]
+    )
+    accuracy, auc = (
+        found[(found["split"] == strictest) & (found["metric"] == metric)].iloc[0]
+        for metric in ("accuracy", "auc")
+    )
+    part = table[(table["split"] == strictest) & (table["method"] == accuracy["method"])]
+    share, at_half = part["label"].mean(), metrics.metrics_table(part).iloc[0]
+    return lesson.findings_text(
+        [
+            f"Under the strictest split here, `{html.escape(strictest)}`: accuracy "
+            f"{bootstrap.interval_text(accuracy)} on {accuracy['cases']} cases. Always saying the larger "
+            f"class: {max(share, 1 - share):.3f}."
+            + lesson.guess_text(lesson.read_guess(run, guess), accuracy["value"]),
+            f"AUC {bootstrap.interval_text(auc)}: of one malignant and one benign image, how often the "
+            "malignant one gets the higher probability.",
+            f"At threshold 0.5 it finds {at_half['sensitivity']:.0%} of the malignant images, and leaves "
+            f"{at_half['specificity']:.0%} of the benign ones alone.",
+        ]
+    )
+
+
+def check_exercise(table: pd.DataFrame, answer: float | None) -> str:
+    """Check the exercise of 05_evaluate: by which factor accuracy's interval over cases is the wider one.
+
+    Asked of the last method and split of the table.
+    """
+    row = bootstrap.interval_table(table, ["accuracy"]).iloc[-1]
+    truth = (row["high"] - row["low"]) / (row["high_by_image"] - row["low_by_image"])
+    return lesson.check_answer(
+        answer,
+        truth,
+        tolerance=0.1 * truth,
+        lesson="So much narrower would be the interval of whoever takes the images of one patient for "
+        "independent.",
+    )

@@ -15,9 +15,11 @@ from bcdlib.data import breakhis, custom, sources
 from bcdlib.data.download import ARCHIVE_URL, download_archive, find_kaggle_copy
 from bcdlib.errors import InputError
 from bcdlib.errors import split_words as split_words  # for notebooks, as is the next
+from bcdlib.runs import lesson
 from bcdlib.runs.environment import check_backend
 from bcdlib.runs.files import make_cache_folder, write_json
 from bcdlib.runs.folder import Run, open_run_folder
+from bcdlib.runs.lesson import record_guess as record_guess
 from bcdlib.runs.places import (
     cache_root,
     content_folder,
@@ -25,6 +27,7 @@ from bcdlib.runs.places import (
     home_folder,
     in_colab,
     mount_drive,
+    name_only,
     shipped,
     uses_drive,
 )
@@ -353,9 +356,9 @@ def overview(run: Run, scan: breakhis.Scan | custom.CustomScan) -> pd.DataFrame:
     pandas.DataFrame
         One row a fact, in the single column ``found`` (int; str for source, manifest and extent).
     """
-    rows = {"source": run.settings["source"]}
+    rows = {"source": name_only(run.settings["source"])}
     if isinstance(scan, custom.CustomScan):
-        rows |= {"manifest": run.settings["manifest"], **custom.custom_overview(scan)}
+        rows |= {"manifest": name_only(run.settings["manifest"]), **custom.custom_overview(scan)}
     else:
         names = breakhis.known_images()["filename"]
         rows |= {
@@ -421,6 +424,35 @@ def download(url: str = ARCHIVE_URL) -> str:
     See `download.download_archive`: a download that broke off is resumed.
     """
     return str(download_archive(home_folder(), url))
+
+
+def findings(run: Run) -> str:
+    """Say in three lines what 01_mount found, as Markdown."""
+    images = run.images()
+    share = images["class"].value_counts(normalize=True)
+    several = _several_slides(images)
+    return lesson.findings_text(
+        [
+            f"{len(images)} images, but only {breakhis.count_slide_folders(images)} slides of "
+            f"{images['case'].nunique()} cases: cases are what the next patient is one of.",
+            f"{share.iloc[0]:.1%} of the images are {share.index[0]}: to say so always is right as often.",
+            f"{several} case{'s' * (several != 1)} with more than one slide: where slides are kept apart, "
+            "these cases can still stand on both sides.",
+        ]
+    )
+
+
+def check_exercise(run: Run, answer: float | None) -> str:
+    """Check the exercise of 01_mount: the number of cases with more than one slide."""
+    return lesson.check_answer(
+        answer,
+        _several_slides(run.images()),
+        lesson="A split that keeps slides apart does not keep these cases apart.",
+    )
+
+
+def _several_slides(images: pd.DataFrame) -> int:
+    return int((images.groupby("case")["slide"].nunique() > 1).sum())
 
 
 def run_others(run: Run, weights: str = "") -> None:

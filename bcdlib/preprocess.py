@@ -10,7 +10,8 @@ from bcdlib.data.cache import PixelCache, build_cache, run_cache  # noqa: F401 (
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import augmentation, fitting
 from bcdlib.methods.parts.backbones import normalise_images as normalise_images  # for notebooks
-from bcdlib.runs import folder, places, profiles
+from bcdlib.plots import style
+from bcdlib.runs import folder, lesson, places, profiles
 
 # made before the splits, and not from them
 FIRST_RESULTS = (
@@ -209,3 +210,53 @@ def first_batch(run: folder.Run, profile: profiles.Profile, cache: PixelCache, *
         cache.pixels[train], breakhis.class_labels(cache.images.iloc[train]), profile.batch_size, 1, seed
     )[0]
     return np.asarray(augmentation.default_augmentation(seed)(X.astype("float32"), training=True)), y
+
+
+def batch_figure(X, y, most: int = 16):
+    """Draw the first images of a batch from `first_batch`, each with its label."""
+    return style.image_grid(
+        X[:most].round().clip(0, 255).astype("uint8"),
+        [f"{int(label)} {breakhis.CLASSES[int(label)]}" for label in y[:most, 0]],
+        8,
+        title=f"The first {min(most, len(X))} of {len(X)} images of one batch",
+        colours=[style.COLOURS[breakhis.CLASSES[int(label)]] for label in y[:most, 0]],
+    )
+
+
+def normalisation_table(X) -> pd.DataFrame:
+    """Show what normalisation does to a batch: mean and deviation of each channel, before and after.
+
+    The network's channels are in the order in which its ImageNet weights were trained: blue first.
+    """
+    return pd.DataFrame(
+        [
+            {"values": what, "channel": name, "mean": part.mean(), "standard deviation": part.std()}
+            for what, images, channels in (
+                ("in the batch", np.asarray(X), ("red", "green", "blue")),
+                ("as the network gets them", np.asarray(normalise_images(X)), ("blue", "green", "red")),
+            )
+            for name, part in zip(channels, np.moveaxis(images, -1, 0), strict=True)
+        ]
+    )
+
+
+def findings(run: folder.Run, cache: PixelCache, table: pd.DataFrame) -> str:
+    """Say in three lines what 02_preprocess made, as Markdown; `table` is from `write_splits`."""
+    made = table.loc[table["folds"] > 0, "split"].tolist()
+    lines = [f"{len(cache.images)} images of {cache.size[0]} x {cache.size[1]} pixels are ready."]
+    for name in dict.fromkeys([made[0], next(name for name in splits.STRICTEST if name in made)]):
+        overlap = splits.split_overlap(splits.fold_of(splits.read_split(run, name), 0), run.images())
+        lines.append(f"`{name}`, first fold: {splits.overlap_line(overlap.iloc[0])}")
+    return lesson.findings_text(lines)
+
+
+def check_exercise(profile: profiles.Profile, table: pd.DataFrame, answer: float | None) -> str:
+    """Check the exercise of 02_preprocess: the number of batches that show each training image once."""
+    images = table.loc[table["folds"] > 0, "train"].iloc[0]
+    return lesson.check_answer(
+        answer,
+        -(-images // profile.batch_size),
+        lesson=f"{images:.0f} images / {profile.batch_size}, rounded up. That is one pass; the profile "
+        f"`{profile.name}` has {profile.epochs} epochs of "
+        + (f"{profile.steps_per_epoch} batches." if profile.steps_per_epoch else "one pass each."),
+    )

@@ -1,18 +1,38 @@
 """04_train: train the paper's network under the paper's protocol and under an honest one."""
 
+import inspect
 import os
+import re
 from collections.abc import Iterable
 
 import keras
+import numpy as np
 import pandas as pd
 
 from bcdlib import methods
-from bcdlib.data import cache, splits
+from bcdlib.data import breakhis, cache, splits
+from bcdlib.evaluation import metrics, published
 from bcdlib.plots import style
+from bcdlib.runs import lesson
 from bcdlib.runs.folder import Run
+from bcdlib.runs.places import name_only
 from bcdlib.runs.profiles import Profile
 from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
 
+RECIPE = """\
+```python
+model.compile(
+    optimizer={optimizer},
+    loss={loss},
+    metrics=[{metric}],
+)
+model.fit(
+    batches,  # {batch} of {images} {what}
+    epochs={epochs},
+    steps_per_epoch={steps},
+    validation_data={held_out},  # for the second curve only
+)
+```"""
 NO_NETWORK = "This method is not made of Keras layers: there is no network to show."
 
 
@@ -44,6 +64,47 @@ def plan_trials(
         Trial(method, name, splits.read_split(run, name), fold, seed, trainable, task, stain or None)
         for name in tuple(split_names) or splits.available_splits(run, profile.splits)
     ]
+
+
+def methods_table() -> pd.DataFrame:
+    """List the methods: key, what it is, who published it, and the accuracy printed in the paper's Table II.
+
+    Any of them, or a file with a method of one's own, can be trained here.
+    """
+    printed = published.TABLE_II.set_index("key")
+    kinds = {key: methods.get_method(key) for key in methods.method_names()}
+    return pd.DataFrame(
+        {
+            "method": key,
+            "what it is": inspect.getdoc(kind).splitlines()[0],
+            "published as": printed["research"].get(key, "a method of ours"),
+            "printed (%)": printed["accuracy"].get(key, np.nan),
+        }
+        for key, kind in kinds.items()
+    )
+
+
+def parameter_table(planned: list[Trial], profile: Profile, *, weights: str | None = None) -> pd.DataFrame:
+    """List every parameter of the planned method: its value in this run, and what its docstring says of it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        parameter, value (text), meaning. Of a path, the name only.
+    """
+    estimator, meanings = planned[0].estimator(profile, weights), {}
+    for kind in reversed(type(estimator).__mro__):
+        found = re.findall(r"^(\w[\w, ]*) : .*\n((?:    .*\n?)+)", inspect.getdoc(kind) or "", flags=re.M)
+        meanings |= {name: " ".join(text.split()) for names, text in found for name in names.split(", ")}
+    values = {name: value for name, value in estimator.get_params().items() if name != "verbose"}
+    return pd.DataFrame(
+        {
+            "parameter": name,
+            "value": str(name_only(value)),
+            "meaning": meanings.get(name, ""),
+        }
+        for name, value in values.items()
+    )
 
 
 def plan_table(planned: list[Trial]) -> pd.DataFrame:
@@ -94,6 +155,57 @@ def build_network(
         return None
     with methods.explain_errors(method):
         return estimator.build(estimator.image_shape(cache.run_cache(run)))
+
+
+def recipe_text(
+    planned: list[Trial], profile: Profile, model: keras.Model | None, *, weights: str | None = None
+) -> str:
+    """Write the Keras calls that train the first planned trial, with their values, as Markdown.
+
+    Parameters
+    ----------
+    planned : list of Trial
+        From `plan_trials`.
+    profile : Profile
+    model : keras.Model or None
+        From `build_network`.
+    weights : str, optional
+        "imagenet", "none" or a folder.
+    """
+    estimator = planned[0].estimator(profile, weights)
+    if model is None or not estimator.fits_with_keras:
+        return "This method does not learn by Keras' `fit`: there is no such call to show."
+    images, steps = _epoch(planned[0], estimator)
+    config, usual = model.optimizer.get_config(), type(model.optimizer)().get_config()
+    optimizer = ", ".join(
+        f"{name}={float(f'{value:.6g}') if isinstance(value, float) else repr(value)}"
+        for name, value in config.items()
+        if name == "learning_rate" or (name != "name" and value != usual[name])
+    )
+    loss, metric = estimator.build_loss(), estimator.build_metric()
+    return RECIPE.format(
+        optimizer=f"keras.optimizers.{type(model.optimizer).__name__}({optimizer})",
+        loss=_called(loss),
+        metric=_called(metric),
+        what="features of the frozen base" if estimator.frozen else "images, augmented anew each time",
+        images=images,
+        batch=estimator.batch_size,
+        epochs=estimator.epochs,
+        steps=steps,
+        held_out="None" if estimator.frozen else "held_out",
+    )
+
+
+def _epoch(trial: Trial, estimator: methods.KerasMethod) -> tuple[int, int]:
+    """Count training images, and batches of an epoch. A head is fitted on validation images too."""
+    roles = splits.fold_of(trial.split_table, trial.fold)["role"]
+    images = int(roles.isin(("train", "validation") if estimator.frozen else ("train",)).sum())
+    rows = images * (1 + estimator.augmented_copies * estimator.frozen)
+    return images, estimator.steps_per_epoch or -(-rows // estimator.batch_size)
+
+
+def _called(thing) -> str:
+    return repr(thing) if isinstance(thing, str) else getattr(thing, "name", None) or thing.__name__
 
 
 def print_network(model: keras.Model | None) -> None:
@@ -250,3 +362,57 @@ def _loss_label(trial: Trial) -> str:
     loss = kind(task=trial.task, **methods.method_settings(trial.method)).build_loss()
     name = loss if isinstance(loss, str) else getattr(loss, "name", None) or loss.__name__
     return f"loss ({'MSE' if name in ('mse', 'mean_squared_error') else name.replace('_', ' ')})"
+
+
+def predictions_figure(run: Run, results: list[Result], per_class: int = 4, *, seed: int = 0):
+    """Draw test images of the last trial, benign ones above, with what the network says of each."""
+    table = metrics.with_correct(results[-1].predictions)
+    table = pd.concat(
+        part.sample(min(per_class, len(part)), random_state=seed) for _, part in table.groupby("label")
+    )
+    images, names = cache.run_cache(run), breakhis.CLASSES
+    captions = [
+        f"{names[row.label]}, called {names[row.predicted]}\n"
+        f"P(malignant) {row.probability:.2f}: {'right' if row.correct else 'wrong'}"
+        for row in table.itertuples()
+    ]
+    return style.image_grid(
+        images.pixels[images.rows(table["filename"])],
+        captions,
+        per_class,
+        title=f"Test images of {results[-1].trial}: truth, and what the network says",
+        colours=[style.MEASURED if right else style.PUBLISHED for right in table["correct"]],
+    )
+
+
+def findings(results: list[Result]) -> str:
+    """Say in a line a trial, and one more, how training ended and what the test part says, as Markdown."""
+    lines = []
+    for result in results:
+        test = metrics.metrics_table(result.predictions).iloc[0]
+        history = result.history
+        learned = "" if history is None else f"{history['accuracy'].iloc[-1]:.3f} in training, "
+        lines.append(
+            f"`{result.trial.split}`: accuracy {learned}{test['accuracy']:.3f} on {test['images']} test "
+            f"images of {test['cases']} cases; AUC {test['auc']:.3f}."
+        )
+    share = max(results[-1].predictions["label"].mean(), 1 - results[-1].predictions["label"].mean())
+    return lesson.findings_text(
+        [*lines, f"Always saying the larger class is right for {share:.3f} of the last trial's test images."]
+    )
+
+
+def check_exercise(profile: Profile, results: list[Result], answer: float | None) -> str:
+    """Check the exercise of 04_train: how often each training image was seen, on average."""
+    estimator = results[0].trial.estimator(profile)
+    if results[0].history is None or not isinstance(estimator, methods.KerasMethod):
+        return "This method does not learn in epochs: this run has no answer to that."
+    images, steps = _epoch(results[0].trial, estimator)
+    truth = len(results[0].history) * steps * estimator.batch_size / images
+    return lesson.check_answer(
+        answer,
+        truth,
+        tolerance=0.1 * truth,
+        lesson=f"{len(results[0].history)} epochs x {steps} batches x {estimator.batch_size} / {images} "
+        "images: as often it could learn an image by heart.",
+    )

@@ -12,6 +12,7 @@ from bcdlib.data import breakhis, custom, decode, stain
 from bcdlib.errors import InputError
 from bcdlib.methods.parts import augmentation, backbones
 from bcdlib.plots import style
+from bcdlib.runs import lesson
 
 IMAGES_PER_SLIDE = 24  # enough for a steady mean, few enough for the whole of BreakHis in seconds
 # colours that colour-blind readers tell apart
@@ -228,6 +229,40 @@ def stain_figure(cache, *, seed: int = 0):
     )
     figure.suptitle("Each slide has its own stain (marker and stripe: its mean colour)", fontsize=11)
     return figure
+
+
+def findings(cache) -> str:
+    """Say in three lines what 03_visualize showed, as Markdown."""
+    images, colours = cache.images, _mean_colours(cache)
+    within = colours - colours.groupby(images["slide"].to_numpy()).transform("mean")
+    share = 1 - within.var(ddof=0).sum() / colours.var(ddof=0).sum()
+    bright = colours.mean(axis=1).groupby(images["slide"].to_numpy()).mean()
+    counts = images["subtype"].value_counts()
+    return lesson.findings_text(
+        [
+            f"{len(counts)} subtypes, from {counts.iloc[-1]} images ({_subtype_name(counts.index[-1])}) to "
+            f"{counts.iloc[0]} ({_subtype_name(counts.index[0])}).",
+            f"Slides differ in brightness from {bright.min():.0f} to {bright.max():.0f} (of 255), and "
+            "neither flips nor zooms change that.",
+            f"{share:.0%} of all differences in mean colour between images are differences between slides: a "
+            "network can know a slide again by its colour alone.",
+        ]
+    )
+
+
+def check_exercise(cache, answer: float | None) -> str:
+    """Check the exercise of 03_visualize: the accuracy, in percent, of always saying the larger class."""
+    return lesson.check_answer(
+        answer,
+        100 * cache.images["class"].value_counts(normalize=True).max(),
+        tolerance=0.6,
+        lesson="An accuracy means nothing before it is held against this one.",
+    )
+
+
+def _mean_colours(cache) -> pd.DataFrame:
+    """Mean red, green and blue of each image, from every fourth pixel both ways."""
+    return pd.DataFrame([image[::4, ::4].mean(axis=(0, 1)) for image in cache.pixels])
 
 
 def _slide_means(cache, seed: int) -> pd.DataFrame:

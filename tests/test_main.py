@@ -322,3 +322,26 @@ def test_reports_of_two_tables_of_one_name(tmp_path):
     )
     assert "model a" in (out / "tables" / "metrics.csv").read_text()
     assert "base-uri 'none'; form-action 'none'" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "command, unneeded",
+    [
+        ("--help", {"pandas", "numpy", "keras"}),
+        ("run --help", {"pandas", "numpy", "keras"}),
+        ("audit --split published", {"keras", "sklearn", "scipy", "cv2", "requests"}),
+        ("audit --split eva", {"keras", "sklearn", "scipy", "requests"}),
+        ("verify", {"keras", "sklearn", "scipy", "requests"}),
+    ],
+)
+def test_what_should_start_at_once_imports_little(tiny, command, unneeded):
+    words = command.split() + [str(tiny)] * (command == "verify")
+    code = (
+        "import sys, bcdlib.__main__ as m\n"
+        "try: m.main()\n"
+        "finally: print('MODULES', *{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = set(done.stdout.rpartition("MODULES ")[2].split())
+    assert "click" in found and not found & unneeded

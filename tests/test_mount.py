@@ -7,12 +7,14 @@ import types
 import zipfile
 
 import cv2
+import nbformat
 import numpy as np
 import pytest
 
 from bcdlib import mount
 from bcdlib.data import breakhis, sources, synthetic
 from bcdlib.errors import InputError
+from bcdlib.runs import lesson, places
 from bcdlib.runs.places import cache_root, in_colab, mount_drive
 
 NAMES = ["SOB_B_A-14-22549AB-40-001.png", "SOB_M_DC-14-2523-100-002.png", "SOB_M_LC-14-13412-400-003.png"]
@@ -212,7 +214,7 @@ def test_start_and_overview(tmp_path):
     assert isinstance(mount.open_data(run), sources.FolderSource)
     present = int(breakhis.known_images()["filename"].isin(NAMES).sum())
     assert mount.overview(run, scan)["found"].tolist() == [
-        str(tmp_path / "set"),
+        "set",
         3,
         3,
         3,
@@ -239,3 +241,22 @@ def test_table_i(tmp_path):
     run = mount.open_run(tmp_path / "run")
     run.record(manifest="")
     assert all(number in mount.counts_remark(run) for number in ("652", "625", "1995", "2480"))
+
+
+def test_a_guess_outlives_a_second_01_on_the_same_data(tmp_path, tiny):
+    run = mount.open_run(tmp_path / "run")
+    mount.start_run(run, tiny, progress=False)
+    mount.record_guess(run, 80)
+    mount.start_run(run, tiny, progress=False)
+    assert lesson.read_guess(run) == 0.8
+    lines = mount.findings(run).splitlines()
+    assert len(lines) == 3 and "96 images, but only 14 slides of 12 cases" in lines[0]
+    assert "50.0%" in lines[1] and "2 cases" in lines[2]  # in `tiny` two cases have two slides
+    assert "**Right: 2.**" in mount.check_exercise(run, 2)
+
+
+def test_in_01_the_guess_is_kept_after_the_data_are_known():
+    """`start_run` begins a run folder of other data anew, and would drop a guess made before it."""
+    cells = nbformat.read(places.shipped("notebooks") / "01_mount.ipynb", as_version=4).cells
+    sources = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert sources.index("mount.start_run(") < sources.index("mount.record_guess(")

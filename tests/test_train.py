@@ -1,7 +1,9 @@
 """What 04_train plans and draws; that it trains is tested with the notebooks and under tests/methods."""
 
 import os
+import re
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,8 @@ from matplotlib.figure import Figure
 from bcdlib import train
 from bcdlib.__main__ import main
 from bcdlib.errors import InputError
+from bcdlib.evaluation import published
+from bcdlib.methods import get_method
 from bcdlib.methods.parts import fitting
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials.trial import Result, Trial
@@ -110,3 +114,80 @@ def test_paper_on_a_cpu_stops_with_the_time_it_would_take(run, monkeypatch):
     assert result.exit_code and os.environ.pop("BCD_ANYWAY") == "1"
     monkeypatch.setenv("BCD_ANYWAY", "1")
     assert len(train.train_trials(run, paper, planned, verbose=0)[0].history) == 1
+
+
+class Recorder:
+    def __init__(self):
+        self.calls = {}
+
+    def compile(self, **options):
+        self.calls["compile"] = options
+
+    def fit(self, batches, **options):
+        self.calls["fit"] = options
+
+
+@pytest.mark.parametrize("method, trainable", [("lenet5", "all"), ("resnet50", "head")])
+def test_the_recipe_shows_the_calls_that_are_made(run, monkeypatch, method, trainable):
+    planned = train.plan_trials(run, TINY, split_names=["case"], method=method, trainable=trainable, seed=5)
+    model = train.build_network(run, TINY, method=method, trainable=trainable, weights="none")
+    text = train.recipe_text(planned, TINY, model, weights="none")
+    shown, made = Recorder(), Recorder()
+    code = text.removeprefix("```python\n").removesuffix("```")
+    exec(code, {"model": shown, "batches": None, "held_out": "held out", "keras": keras})
+    compiled, fitted = keras.Model.compile, keras.Model.fit
+
+    def compile(self, **options):
+        made.compile(**options)
+        compiled(self, **options)
+
+    def fit(self, data, **options):
+        made.fit(data, **options)
+        return fitted(self, data, **options)
+
+    monkeypatch.setattr(keras.Model, "compile", compile)
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    train.train_trials(run, TINY, planned, weights="none", keep_model=False, verbose=0)
+    for name in ("loss", "metrics"):
+        assert shown.calls["compile"][name] == made.calls["compile"][name]
+    one, other = (each.calls["compile"]["optimizer"] for each in (shown, made))
+    assert type(one) is type(other)
+    assert one.get_config() | {"name": ""} == other.get_config() | {"name": ""}
+    for name in ("epochs", "steps_per_epoch"):
+        assert shown.calls["fit"][name] == made.calls["fit"][name]
+    assert (shown.calls["fit"]["validation_data"] is None) == (made.calls["fit"]["validation_data"] is None)
+
+
+def test_no_recipe_for_what_keras_does_not_fit(run, prior):
+    for method in (str(prior), "robust"):
+        planned = train.plan_trials(run, TINY, split_names=["case"], method=method)
+        model = train.build_network(run, TINY, method=method, weights="none")
+        assert "no such call" in train.recipe_text(planned, TINY, model, weights="none")
+
+
+def test_all_methods_and_all_parameters_are_listed(run, tmp_path):
+    table = train.methods_table().set_index("method")
+    assert table.loc["resnet50", "printed (%)"] == 99.10 and np.isnan(table.loc["robust", "printed (%)"])
+    assert set(published.TABLE_II["key"]) < set(table.index)
+    for method in ("resnet50", "robust"):
+        planned = train.plan_trials(run, TINY, split_names=["case"], method=f"{method}:augment=False")
+        found = train.parameter_table(planned, TINY, weights=str(tmp_path)).set_index("parameter")
+        assert set(found.index) == set(get_method(method)().get_params()) - {"verbose"}
+        assert (found["meaning"] != "").all() and found.loc["augment", "value"] == "False"
+        assert found.loc["weights", "value"] == tmp_path.name
+
+
+def test_what_was_found_and_the_exercise(run):
+    planned = train.plan_trials(run, TINY, method="lenet5")
+    results = train.train_trials(run, TINY, planned, verbose=0)
+    lines = train.findings(results).splitlines()
+    assert len(lines) == 3 and "on 24 test images of 12 cases" in lines[0] and "0.500" in lines[2]
+    # 72 training images, 16 a batch: 5 batches an epoch, 2 epochs
+    assert "**Right: 2.222.**" in train.check_exercise(TINY, results, 2.2)
+    assert "too high" in train.check_exercise(TINY, results, 3)
+    figure = train.predictions_figure(run, results, 2)
+    shown = [axes.get_xlabel() for axes in figure.axes]
+    assert len(shown) == 4 and [text.split(",")[0] for text in shown] == ["benign"] * 2 + ["malignant"] * 2
+    for text in shown:
+        truth, said = re.match(r"(\w+), called (\w+)", text).groups()
+        assert text.endswith("right" if truth == said else "wrong")

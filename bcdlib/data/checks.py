@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import breakhis, decode, near_duplicates, published_splits, splits
+from bcdlib.data import breakhis, decode, published_splits, splits
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError, printable
 from bcdlib.runs.folder import Run
@@ -222,7 +222,11 @@ def audit_splits(
     >>> audit_lines(rows)[0][:47]
     'magnification, fold 0: 82 of 82 test slides and'
     """
-    found = None if cache is None else near_duplicates.near_duplicates(cache)
+    found = None
+    if cache is not None:
+        from bcdlib.data import near_duplicates  # SciPy, which is slow to import
+
+        found = near_duplicates.near_duplicates(cache)
     listed, rows = split in published_splits.list_names(), []
     for name in [split] if split else splits.PROTOCOLS:
         try:

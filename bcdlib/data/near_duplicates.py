@@ -31,7 +31,8 @@ def near_duplicates(cache, least: float = SAME_CORRELATION) -> pd.DataFrame:
 
     Each of 60 real images was found again when it was flipped, turned by quarters, made grey or brighter,
     blurred, saved as JPEG of quality 50, cropped to 98 % or shifted by 3 %; of crops to 95 % four in five, of
-    crops to 90 % hardly one. Two fields of view of one slide that share nearly all of their area count too.
+    crops to 90 % hardly one. No two of different slides were taken for one. Two fields of view of one slide
+    that share nearly all of their area count too.
 
     Parameters
     ----------

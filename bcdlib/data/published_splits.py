@@ -3,8 +3,11 @@
 ``split_lists/index.csv`` has a row a split: where it comes from, what its text says about patients, and
 counts made from its list. ``split_lists/NAME.csv`` is the list: ``folder`` (a slide folder, as file names
 begin) or ``filename``, ``role`` and, where there are several, ``fold``; without ``role``, ``fold`` is the one
-in which an image is tested. The lists of `RECOMMENDED` are ours. Neither Keras nor scikit-learn is imported
-here, so that the register is read in a moment.
+in which an image is tested. The lists of `RECOMMENDED` are ours. That cases are shared was seen before: the
+README of EhetisumSharif/magscan-mamba-breakhis says that ten accession prefixes recur, and
+lizbaka/BreakHis-exp cites Benhammou 2020 for the doubled slide 13412.
+
+Neither Keras nor scikit-learn is imported here, so that the register is read in a moment.
 """
 
 import functools

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedKFold
 
 from bcdlib.data import breakhis, published_splits
 from bcdlib.data.cache import run_cache
@@ -208,10 +207,14 @@ def group_folds(groups, classes, subtypes, *, folds: int, seed: int = 0) -> np.n
     >>> group_folds(["a", "a", "b", "c", "d"], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1], folds=2).tolist()
     [1, 1, 0, 0, 1]
     """
+    from sklearn.model_selection import StratifiedKFold  # slow to import, and most audits need no folds
+
     table = pd.DataFrame({"group": groups, "class": classes, "subtype": subtypes}).astype(str)
+    classes, subtypes = (table.sort_values(name).groupby("group")[name] for name in ("class", "subtype"))
+    first, last = classes.first(), classes.last()
     # a group with images of both classes stands between them, so that both classes stay balanced
-    strata = table.groupby("group").agg(
-        {"class": lambda found: "+".join(sorted(set(found))), "subtype": "min"}
+    strata = pd.DataFrame(
+        {"class": first.where(first == last, first + "+" + last), "subtype": subtypes.first()}
     )
     strata = strata.rename_axis("group").reset_index().sort_values(["class", "subtype", "group"])
     subtype = strata["class"] + " " + strata["subtype"]

@@ -29,16 +29,26 @@ class KerasMethod(KerasTraining):
         As in `backbones.find_weights`.
     pretrained_required : bool
         Whether random weights in place of ImageNet's are an error; see `backbones.find_all`.
-    epochs, steps_per_epoch, batch_size, learning_rate, batch_norm
-        As in `profiles.Profile`.
+    epochs, steps_per_epoch : int
+        How many epochs, and batches in each; no steps: as many as show every training image once.
+    batch_size : int
+        Images in a batch.
+    learning_rate : float
+        Of the optimizer.
+    batch_norm : float, "frozen" or None
+        Momentum of the bases' batch norm layers, or ImageNet's statistics as they are; see
+        `profiles.Profile`.
     augment : bool
         Whether training batches of ``trainable="all"`` are augmented; see `build_augmentation`.
     augmented_copies : int
         With frozen bases: how many copies of each training image, augmented by
         `augmentation.default_augmentation`, the head is trained on beside it.
-    precision, xla, steps_per_execution
-        As in `hardware.dtype_policy` (of ``trainable="all"``), `hardware.XLA` and `hardware.steps_at_once`;
-        "auto" and 0 are what pays here, of a head alone whole epochs at once.
+    precision : str
+        What the whole network computes in; "auto": what pays on this machine (`hardware.dtype_policy`).
+    xla : str
+        Whether the network is compiled by XLA; "auto": where that pays.
+    steps_per_execution : int
+        Batches that are trained at one go; 0: what pays here, of a head alone whole epochs.
     seed : int
         Of initial weights, order of images, augmentation and dropout.
     verbose : int or "auto"

@@ -20,6 +20,7 @@ AUGMENTATION = "augmentation"  # name of the layer that a saved network leaves o
 class KerasTraining(Method):
     """Training, prediction and saving of what `_keras.KerasMethod` defines; see there for the attributes."""
 
+    fits_with_keras = True  # whether what is trained is trained by Keras' fit
     stain_: StainTarget | None = None
     head_: keras.Model | None = None  # with frozen bases: from features to what the loss looks at
     joined_: keras.Model | None = None  # the head whose weights `model_` has

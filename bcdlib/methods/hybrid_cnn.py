@@ -42,6 +42,7 @@ class HybridCNN(KerasMethod):
     title = "Deep features + SVM or logistic regression"
     architectures = ("vgg16", "vgg19", "xception", "resnet50")
     always = "head"
+    fits_with_keras = False
 
     chosen_: tuple[str, str] | None = None
 

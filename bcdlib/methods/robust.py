@@ -42,6 +42,7 @@ class Robust(KerasMethod):
     title = "ResNet-50's middle stages, every case counting the same"
     architectures = ("resnet50",)
     always = "head"
+    fits_with_keras = False
     own_size = True
     choices = KerasMethod.choices | {"balance": ("case", "class", "none")}
 

@@ -79,6 +79,12 @@ def _sharpen() -> None:
             backend.figure_formats = {"retina"}
 
 
+def mark_guess(axis, guess: float | None) -> None:
+    """Draw the reader's guess (a share, 0..1) as an upright line, if there is one."""
+    if guess is not None:
+        axis.axvline(guess, color="#332288", linestyle="--", label=f"your guess, {100 * guess:g} %")
+
+
 def note_figure(text: str):
     """Draw a figure that is one line of text, for where there is nothing else to draw."""
     figure, axis = make_figure(width=7, height=0.6)

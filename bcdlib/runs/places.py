@@ -107,6 +107,17 @@ def cache_root() -> Path:
     return Path(os.environ.get("BCD_CACHE") or home_folder() / "cache").expanduser().absolute()
 
 
+def name_only(value):
+    """Return what others may see of a value: of an absolute path its last name, all else as it is.
+
+    Examples
+    --------
+    >>> name_only("/home/me/BreaKHis_v1"), name_only("imagenet"), name_only(3)
+    ('BreaKHis_v1', 'imagenet', 3)
+    """
+    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
+
+
 def shipped(name: str) -> Path:
     """Find a file or folder that ships with bcdlib: at the top of a checkout, or in an installed wheel.
 

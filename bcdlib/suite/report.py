@@ -1,7 +1,9 @@
 """report.html and summary.json, made of what stands in the run folder."""
 
 import base64
+import io
 import json
+import os
 import re
 import secrets
 from pathlib import Path
@@ -10,22 +12,31 @@ import jinja2
 import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
+from PIL import Image
 
 from bcdlib import __version__
 from bcdlib.errors import printable
 from bcdlib.evaluation import metrics
 from bcdlib.plots import panel
-from bcdlib.runs import environment, files
+from bcdlib.runs import environment, files, places
 from bcdlib.runs.folder import Run
 from bcdlib.trials.notebook import STAGES
 
+PROTOCOLS = 'run.figure("protocols"'  # the call that makes the figure which the report begins with
+SEE_ABOVE = '<p>The figure stands at the top, under <a href="#results">Results</a>.</p>'
+LOSSLESS = 200_000  # bytes; a figure that is larger without loss holds photographs
+
 
 def write_report(run: Run) -> dict:
-    """Write ``report.html`` and ``summary.json`` from what stands in the run folder; return the summary."""
+    """Write ``report.html`` and ``summary.json`` from what stands in the run folder; return the summary.
+
+    Both are made to be handed on: of folders of this machine they have the names only.
+    """
+    settings = {key: places.name_only(value) for key, value in run.settings.items()}
     summary = {
         "bcdlib": __version__,
         "data": run.settings.get("fingerprint"),
-        "settings": run.settings,
+        "settings": settings,
         "environment": environment.describe_environment(),
         "trials": trial_environments(run),
         "trained": [],
@@ -79,7 +90,7 @@ def render_report(run: Run, summary: dict) -> str:
             for cell in notebook.cells
             if cell.cell_type == "markdown" and cell.source.startswith("# ")
         ]
-        body = _body(notebook)
+        body = _without_folders(_smaller_pictures(_body(notebook)), run)
         chapters.append(
             {
                 "id": path.stem,
@@ -100,7 +111,7 @@ def render_report(run: Run, summary: dict) -> str:
         summary=summary,
         made_with=_made_with(summary),
         chapters=chapters,
-        protocol_figure=base64.b64encode(figure.read_bytes()).decode() if figure.is_file() else "",
+        protocol_figure=_webp(figure.read_bytes()) if figure.is_file() else "",
         folder=run.folder.name,
         nonce=secrets.token_urlsafe(),  # the page runs the script that knows it and no other
     )
@@ -124,6 +135,8 @@ def _body(notebook) -> str:
         # logs and progress bars stay in the notebook; errors and results are shown
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.output_type != "stream"]
+            if cell.source.startswith(PROTOCOLS):
+                cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": SEE_ABOVE})]
             for output in cell.outputs:
                 output.get("data", {}).pop(panel.VIEW, None)
             cell.metadata["alt"] = f"Figure of section {heading}"
@@ -133,6 +146,37 @@ def _body(notebook) -> str:
         exclude_input=True,
         exclude_output_prompt=True,
     ).from_notebook_node(notebook)[0]
+
+
+def _smaller_pictures(html: str) -> str:
+    return re.sub(
+        r'(<img[^>]* src=")data:image/png;base64,([\w+/=\s]+)"',
+        lambda match: f'{match[1]}{_webp(base64.b64decode(match[2]))}"',
+        html,
+    )
+
+
+def _webp(png: bytes) -> str:
+    """Pack a PNG file as the address of a WebP picture: drawings without loss, photographs with little."""
+    with Image.open(io.BytesIO(png)) as image:
+        picture = image.convert("RGB")
+    found = io.BytesIO()
+    picture.save(found, "WEBP", lossless=True, method=1, quality=20)  # quick, and nearly as small
+    if found.tell() > LOSSLESS:
+        found = io.BytesIO()
+        picture.save(found, "WEBP", method=2, quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(found.getvalue()).decode()}"
+
+
+def _without_folders(html: str, run: Run) -> str:
+    """Leave of paths on this machine (in messages of errors, for example) what is below a known folder."""
+    recorded = [run.settings.get(name) or "" for name in ("source", "manifest", "cache")]
+    folders = {Path(path).parent for path in (run.folder, *recorded) if Path(path).is_absolute()}
+    folders |= {Path(__file__).resolve().parents[2], places.cache_root(), Path.cwd(), Path.home()}
+    for folder in sorted(map(str, folders), key=len, reverse=True):
+        if len(Path(folder).parts) > 1:
+            html = html.replace(f"{folder}{os.sep}", "")
+    return html
 
 
 def result_lines(summary: dict) -> str:

@@ -68,6 +68,8 @@ PARAMETERS = {
     "weights": "what ResNet-50 starts from: `imagenet`, `none` (random), or a folder (empty: `imagenet`)",
     "drive": "in Colab: keep the run folder on Google Drive (off: on Colab's own disk, which is lost with "
     "the machine)",
+    "guess": "your guess of the accuracy on the next patient, in percent (0: none yet; 05_evaluate and "
+    "06_compare take that of 01_mount)",
     "manifest": "a CSV with the columns `path`, `label` and `group` that names the images in `data` if they "
     "are your own rather than BreakHis's (empty: BreakHis)",
     "download": "fetch the official archive of BreakHis (about 4 GB) once, and use it as `data`",
@@ -76,9 +78,8 @@ PARAMETERS = {
     "width": "of the resized images in pixels (0: the profile's)",
     "height": "likewise",
     "strict": "stop if an image has to be left out, instead of naming it and going on",
-    "method": "what is trained: a key of the README's table, or a file with a method of your own",
-    "methods": "what is compared: keys of the README's table or files, with commas or spaces between, or "
-    "`all`",
+    "method": "what is trained: a key of the table below, or a file with a method of your own",
+    "methods": "what is compared: keys of 04_train's table or files, with commas or spaces between, or `all`",
     "trainable": "`all` fine-tunes the whole network, `head` trains the classifier on a frozen base",
     "task": "`binary` (benign or malignant) or `subtype` (the eight tumour types)",
     "stain": "stain normalisation: `macenko`, `reinhard` or `none` (empty: the method's own)",

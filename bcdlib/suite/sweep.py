@@ -34,6 +34,7 @@ ELSEWHERE = {
     "predictions": "evaluate PREDICTIONS.csv",
     "validation": "evaluate --validation",
     "image": "predict MODEL IMAGE",
+    "guess": "01_mount",
 }
 MOST = 10_000  # combinations; more are a slip of the pen
 _DONE = "sweep.json"  # written last into a combination's folder

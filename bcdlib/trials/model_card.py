@@ -11,6 +11,7 @@ from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
 from bcdlib.runs.files import write_text
+from bcdlib.runs.places import name_only
 
 CARD_NAME = "model-card.md"
 _NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
@@ -58,7 +59,9 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
             drawn=breakhis.is_synthetic(known),
             total=_counts(known),
             roles={role: _counts(known[known["role"] == role]) for role in splits.ROLES},
-            parameters={key: value for key, value in facts["parameters"].items() if key not in _NOT_SHOWN},
+            parameters={
+                key: name_only(value) for key, value in facts["parameters"].items() if key not in _NOT_SHOWN
+            },
             protocol=_protocol(facts["split"]),
             overlap=overlap,
             leaks=splits.overlap_line(overlap),

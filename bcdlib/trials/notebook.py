@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
+import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -108,6 +109,23 @@ def _make_notebook(
     half.replace(result.folder / _NAME)
 
 
+def _section_printer(notebook: Path, log):
+    """Make what prints a section's title, and how many there are, when its first cell starts."""
+    titles, first = [], {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            titles.append(cell.source.splitlines()[0][3:])
+        elif cell.cell_type == "code" and titles:
+            first.setdefault(titles[-1], cell.id)
+    begins = {id: title for title, id in first.items()}
+
+    def say(cell, cell_index):
+        if title := begins.get(cell.id):
+            print(f"  {title} ({[*first].index(title) + 1} of {len(first)})", file=log, flush=True)
+
+    return say
+
+
 class _ThisPython(AsyncKernelManager):
     """Starts this very Python, whatever JUPYTER_PATH or the user's Jupyter settings call "python3"."""
 
@@ -177,6 +195,7 @@ def execute_notebook(
                 progress_bar=False,
                 stdout_file=log,
                 stderr_file=log and noise.WithoutNoise(sys.stderr),
+                on_cell_start=_section_printer(notebook, log) if log else None,
                 kernel_manager_class=_ThisPython,
             )
     except papermill.PapermillExecutionError as error:

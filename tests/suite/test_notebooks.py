@@ -165,7 +165,7 @@ def check_run(folder):
     assert {row["split"] for row in summary["trained"]} == {"magnification", "case"}
     assert {"image", "slide", "case"} <= {row["split"] for row in summary["compared"]}
     html = (folder / "report.html").read_text()
-    assert html.count("data:image/png;base64,") >= 12
+    assert html.count("data:image/webp;base64,") >= 12
     assert "random initial weights" in html and "test slides and" in html
     assert not re.findall(r'(?:src|href)="(?!data:|#|https://doi)[^"]*\.(?:js|css|png|svg)"', html)
     return summary

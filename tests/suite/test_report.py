@@ -1,5 +1,7 @@
 """The report as a file: what it is made of, no data taken for HTML, nothing asked of the network."""
 
+import base64
+import io
 import json
 import re
 
@@ -8,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from bcdlib.plots import panel, style
 from bcdlib.runs.files import write_csv
@@ -40,6 +43,7 @@ def html(tmp_path):
     )
     write_csv(run.folder / "predictions.csv", table)
     picture = {"image/png": PNG, panel.VIEW: {"model_id": "x"}, "text/plain": "a panel"}
+    run.record(source=str(tmp_path / "my" / "BreaKHis_v1"), cache=str(tmp_path / "cache" / "pixels"))
     shown = run.table("hostile", pd.DataFrame({HOSTILE: [HOSTILE, "b"]}))
     cells = [
         new_markdown_cell("# 5. Evaluate"),
@@ -47,6 +51,8 @@ def html(tmp_path):
         new_code_cell("x", outputs=[new_output("execute_result", picture)]),
         new_markdown_cell("More words, no heading."),
         new_code_cell("y", outputs=[new_output("display_data", picture), new_output("stream", text="log")]),
+        new_code_cell('run.figure("protocols", 1)', outputs=[new_output("execute_result", picture)]),
+        new_code_cell("w", outputs=[new_output("error", ename="E", traceback=[f"{tmp_path}/my/slide.png"])]),
         new_markdown_cell("## 5.2 Two <&>"),
         new_code_cell(
             "z", outputs=[new_output("execute_result", {"text/html": shown.to_html(), "text/plain": ""})]
@@ -119,3 +125,41 @@ def test_nothing_is_asked_of_the_network(html):
         r"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'nonce-([\w-]+)'", html
     )
     assert re.findall("<script[^>]*>", html) == [f'<script nonce="{nonce}">']
+
+
+def test_no_folder_of_this_machine_is_told(html, tmp_path):
+    summary = (tmp_path / "run & <b>" / "summary.json").read_text()
+    assert '"source": "BreaKHis_v1"' in summary and '"cache": "pixels"' in summary
+    assert "slide.png" in html
+    assert str(tmp_path) not in html + summary
+
+
+def test_pictures_are_packed_once_and_small(html):
+    assert html.count("data:image/webp;base64,") == 3 and "data:image/png" not in html
+    assert html.count('<a href="#results">Results</a>') == 2  # in the contents and in the notebook
+
+
+def test_photographs_are_packed_with_little_loss_and_drawings_with_none(tmp_path):
+    random = np.random.default_rng(0)
+    photograph = (
+        (np.array([200, 120, 180]) + random.normal(0, 15, (600, 600, 1))).clip(0, 255).astype("uint8")
+    )
+    drawing = np.full((600, 600, 3), 255, np.uint8)
+    drawing[100:200, ::7] = [0, 114, 178]
+    cells, sizes = [new_markdown_cell("# 3. Visualize")], []
+    for pixels in (photograph, drawing):
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
+        sizes.append(len(png.getvalue()))
+        picture = {"image/png": base64.b64encode(png.getvalue()).decode()}
+        cells.append(new_code_cell("x", outputs=[new_output("display_data", picture)]))
+    run = open_run_folder(tmp_path)
+    run.record(data="synthetic", profile="demo")
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "03_visualize.ipynb")
+    write_report(run)
+    html = (tmp_path / "report.html").read_text()
+    packed = [base64.b64decode(text) for text in re.findall(r'"data:image/webp;base64,([^"]+)"', html)]
+    found = [np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in packed]
+    assert len(packed[0]) < sizes[0] / 3 and np.abs(found[0].astype(int) - photograph).mean() < 6
+    assert len(packed[1]) <= sizes[1] and (found[1] == drawing).all()

@@ -254,7 +254,7 @@ def test_a_trial_keeps_its_notebook(prior, tiny, tmp_path, monkeypatch):
     said = "".join(output.get("text", "") for output in outputs)
     assert "Trial 1 of 1: prior, split magnification, fold 0, seed 3" in said
     assert all(output.output_type != "error" for output in outputs)
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
     assert len(list(run.folder.glob("trials/*/"))) == 1 and not (file.parent / "model.keras").exists()
 
     monkeypatch.setattr("bcdlib.trials.notebook.execute_notebook", None)  # it is there: nothing is executed

@@ -1,0 +1,95 @@
+"""What makes the notebooks a lesson: the reader's guess, what was found, and answers to exercises."""
+
+import math
+
+from bcdlib.errors import InputError
+from bcdlib.runs.folder import Run
+
+
+def record_guess(run: Run, guess: float) -> str:
+    """Keep the reader's guess of the accuracy on the next patient in the run's settings.
+
+    Parameters
+    ----------
+    run : Run
+    guess : float
+        In percent; 0 is none, and leaves one that was kept before.
+
+    Returns
+    -------
+    str
+        What to say to it, in Markdown.
+    """
+    read_guess(run, guess)  # refuses what is no percentage
+    if not guess:
+        return "No guess yet: write one into `guess` above, and run that cell and this one again."
+    run.record(guess=guess)
+    return f"Your guess: **{guess:g} %** on the next patient. 05_evaluate and 06_compare measure it."
+
+
+def read_guess(run: Run, guess: float = 0) -> float | None:
+    """Give the reader's guess as a share, 0..1: `guess` (percent) or, if that is 0, the recorded one.
+
+    Raises
+    ------
+    InputError
+        If it is no percentage.
+    """
+    if not 0 <= guess <= 100 or 0 < guess <= 1:
+        raise InputError(f"guess = {guess}: give percent, for example 80")
+    if not guess and (run.folder / "settings.json").is_file():
+        guess = run.settings.get("guess", 0)
+    return guess / 100 if guess else None
+
+
+def guess_text(guess: float | None, value: float) -> str:
+    """Hold a guess against a measured accuracy (shares, 0..1), in a sentence; empty without a guess.
+
+    Examples
+    --------
+    >>> guess_text(0.9, 0.62)
+    ' You guessed 90 %: 28 points too high.'
+    """
+    if guess is None:
+        return ""
+    points = round(100 * guess) - round(100 * value)
+    return f" You guessed {100 * guess:g} %: " + (
+        f"{abs(points)} point{'s' * (abs(points) != 1)} too {'high' if points > 0 else 'low'}."
+        if points
+        else "exactly that."
+    )
+
+
+def findings_text(lines: list[str]) -> str:
+    """Write what was found as a Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def check_answer(answer: float | None, truth: float, *, tolerance: float = 0, lesson: str) -> str:
+    """Say, in Markdown, whether an answer is right, and what it teaches.
+
+    Parameters
+    ----------
+    answer : float or None
+        None: not answered yet.
+    truth : float
+        NaN where this run has no answer.
+    tolerance : float
+        How far from `truth` counts as right.
+    lesson : str
+        Shown with a right answer.
+
+    Examples
+    --------
+    >>> check_answer(3, 5, lesson="Cases count.")
+    '**Not yet:** 3 is too low.'
+    >>> check_answer(5, 5, lesson="Cases count.")
+    '**Right: 5.** Cases count.'
+    """
+    if math.isnan(truth):
+        return "This run has no answer to that."
+    if answer is None:
+        return "Write your answer in place of `None`, and run the cell again."
+    if abs(answer - truth) <= tolerance:
+        return f"**Right: {truth:.4g}.** {lesson}" if truth % 1 else f"**Right: {truth:.0f}.** {lesson}"
+    return f"**Not yet:** {answer:g} is too {'low' if answer < truth else 'high'}."
