@@ -30,14 +30,9 @@ def run_comparison(
     split_names: Iterable[str] = (),
     seeds: Iterable[int] = (0,),
     trainable: str = "head",
-    weights: str | None = None,
     task: str = "binary",
     stain: str | None = None,
-    keep_models: bool = False,
-    scheduler: str = "none",
-    store: str = "",
-    notebooks: bool = False,
-    progress: bool = True,
+    **options,
 ) -> pd.DataFrame:
     """Run every method x split x fold x seed; trials that are finished already are read, not run.
 
@@ -57,20 +52,10 @@ def run_comparison(
         Each seed trains anew and, where a protocol is random, on folds that are shuffled anew.
     trainable : {"head", "all"}
         "head": the features of the frozen base are computed once, then a trial takes seconds.
-    weights : str, optional
-        See `parts.backbones.choose_weights`.
     task, stain
         As in `trial.Trial`.
-    keep_models : bool
-        Store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run
-        again.
-    scheduler : str
-        Where they run: "none" (this process, one after the other), "local:N", or Dask's; see
-        `cluster.check_scheduler`.
-    store : str
-        URL where finished trials are kept too, and looked for; see `trial.run_trial`.
-    notebooks : bool
-        Also keep 04_train, executed, in each trial's folder; see `notebook.run_with_notebook`.
+    **options
+        weights, keep_models, scheduler, store, notebooks and progress; see `run_planned`.
 
     Returns
     -------
@@ -99,19 +84,7 @@ def run_comparison(
     for name in dict.fromkeys(trial.split for trial in planned):
         if name in published_splits.list_names():
             print(published_splits.coverage_text(name, pixels.images), flush=True)
-    outcomes = jobs.run_trials(
-        planned,
-        pixels,
-        profile,
-        root=run.folder / "trials",
-        source=run.settings.get("source", ""),
-        scheduler=scheduler,
-        progress=progress,
-        weights=weights,
-        keep_model=keep_models,
-        store=store,
-        notebooks=notebooks,
-    )
+    outcomes = run_planned(run, profile, planned, **options)
     done = [outcome for outcome in outcomes if isinstance(outcome, Result)]
     errors = [
         (trial.label, trial.split, f"fold {trial.fold}, seed {trial.seed}: {describe_error(outcome)}")
@@ -125,6 +98,60 @@ def run_comparison(
     if not done:
         raise outcomes[0]
     return pd.concat([result.predictions for result in done], ignore_index=True)
+
+
+def run_planned(
+    run: Run,
+    profile: profiles.Profile,
+    planned: list[Trial],
+    *,
+    weights: str | None = None,
+    keep_models: bool = False,
+    scheduler: str = "none",
+    store: str = "",
+    notebooks: bool = False,
+    progress: bool = True,
+) -> list[Result | Exception]:
+    """Run planned trials, which are kept in the run's folder ``trials``.
+
+    Parameters
+    ----------
+    run, profile
+        After 02_preprocess.
+    planned : list of Trial
+    weights : str, optional
+        See `parts.backbones.choose_weights`.
+    keep_models : bool
+        Store each trial's ``model.keras`` and ``model-card.md``; a trial that was finished without is run
+        again.
+    scheduler : str
+        Where they run: "none" (this process, one after the other), "local:N", or Dask's; see
+        `cluster.check_scheduler`.
+    store : str
+        URL where finished trials are kept too, and looked for; see `trial.run_trial`.
+    notebooks : bool
+        Also keep 04_train, executed, in each trial's folder; see `notebook.run_with_notebook`.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    list
+        Of each trial what it found, or what it raised; see `jobs.run_trials`.
+    """
+    return jobs.run_trials(
+        planned,
+        cache.run_cache(run),
+        profile,
+        root=run.folder / "trials",
+        source=run.settings.get("source", ""),
+        scheduler=scheduler,
+        progress=progress,
+        weights=weights,
+        keep_model=keep_models,
+        store=store,
+        notebooks=notebooks,
+    )
 
 
 def choose_methods(

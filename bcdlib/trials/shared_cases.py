@@ -10,7 +10,7 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
 from bcdlib.runs import profiles
 from bcdlib.runs.folder import Run
-from bcdlib.trials import comparison, jobs
+from bcdlib.trials import comparison
 from bcdlib.trials.trial import Trial
 
 WITH, WITHOUT = "as published", "without shared cases"
@@ -74,14 +74,9 @@ def measure_shared_cases(
     split_names: Iterable[str],
     seeds: Iterable[int] = range(DRAWS),
     trainable: str = "head",
-    weights: str | None = None,
     task: str = "binary",
     stain: str | None = None,
-    keep_models: bool = False,
-    scheduler: str = "none",
-    store: str = "",
-    notebooks: bool = False,
-    progress: bool = True,
+    **options,
 ) -> pd.DataFrame:
     """Train each method on `equal_trainings` of each split and fold; compare on the same test images.
 
@@ -95,7 +90,7 @@ def measure_shared_cases(
     method_names, split_names : iterable of str
     seeds : iterable of int
         The draws: each leaves out other cases, and is the seed of the training too.
-    trainable, weights, task, stain, keep_models, scheduler, store, notebooks
+    trainable, task, stain, **options
         As in `comparison.run_comparison`.
 
     Returns
@@ -111,8 +106,8 @@ def measure_shared_cases(
     InputError
         Unknown method or split, or one that shares no case among these images, or a trial that failed.
     """
-    pixels, methods = cache.run_cache(run), comparison.expand_methods(method_names)
-    images, seed = pixels.images, run.settings.get("seed", 0)
+    images, methods = cache.run_cache(run).images, comparison.expand_methods(method_names)
+    seed = run.settings.get("seed", 0)
     published = {
         name: splits.make_split(images, name, profile.folds, validation=0, seed=seed) for name in split_names
     }
@@ -128,19 +123,7 @@ def measure_shared_cases(
         for method in methods
         for fold in table["fold"].unique()
     ]
-    outcomes = jobs.run_trials(
-        [trial for *_, trial in planned],
-        pixels,
-        profile,
-        root=run.folder / "trials",
-        source=run.settings.get("source", ""),
-        scheduler=scheduler,
-        progress=progress,
-        weights=weights,
-        keep_model=keep_models,
-        store=store,
-        notebooks=notebooks,
-    )
+    outcomes = comparison.run_planned(run, profile, [trial for *_, trial in planned], **options)
     found = []
     for (name, training, _), outcome in zip(planned, outcomes, strict=True):
         if isinstance(outcome, Exception):  # the others are stored by now, and found when it is run again

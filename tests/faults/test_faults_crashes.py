@@ -8,17 +8,9 @@ import shutil
 
 import pytest
 
-from tests.faults.test_faults_kills import METHOD, Warm, finished, note
+from tests.faults.test_faults_kills import METHOD, finished, note
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def warm():
-    found = Warm()
-    yield found
-    found.process.stdin.close()
-    found.process.wait(30)
 
 
 def contents(folder) -> dict[str, bytes]:

@@ -1,7 +1,6 @@
 """Killed (-9) at any moment and started again with the same words: the same table in the end, bit for bit."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -52,46 +51,6 @@ def few(tmp_path_factory, tiny):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(files[name].read_bytes())
     return folder
-
-
-class Warm:
-    """See killable.py."""
-
-    def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "killable.py"],
-            stdin=subprocess.PIPE,
-            text=True,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "BCD_CHECKPOINT_SHARE": "1"},
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def _ask(self, **words):
-        self.process.stdin.write(json.dumps(words, default=str) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def start(self, **job):
-        return Forked(self, self._ask(**job))
-
-
-class Forked:
-    def __init__(self, warm, pid):
-        self.warm, self.pid, self.status = warm, pid, None
-
-    def poll(self):
-        if self.status is None:
-            self.status = self.warm._ask(poll=self.pid)
-        return self.status
-
-
-@pytest.fixture(scope="module")
-def warm():
-    found = Warm()
-    yield found
-    found.process.stdin.close()
-    found.process.wait(30)
 
 
 def kill(process) -> None:
