@@ -1,5 +1,6 @@
 """A process that has imported everything and forks for each piece of work that is to be killed."""
 
+import json
 import os
 import subprocess
 import sys
