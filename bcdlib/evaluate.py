@@ -385,9 +385,12 @@ def selective_figure(table: pd.DataFrame, ax=None):
 
 
 def _with_note(figure, table: pd.DataFrame):
-    note = metrics.weights_note(table)
-    if note:
-        figure.supxlabel("started from " + note, fontsize=8)
+    started = metrics.weights_note(table)
+    notes = ["started from " + started] if started else []
+    if any(metrics.overlapping_folds(part) for _, part in table.groupby(GROUP)):
+        notes.append("an image that several folds test counts once a fold")
+    if notes:
+        figure.supxlabel("; ".join(notes), fontsize=8)
     return figure
 
 

@@ -323,8 +323,8 @@ def interval_table(
     return table if by_image else table[columns[:-2]]
 
 
-def share_limits(predictions: pd.DataFrame, found, **options) -> tuple[float, float]:
-    """Compute the 95 % interval over cases of a share of images.
+def share_interval(predictions: pd.DataFrame, found, **options) -> tuple[float, float, float]:
+    """Compute a share of images with its 95 % interval over cases.
 
     Parameters
     ----------
@@ -338,11 +338,12 @@ def share_limits(predictions: pd.DataFrame, found, **options) -> tuple[float, fl
     Returns
     -------
     tuple of float
-        NaN where no interval can be said; see `metric_limits`.
+        Share, lower and upper limit: the mean over seeds, and over folds that test an image more than once.
+        The limits are NaN where no interval can be said; see `metric_limits`.
     """
     counted = predictions.assign(label=1, probability=np.asarray(found, dtype=float))
     row = interval_table(counted, ["accuracy"], by_image=False, **options).iloc[0]
-    return row["low"], row["high"]
+    return row["value"], row["low"], row["high"]
 
 
 def paired_difference(

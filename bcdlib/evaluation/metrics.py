@@ -533,12 +533,17 @@ def tables_by_seed(
     Where folds test an image more than once (the author's do), for each seed and fold: pooled, slides and
     cases would be judged by the mean of several networks.
     """
-    by = ["seed", "fold"] if overlapping_folds(predictions) else ["seed"]
     units = {METRICS[key].unit for key in (METRICS if keys is None else keys)}
     return [
         {unit: group_units(part, unit) for unit in units}
-        for _, part in with_correct(predictions, threshold).groupby(by)
+        for part in _judged_alone(with_correct(predictions, threshold))
     ]
+
+
+def _judged_alone(predictions: pd.DataFrame) -> list[pd.DataFrame]:
+    """Part one method and split into what is judged by itself: its seeds, and folds that overlap."""
+    by = ["seed", "fold"] if overlapping_folds(predictions) else ["seed"]
+    return [part for _, part in predictions.groupby(by)]
 
 
 def overlapping_folds(predictions: pd.DataFrame) -> bool:
@@ -621,7 +626,7 @@ def subtype_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def subtype_table(predictions: pd.DataFrame, by=("method", "split")) -> pd.DataFrame:
-    """Compute the metrics of the eight-subtype task; folds and seeds are pooled.
+    """Compute the metrics of the eight-subtype task; folds and seeds are treated as in `metrics_table`.
 
     Returns
     -------
@@ -630,27 +635,24 @@ def subtype_table(predictions: pd.DataFrame, by=("method", "split")) -> pd.DataF
         macro_sensitivity, macro_precision, macro_f1 (means over the subtypes that occur; a subtype that is
         never predicted has precision 0). Empty if no method learned it.
     """
-    columns = ["images", "cases", "subtypes", "accuracy", "macro_sensitivity", "macro_precision", "macro_f1"]
+    counts = [*by, "images", "cases", "subtypes"]
+    found = ["accuracy", "macro_sensitivity", "macro_precision", "macro_f1"]
     rows = []
     for key, part in subtype_predictions(predictions).groupby(list(by), sort=False):
-        truth, predicted = part["subtype"], part["predicted"]
-        labels = [name for name in breakhis.SUBTYPES if (truth == name).any()]
-        precision, sensitivity, f1, _ = sk.precision_recall_fscore_support(
-            truth, predicted, labels=labels, average="macro", zero_division=0
-        )
-        rows.append(
-            [
-                *key,
-                part["filename"].nunique(),
-                part["case"].nunique(),
-                len(labels),
-                sk.accuracy_score(truth, predicted),
-                sensitivity,
-                precision,
-                f1,
-            ]
-        )
-    return pd.DataFrame(rows, columns=[*by, *columns])
+        values = [_subtype_metrics(one) for one in _judged_alone(part)]
+        row = [*key, part["filename"].nunique(), part["case"].nunique()]
+        row.append(len(set(part["subtype"]) & set(breakhis.SUBTYPES)))
+        rows.append([*row, *np.mean(values, axis=0)])
+    return pd.DataFrame(rows, columns=[*counts, *found])
+
+
+def _subtype_metrics(part: pd.DataFrame) -> tuple[float, float, float, float]:
+    truth, predicted = part["subtype"], part["predicted"]
+    labels = [name for name in breakhis.SUBTYPES if (truth == name).any()]
+    precision, sensitivity, f1, _ = sk.precision_recall_fscore_support(
+        truth, predicted, labels=labels, average="macro", zero_division=0
+    )
+    return sk.accuracy_score(truth, predicted), sensitivity, precision, f1
 
 
 def cross_validation_table(

@@ -331,8 +331,8 @@ def selective_accuracy(
         for share in shares:
             kept = part.iloc[: max(1, round(share * len(part)))]
             counts = [kept["filename"].nunique(), kept["case"].nunique()]
-            limits = bootstrap.share_limits(kept, kept["correct"], repeats=_REPEATS)
-            rows.append([*key, share, *counts, kept["correct"].mean(), *limits])
+            interval = bootstrap.share_interval(kept, kept["correct"], repeats=_REPEATS)
+            rows.append([*key, share, *counts, *interval])
     return pd.DataFrame(rows, columns=[*by, "decided", "images", "cases", "accuracy", "low", "high"])
 
 
@@ -375,8 +375,7 @@ def referral_table(
         }
         for name, (rows_of, counted) in shares.items():
             known = below.notna().all() and len(rows_of)
-            limits = bootstrap.share_limits(rows_of, counted) if known else (np.nan, np.nan)
-            row[name] = counted.mean() if known else np.nan
+            row[name], *limits = bootstrap.share_interval(rows_of, counted) if known else [np.nan] * 3
             row[f"{name}, 95 % by case"] = bootstrap.range_text(*limits)
         row["referred_hindsight"] = ((probability >= limit) & (probability < threshold)).mean()
         rows.append(row)

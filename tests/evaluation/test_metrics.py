@@ -396,3 +396,17 @@ def test_folds_are_compared_as_text(tmp_path):
     assert thresholds.apply_lock(tested, locked)["threshold"].nunique() == 1
     both = pd.concat([tested, tested.assign(fold="b")])
     assert len(thresholds.match_validation(validated.assign(fold="b"), both)) == 2
+
+
+def test_subtypes_of_folds_that_overlap_are_averaged():
+    """As all other metrics: not pooled over the networks of several folds."""
+    names = list(metrics.SUBTYPE_COLUMNS)
+    right = pd.DataFrame(np.eye(8), columns=names)
+    wrong = pd.DataFrame(np.roll(np.eye(8), 1, axis=1), columns=names)
+    kinds = [name.removeprefix("p_") for name in names]
+    rows = [
+        pd.concat([table([0] * 8, [0.5] * 8, subtype=kinds, fold=fold), one], axis=1).head(n)
+        for fold, (one, n) in enumerate([(right, 8), (wrong, 2)])
+    ]
+    found = metrics.subtype_table(pd.concat(rows)).iloc[0]
+    assert found["accuracy"] == 0.5 and found["images"] == 8  # pooled it would be 0.8
