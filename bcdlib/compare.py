@@ -171,10 +171,10 @@ def findings(predictions: pd.DataFrame, guess: float | None = None) -> str:
     share = predictions.loc[predictions["split"] == strict["split"], "label"].mean()
     return lesson.findings_text(
         [
-            f"`{html.escape(loose['split'])}` says {bootstrap.interval_text(loose)}, "
-            f"`{html.escape(strict['split'])}` says {bootstrap.interval_text(strict)}: the same network.",
+            f"`{loose['split']}` says {bootstrap.interval_text(loose)}, "
+            f"`{strict['split']}` says {bootstrap.interval_text(strict)}: the same network.",
             f"Always saying the larger class is right for {max(share, 1 - share):.3f} of the images under "
-            f"`{html.escape(strict['split'])}`." + lesson.guess_text(guess, strict["value"]),
+            f"`{strict['split']}`." + lesson.guess_text(guess, strict["value"]),
             f"From one to the other {loose['value'] - strict['value']:+.3f}: a published number can be held "
             "against these only if its split shares no more with training.",
         ]

@@ -473,7 +473,7 @@ def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
     share, at_half = part["label"].mean(), metrics.metrics_table(part).iloc[0]
     return lesson.findings_text(
         [
-            f"Under the strictest split here, `{html.escape(strictest)}`: accuracy "
+            f"Under the strictest split here, `{strictest}`: accuracy "
             f"{bootstrap.interval_text(accuracy)} on {accuracy['cases']} cases. Always saying the larger "
             f"class: {max(share, 1 - share):.3f}."
             + lesson.guess_text(lesson.read_guess(run, guess), accuracy["value"]),

@@ -66,14 +66,15 @@ def plan_trials(
     ]
 
 
-def methods_table() -> pd.DataFrame:
+def methods_table(run: Run) -> pd.DataFrame:
     """List the methods: key, what it is, who published it, and the accuracy printed in the paper's Table II.
 
-    Any of them, or a file with a method of one's own, can be trained here.
+    Any of them, or a file with a method of one's own, can be trained here. For images of the user's own the
+    last two are left out: they speak of BreakHis.
     """
     printed = published.TABLE_II.set_index("key")
     kinds = {key: methods.get_method(key) for key in methods.method_names()}
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "method": key,
             "what it is": inspect.getdoc(kind).splitlines()[0],
@@ -82,6 +83,7 @@ def methods_table() -> pd.DataFrame:
         }
         for key, kind in kinds.items()
     )
+    return table.iloc[:, :2] if run.settings.get("manifest") else table
 
 
 def parameter_table(planned: list[Trial], profile: Profile, *, weights: str | None = None) -> pd.DataFrame:

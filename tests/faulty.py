@@ -169,12 +169,14 @@ def black_and_white(array, rng):
 
 
 def rgba(array, rng):
-    alpha = rng.integers(0, 256, array.shape[:2], dtype="uint8")
-    return encode(np.dstack([array, alpha])), USED, array
+    alpha = rng.choice(np.uint8([0, 255]), array.shape[:2])
+    return encode(np.dstack([array, alpha])), USED, np.where(alpha[..., None], array, 255).astype("uint8")
 
 
 def grey_with_alpha(array, rng):
-    return encode(np.dstack([array[..., 0], array[..., 1]])), USED, np.dstack([array[..., 0]] * 3)
+    alpha = rng.choice(np.uint8([0, 255]), array.shape[:2])
+    grey = np.where(alpha, array[..., 0], 255).astype("uint8")
+    return encode(np.dstack([array[..., 0], alpha])), USED, np.dstack([grey] * 3)
 
 
 def cmyk_jpeg(array, rng):

@@ -166,7 +166,7 @@ def test_no_recipe_for_what_keras_does_not_fit(run, prior):
 
 
 def test_all_methods_and_all_parameters_are_listed(run, tmp_path):
-    table = train.methods_table().set_index("method")
+    table = train.methods_table(run).set_index("method")
     assert table.loc["resnet50", "printed (%)"] == 99.10 and np.isnan(table.loc["robust", "printed (%)"])
     assert set(published.TABLE_II["key"]) < set(table.index)
     for method in ("resnet50", "robust"):

@@ -1,5 +1,6 @@
 """What makes the notebooks a lesson: the reader's guess, what was found, and answers to exercises."""
 
+import html
 import math
 
 from bcdlib.errors import InputError
@@ -61,8 +62,8 @@ def guess_text(guess: float | None, value: float) -> str:
 
 
 def findings_text(lines: list[str]) -> str:
-    """Write what was found as a Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
+    """Write what was found as a Markdown list; slides and subtypes that it names may be called anything."""
+    return "\n".join(f"- {html.escape(line, quote=False)}" for line in lines)
 
 
 def check_answer(answer: float | None, truth: float, *, tolerance: float = 0, lesson: str) -> str:

@@ -9,7 +9,7 @@ import sys
 NOISE = (
     r"WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:|To enable the following"
     r" instructions|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] |.*Kernel is running over TCP without"
-    r"|(E\d{4} |[-\d]+ [:.\d]+: E ).*(cuInit|Unable to register)"
+    r"|(E\d{4} |[-\d]+ [:.\d]+: E ).*(cuInit|Unable to register|oneDNN supports)"
 )
 # a progress bar's text has no end until it is drawn anew, and goes on at once; noise comes in whole lines
 _FILTER = f"""
