@@ -96,8 +96,10 @@ def make_split(
         images, roles = _listed_roles(images, protocol)
         group = None if published_splits.is_by_image(protocol) else "case"
     else:
-        parts = _test_parts(images, protocol, folds, seed)
-        roles = [np.where(test, "test", "train").astype(object) for test in parts]
+        roles = [
+            np.where(test, "test", "train").astype(object)
+            for test in _test_parts(images, protocol, folds, seed)
+        ]
         group = _GROUP.get(protocol)
     tables = []
     for fold, role in enumerate(roles):
@@ -105,9 +107,9 @@ def make_split(
             rows = np.flatnonzero(role == "train")
             role[rows[_held_out(images.loc[rows], group, validation, seed + fold)]] = "validation"
         tables.append(pd.DataFrame({"filename": images["filename"], "fold": fold, "role": role}))
-        for part in ("train", "test"):
+        for part, least in (("train", 2), ("test", 1)):
             found = images.loc[role == part, "class"].unique()
-            if len(found) < (2 if part == "train" else 1):
+            if len(found) < least:
                 what = f"only {found[0]} images" if len(found) else "no image"
                 raise InputError(
                     f"split {protocol!r}, fold {fold}: {part} part has {what}; use more images or "
@@ -171,8 +173,8 @@ def inner_folds(images: pd.DataFrame, protocol: str, folds: int, *, seed: int = 
 
 def _count_units(images: pd.DataFrame, group: str | None) -> pd.Series:
     """How many images, slides or cases each class has."""
-    units = images.drop_duplicates([group or "filename", "class"])
-    return units["class"].value_counts().reindex(breakhis.CLASSES, fill_value=0)
+    units = images.drop_duplicates([group or "filename", "class"])["class"]
+    return units.value_counts().reindex(breakhis.CLASSES, fill_value=0)
 
 
 def _fold_numbers(images: pd.DataFrame, group: str | None, folds: int, seed: int, *, what: str) -> np.ndarray:
@@ -342,12 +344,12 @@ def split_overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 def overlap_line(row) -> str:
     """Put a row of `split_overlap` in a sentence."""
     few = f" (slide {', '.join(row['shared_slide_names'])})" if 0 < row["slides_shared"] <= 3 else ""
-    shared, tested = row["images_shared"], row["test_images"]
-    again = f"{shared} of {tested} test images themselves, " if shared else ""
+    again = f"{row['images_shared']} of {row['test_images']} test images themselves, "
     return (
-        f"{again}{row['slides_shared']} of {row['test_slides']} test slides{few} and "
+        f"{again if row['images_shared'] else ''}"
+        f"{row['slides_shared']} of {row['test_slides']} test slides{few} and "
         f"{row['cases_shared']} of {row['test_cases']} test cases were also in training "
-        f"({row['test_images_of_shared_cases']} of {tested} test images)."
+        f"({row['test_images_of_shared_cases']} of {row['test_images']} test images)."
     )
 
 
@@ -380,8 +382,8 @@ def make_feasible_split(
             f"split {protocol!r}: only one {protocol} has {name} images; in the fold that tests it there "
             "would be none to train on"
         )
-    note = f"{fewest} folds instead of {folds}: {fewest} {protocol}s have {name} images"
-    return make_split(images, protocol, int(fewest), seed=seed), note
+    made = make_split(images, protocol, int(fewest), seed=seed)
+    return made, f"{fewest} folds instead of {folds}: {fewest} {protocol}s have {name} images"
 
 
 def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
