@@ -275,11 +275,9 @@ def kept_apart_text(counts) -> str:
     table = published_table()
     slides, cases = counts["slide_leak"] > 0, counts["case_leak_trainval"] > 0
     same = ((table["slide_leak"] > 0) == slides) & ((table["case_leak_trainval"] > 0) == cases)
-    what = (
-        "has slides on both sides" if slides else f"keeps slides {'apart but not' if cases else 'and'} cases"
-    )
+    what = "keeps slides apart but not cases" if cases else "keeps slides and cases apart"
     return (
-        f"This split {what}{'' if slides or cases else ' apart'}, as {same.sum() or 'none'} of the "
+        f"This split {'has slides on both sides' if slides else what}, as {same.sum() or 'none'} of the "
         f"{len(table)} published ones in the register (`python -m bcdlib audit --split published`)."
     )
 

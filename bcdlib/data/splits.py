@@ -12,11 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import breakhis, published_splits
-from bcdlib.data.cache import run_cache
+from bcdlib.data import breakhis, cache, published_splits
 from bcdlib.errors import InputError, check_known
-from bcdlib.runs.files import numbers_or_text, read_user_csv, refuse_rows
-from bcdlib.runs.folder import Run
+from bcdlib.runs import files, folder
 
 ROLES = ("train", "validation", "test")
 PROTOCOLS = {
@@ -271,7 +269,7 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
         test, a name comes twice in a fold or is not among the images, or a fold has no test or no training
         image.
     """
-    table = read_user_csv(path, "split table", ("filename",), ("role", "grp", "fold"))
+    table = files.read_user_csv(path, "split table", ("filename",), ("role", "grp", "fold"))
     if "role" not in table:
         if "grp" not in table:
             raise InputError(
@@ -290,9 +288,9 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
         ),
         ((table["fold"] if "fold" in table else table["role"]) == "", "fold", "each row needs one"),
     ):
-        refuse_rows(path, table, bad, column, advice, name="filename")
+        files.refuse_rows(path, table, bad, column, advice, name="filename")
     if "fold" in table:
-        table["fold"] = numbers_or_text(table["fold"])
+        table["fold"] = files.numbers_or_text(table["fold"])
     for fold, part in folds_of(table):
         # a name that stands in train and test is what an audit is for; twice in one role is a slip
         twice = part.duplicated(["filename", "role"])
@@ -386,7 +384,7 @@ def make_feasible_split(
     return made, f"{fewest} folds instead of {folds}: {fewest} {protocol}s have {name} images"
 
 
-def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
+def available_splits(run: folder.Run, wanted: Iterable[str]) -> tuple[str, ...]:
     """Select those of the wanted protocols that 02_preprocess made; if none, the strictest that it made.
 
     What 02_preprocess does not make (see `read_split`) is selected unseen.
@@ -405,7 +403,7 @@ def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
     return chosen or (next(name for name in STRICTEST if name in there),)
 
 
-def read_split(run: Run, name: str) -> pd.DataFrame:
+def read_split(run: folder.Run, name: str) -> pd.DataFrame:
     """Read a split that 02_preprocess wrote, or write one of `OFFICIAL_AT` or a list now.
 
     Raises
@@ -415,7 +413,7 @@ def read_split(run: Run, name: str) -> pd.DataFrame:
     """
     describe_protocol(name)
     if name not in PROTOCOLS:
-        made = make_split(run_cache(run).images, name, seed=run.settings.get("seed", 0))
+        made = make_split(cache.run_cache(run).images, name, seed=run.settings.get("seed", 0))
         run.write_csv(f"splits/{name}.csv", made)
         return made
     there = _made_splits(run)
@@ -427,5 +425,5 @@ def read_split(run: Run, name: str) -> pd.DataFrame:
     return run.read_csv(f"splits/{name}.csv", "02_preprocess")
 
 
-def _made_splits(run: Run) -> list[str]:
+def _made_splits(run: folder.Run) -> list[str]:
     return [name for name in PROTOCOLS if (run.folder / "splits" / f"{name}.csv").is_file()]

@@ -320,14 +320,12 @@ def _open_table(path) -> io.TextIOWrapper:
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
-    for _ in range(_MOST_LINES):
-        line = text.readline(_LONGEST_LINE)
+    for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), "")):
         if len(line) == _LONGEST_LINE:
             raise csv.Error("a line of more than a million characters")
-        if not line:
-            return
+        if number == _MOST_LINES:
+            raise csv.Error(f"more than {_MOST_LINES} lines")
         yield line
-    raise csv.Error(f"more than {_MOST_LINES} lines")
 
 
 def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
