@@ -311,7 +311,8 @@ def _open_table(path) -> io.TextIOWrapper:
     file: io.BufferedReader | gzip.GzipFile = open(path, "rb")
     if file.peek(2).startswith(b"\x1f\x8b"):
         file = gzip.open(file)
-    start = file.peek(2**12)
+    start = file.read(2**12)  # of a .gz that is cut off, this says so
+    file.seek(0)
     kind = next((kind for mark, kind in _NO_CSV.items() if start.startswith(mark)), "")
     if kind or b"\0" in start:
         file.close()
