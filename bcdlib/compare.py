@@ -192,10 +192,9 @@ def check_exercise(answer: float | None) -> str:
 
 def measured_tables(run: Run) -> list[pd.DataFrame]:
     """Read what was measured in this run: predictions of 04_train, if it ran, and of every comparison."""
-    trained, tables = run.folder / "predictions.csv", [comparison.all_predictions(run)]
-    if trained.is_file():
-        tables.insert(0, run.check_origin(metrics.read_predictions(trained), trained.name))
-    return tables
+    trained = run.folder / "predictions.csv"
+    own = [run.check_origin(metrics.read_predictions(trained), trained.name)] if trained.is_file() else []
+    return [*own, comparison.all_predictions(run)]
 
 
 def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
