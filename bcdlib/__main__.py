@@ -376,10 +376,9 @@ def evaluate(predictions, out, **options):
     for note in parameters.pop("notes"):
         click.echo(f"Note: {note}", err=True)
     opened = mount.open_run(out, parameters["predictions"], "evaluate")
-    if out and (opened.folder / "settings.json").is_file():
-        held = opened.settings.get("data", parameters["predictions"])
-        if held != parameters["predictions"]:
-            raise InputError(f"{opened.folder}: holds the run or report of {held}; name another --out")
+    held = opened.recorded().get("data", parameters["predictions"])
+    if out and held != parameters["predictions"]:
+        raise InputError(f"{opened.folder}: holds the run or report of {held}; name another --out")
     opened.record(
         data=parameters["predictions"], source=parameters["predictions"], profile="predictions made elsewhere"
     )

@@ -9,8 +9,7 @@ import pandas as pd
 from bcdlib.data import breakhis, published_splits, splits
 from bcdlib.evaluation import bootstrap, metrics, published, recorded
 from bcdlib.plots import style
-from bcdlib.runs import lesson
-from bcdlib.runs.files import atomic_write
+from bcdlib.runs import files, lesson
 from bcdlib.runs.folder import Run
 from bcdlib.trials import comparison
 
@@ -219,19 +218,18 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
     if all(breakhis.is_breakhis(one) for one in predictions):
         named = paper.assign(method=paper["research"] + ": " + paper["method"], kind="published")
         table = pd.concat([named[["key", "method", "kind", "accuracy", "measured on"]], table])
-    by = ["order", "key", "kind", "accuracy"]  # descending, "published" comes before "measured"
-    return (
-        table.assign(order=table["key"].map(paper.set_index("key")["accuracy"]).fillna(100))
-        .sort_values(by, ascending=[False, True, False, False], ignore_index=True)
-        .drop(columns="order")
-    )
+    table["order"] = table["key"].map(paper.set_index("key")["accuracy"]).fillna(100)
+    # descending, "published" comes before "measured"
+    return table.sort_values(
+        ["order", "key", "kind", "accuracy"], ascending=[False, True, False, False], ignore_index=True
+    ).drop(columns="order")
 
 
 def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
     table = metrics.metrics_table(predictions).assign(
         kind="measured", key=lambda table: table["method"].map(_key)
     )
-    intervals = bootstrap.interval_table(predictions, ["accuracy"])
+    intervals = bootstrap.interval_table(predictions, ["accuracy"], by_image=False)
     table[["accuracy", "low", "high"]] = 100 * intervals[["value", "low", "high"]].to_numpy()
     place = "here, drawn tissue" if breakhis.is_synthetic(predictions) else "here"
     table["measured on"] = [
@@ -249,11 +247,11 @@ def _key(label: str) -> str:
     return next((key for key in published.TABLE_II["key"] if f"{label}-".startswith(f"{key}-")), label)
 
 
-def table_ii_figure(table: pd.DataFrame, ax=None):
+def table_ii_figure(table: pd.DataFrame):
     """Draw Table II as bars, a group a method: published, and under it what was measured and how."""
     table = table.iloc[::-1].reset_index(drop=True)
     places = table.index + 0.6 * (table["key"] != table["key"].shift()).cumsum()  # a gap between methods
-    figure, axis = style.axes_or_new(ax, width=9, height=0.45 * (places.max() + 1) + 1.2)
+    figure, axis = style.make_figure(width=9, height=0.45 * (places.max() + 1) + 1.2)
     printed = table["kind"] == "published"
     for rows, colour, label in (
         (printed, style.PUBLISHED, "published"),
@@ -276,7 +274,7 @@ def table_ii_figure(table: pd.DataFrame, ax=None):
     )
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
     weights = metrics.weights_note(table.dropna(subset="weights"))
-    if ax is None and weights:
+    if weights:
         figure.supxlabel(textwrap.fill(f"measured here: started from {weights}", 150), fontsize=7)
     return figure
 
@@ -355,9 +353,9 @@ def recorded_protocol_figure(name: str, run: Run | None = None):
 def save_recorded_figure(name: str) -> None:
     """Store a recording's figure beside it: protocols, or differences where there is one protocol."""
     several = recorded.read_recording(name).predictions["split"].nunique() > 1
-    figure = (recorded_protocol_figure if several else recorded_difference_figure)(name)
-    with atomic_write(recorded.recorded_folder() / f"{name}.png") as temporary:
-        figure.savefig(temporary, dpi=110)
+    draw = recorded_protocol_figure if several else recorded_difference_figure
+    with files.atomic_write(recorded.recorded_folder() / f"{name}.png") as temporary:
+        draw(name).savefig(temporary, dpi=110)
 
 
 def recorded_note(name: str, run: Run | None = None) -> str:
@@ -374,11 +372,11 @@ def _of_breakhis(run: Run | None) -> bool:
     return run is None or breakhis.is_breakhis(run.images())
 
 
-def recorded_difference_figure(name: str, run: Run | None = None, shown=("auc", "case_auc")):
-    """Draw a recording's paired differences, what each change is worth: a panel a metric of `shown`."""
+def recorded_difference_figure(name: str, run: Run | None = None):
+    """Draw a recording's paired differences, what each change is worth: a panel of AUC, one of case AUC."""
     if not _of_breakhis(run):
         return style.note_figure(NOT_HERE)
-    found = recorded.read_recording(name)
+    shown, found = ("auc", "case_auc"), recorded.read_recording(name)
     against, rows = found.facts["against"], found.differences
     splits_text = ", ".join(rows["split"].unique())
     rows = rows.assign(

@@ -255,7 +255,7 @@ def near_duplicate_pairs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
         split, fold, test, training, correlation. Empty in a run without images.
     """
     columns = ["split", "fold", "test", "training", "correlation"]
-    if "cache" not in (run.settings if (run.folder / "settings.json").is_file() else {}):
+    if "cache" not in run.recorded():
         return pd.DataFrame(columns=columns)
     found, tables = near_duplicates.near_duplicates(cache.run_cache(run)), []
     for name, part in table.groupby("split", sort=False):
@@ -319,9 +319,9 @@ def _confusion_panels(table: pd.DataFrame, names, *, size: float, colours: str):
     return _with_note(figure, table)
 
 
-def roc_figure(table: pd.DataFrame, ax=None):
+def roc_figure(table: pd.DataFrame):
     """Draw a ROC curve a method and split; those with one class only have none and are left out."""
-    figure, axis = style.axes_or_new(ax, width=5, height=4.4)
+    figure, axis = style.make_figure(width=5, height=4.4)
     for (method, split), part in table.groupby(GROUP, sort=False):
         if part["label"].nunique() == 2:
             RocCurveDisplay.from_predictions(
@@ -333,7 +333,7 @@ def roc_figure(table: pd.DataFrame, ax=None):
     axis.plot([0, 1], [0, 1], color=style.PUBLISHED, linestyle=":", label="chance")
     axis.set(xlabel="1 - specificity", ylabel="sensitivity (malignant found)")
     axis.legend(loc="lower right", fontsize=8)
-    return _with_note(figure, table) if ax is None else figure
+    return _with_note(figure, table)
 
 
 def reliability_figure(table: pd.DataFrame):
@@ -363,10 +363,10 @@ def reliability_figure(table: pd.DataFrame):
     return _with_note(figure, table)
 
 
-def selective_figure(table: pd.DataFrame, ax=None):
+def selective_figure(table: pd.DataFrame):
     """Draw accuracy, with its 95 % band over cases, against the share of images that are decided."""
     found = thresholds.selective_accuracy(table, shares=np.linspace(0.1, 1, 19))
-    figure, axis = style.axes_or_new(ax, width=5, height=3.6)
+    figure, axis = style.make_figure(width=5, height=3.6)
     for (method, split), part in found.groupby(GROUP, sort=False):
         axis.plot(
             100 * part["decided"],
@@ -381,7 +381,7 @@ def selective_figure(table: pd.DataFrame, ax=None):
         ylim=(0, 1.02),
     )
     axis.legend(fontsize=8, loc="lower left")
-    return _with_note(figure, table) if ax is None else figure
+    return _with_note(figure, table)
 
 
 def _with_note(figure, table: pd.DataFrame):

@@ -150,7 +150,8 @@ def write_splits(
         rows.append(row)
     texts = {name: table.to_csv(index=False) for name, table in tables.items()}
     # those of other seeds, as 06_compare makes them, come from the same images and number of folds
-    if any(file.read_text() != texts.get(file.stem) for file in _split_files(run)):
+    stored = [file for file in (run.folder / "splits").glob("*.csv") if file.stem in splits.PROTOCOLS]
+    if any(file.read_text() != texts.get(file.stem) for file in stored):
         run.drop_results(keep=FIRST_RESULTS)
     if not tables:
         raise InputError(
@@ -160,10 +161,6 @@ def write_splits(
         run.write_csv(f"splits/{name}.csv", split)
     run.record(seed=seed)
     return pd.DataFrame(rows)
-
-
-def _split_files(run: folder.Run) -> list[Path]:
-    return [file for file in (run.folder / "splits").glob("*.csv") if file.stem in splits.PROTOCOLS]
 
 
 def splits_note(table: pd.DataFrame) -> str:

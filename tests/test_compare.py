@@ -108,26 +108,17 @@ def test_earlier_comparisons_of_the_run_stay(run, tmp_path):
 
 
 def test_seeds_shuffle_the_folds_anew_where_they_are_random(run, tmp_path):
-    found = comparison.run_comparison(
-        run,
-        PROFILE,
-        method_names=[method_file(tmp_path)],
-        split_names=["magnification", "case"],
-        seeds=range(2),
-        progress=False,
-    )
+    options = {
+        "method_names": [method_file(tmp_path)],
+        "split_names": ["magnification", "case"],
+        "seeds": range(2),
+        "progress": False,
+    }
+    found = comparison.run_comparison(run, PROFILE, **options)
     one, two = (splits.read_split(run, "case"), pd.read_csv(run.folder / "splits" / "case-seed1.csv"))
     assert not one.equals(two) and (found.groupby(["split", "seed"]).size() == [96, 96, 24, 24]).all()
     assert compare.protocol_table(found)["seeds"].tolist() == [2, 2]
-    again = comparison.run_comparison(
-        run,
-        PROFILE,
-        method_names=[method_file(tmp_path)],
-        split_names=["magnification", "case"],
-        seeds=range(2),
-        progress=False,
-    )
-    pd.testing.assert_frame_equal(found, again)
+    pd.testing.assert_frame_equal(found, comparison.run_comparison(run, PROFILE, **options))
 
 
 def test_official_at_one_magnification_is_refused_for_other_images(run, tmp_path):

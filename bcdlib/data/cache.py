@@ -111,7 +111,7 @@ def _read_images(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "images.csv", dtype={"slide": str, "case": str})
 
 
-def resized_cache(cache: PixelCache, size: tuple[int, int], progress: bool = False) -> PixelCache:
+def resized_cache(cache: PixelCache, size: tuple[int, int]) -> PixelCache:
     """Open or build the cache of the same images at another (width, height), from the same source.
 
     Raises
@@ -123,7 +123,7 @@ def resized_cache(cache: PixelCache, size: tuple[int, int], progress: bool = Fal
         return cache
     place = json.loads((cache.folder / "cache.json").read_text())["made_from"]
     other = build_cache(
-        sources.open_source(place), cache.images, size, root=cache.folder.parent, progress=progress
+        sources.open_source(place), cache.images, size, root=cache.folder.parent, progress=False
     )
     same = _checksums(other.folder).reindex(cache.images["filename"]) == _checksums(cache.folder).reindex(
         cache.images["filename"]
@@ -235,11 +235,6 @@ class _Summing:
                 self.sums[name] = zlib.crc32(content)
             yield name, content, reason
 
-    def sum_up(self, names):
-        """Read, and yield 1 for each."""
-        for _ in self.read(names):
-            yield 1
-
 
 def _checksums(folder: Path) -> pd.Series:
     """CRC-32 of the files that a cache was made from, by filename; NaN where one could not be read."""
@@ -286,8 +281,8 @@ def _same_content(source, images: pd.DataFrame, checksums: pd.Series, progress: 
     bar = tqdm(total=len(paths), desc="Compare with the cache", unit="image", disable=not progress)
     with ThreadPoolExecutor(8) as pool, bar:  # more than cores: on a mounted Drive each file is waited for
         # an archive is read in one pass
-        several = pool.map(lambda group: len(list(summing.sum_up(group))), groups)
-        for number in several if source.any_order else summing.sum_up(paths):
+        several = pool.map(lambda group: sum(1 for _ in summing.read(group)), groups)
+        for number in several if source.any_order else (1 for _ in summing.read(paths)):
             bar.update(number)
     found = images.set_index("filename")["path"].map(summing.sums)
     return bool((found.eq(checksums) | checksums.isna()).all())
@@ -327,20 +322,19 @@ def _decode_into(part: Path, source, images: pd.DataFrame, size, progress: bool)
         kept.flush()
         (part / "all.npy").unlink()
     skipped = pd.DataFrame(sorted(reasons.items()), columns=["filename", "reason"], dtype=str)
-    sums = images["path"].map(summing.sums).astype("Int64")
-    checksums = pd.DataFrame({"filename": images["filename"], "crc32": sums})
+    checksums = images[["filename"]].assign(crc32=images["path"].map(summing.sums).astype("Int64"))
     write_csv(part / "images.csv", images[good])
     write_csv(part / "skipped.csv", skipped)
     write_csv(part / "checksums.csv", checksums)
     return checksums.assign(used=good)
 
 
-def allocate_array(path, shape: tuple[int, ...], dtype: str = "uint8") -> np.memmap:
-    """Create a .npy file of zeros, mapped for writing, and take its room on the disk at once.
+def allocate_array(path, shape: tuple[int, ...]) -> np.memmap:
+    """Create a .npy file of zeros, uint8, mapped for writing, and take its room on the disk at once.
 
     Without that, a disk that fills up would end the process by a signal (SIGBUS) while pixels are written.
     """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype="uint8", shape=shape)
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

@@ -26,7 +26,7 @@ _SMALLEST_OVERLAP = 0.6
 _BLOCK = 256  # pairs at a time: bounds the memory
 
 
-def near_duplicates(cache, least: float = SAME_CORRELATION) -> pd.DataFrame:
+def near_duplicates(cache) -> pd.DataFrame:
     """Find pairs of images that are nearly the same.
 
     Each of 60 real images was found again when it was flipped, turned by quarters, made grey or brighter,
@@ -37,8 +37,6 @@ def near_duplicates(cache, least: float = SAME_CORRELATION) -> pd.DataFrame:
     Parameters
     ----------
     cache : bcdlib.data.cache.PixelCache
-    least : float
-        Correlation, -1..1, from which on a pair counts.
 
     Returns
     -------
@@ -60,7 +58,7 @@ def near_duplicates(cache, least: float = SAME_CORRELATION) -> pd.DataFrame:
             found = {"first": names[one], "second": names[two]}
             tables.append(pd.DataFrame(found | {"correlation": _correlations(bands[one], bands[two])}))
     table = pd.concat(tables, ignore_index=True)
-    table = table[table["correlation"] >= least]
+    table = table[table["correlation"] >= SAME_CORRELATION]
     return table.sort_values("correlation", ascending=False, kind="stable", ignore_index=True)
 
 

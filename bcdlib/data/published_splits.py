@@ -115,16 +115,13 @@ def read_list(name: str) -> pd.DataFrame:
         return known.rename(columns=columns).melt("filename", columns.values(), "fold", "role")
     table = pd.read_csv(list_file(name))
     if "folder" in table:
-        magnifications = [int(one) for one in _index().loc[name, "magnifications"].split()]
-        covered = known[known["magnification"].isin(magnifications)]
+        covered = known[known["magnification"].astype(str).isin(_index().loc[name, "magnifications"].split())]
         table = covered.assign(folder=_folder(covered["filename"]))[["filename", "folder"]].merge(table)
     if "role" not in table:
-        folds = sorted(table["fold"].unique())
-        tested = [table["fold"] == fold for fold in folds]
         table = pd.concat(
             [
-                table.assign(fold=fold, role=rows.map({True: "test", False: "train"}))
-                for fold, rows in zip(folds, tested)
+                table.assign(fold=fold, role=(table["fold"] == fold).map({True: "test", False: "train"}))
+                for fold in sorted(table["fold"].unique())
             ]
         )
     return table.reindex(columns=["filename", "fold", "role"]).fillna({"fold": 0}).astype({"fold": int})
@@ -143,13 +140,13 @@ def coverage_text(name: str, images: pd.DataFrame) -> str:
     >>> coverage_text("eva", breakhis.known_images())
     'eva: 339 of 339 test images and 1132 of 1132 of the others are here'
     """
-    table = read_list(name)
-    tested = table["filename"].isin(table.loc[table["role"] == "test", "filename"])
-    counts = []
-    for rows in (tested, ~tested):
-        names = pd.Series(table.loc[rows, "filename"].unique())
-        counts.append(f"{names.isin(images['filename']).sum()} of {len(names)}")
-    return f"{name}: {counts[0]} test images and {counts[1]} of the others are here"
+    table, here = read_list(name), set(images["filename"])
+    tests = set(table.loc[table["role"] == "test", "filename"])
+    others = set(table["filename"]) - tests
+    return (
+        f"{name}: {len(tests & here)} of {len(tests)} test images and {len(others & here)} of {len(others)} "
+        "of the others are here"
+    )
 
 
 def list_file(name: str) -> Path:
@@ -192,11 +189,10 @@ def count_overlap(split: pd.DataFrame, images: pd.DataFrame) -> dict:
     rows = split.merge(known[["filename", "class", "folder", "slide", "case"]], on="filename")
     tests, twice = [], []
     for _, part in rows.groupby("fold") if "fold" in rows else [(0, rows)]:
-        test, train, rest = (
-            part[part["role"] == "test"], part[part["role"] == "train"], part[part["role"] != "test"]
-        )  # fmt: skip
+        test, train = part[part["role"] == "test"], part[part["role"] == "train"]
         leaks = {f"{unit}_leak": test[column].isin(train[column]) for unit, column in _UNITS.items()}
-        tests.append(test.assign(**leaks, trainval=test["case"].isin(rest["case"])))
+        others = part.loc[part["role"] != "test", "case"]
+        tests.append(test.assign(**leaks, trainval=test["case"].isin(others)))
         twice.append(all((side["slide"] == TWICE).any() for side in (test, train)))
     test = pd.concat(tests)
     found = {"folds": len(tests), "images": len(rows), "slides_in_test": test["folder"].nunique()}
@@ -219,15 +215,9 @@ def count_test_cases(split: pd.DataFrame, images: pd.DataFrame) -> dict[str, int
     >>> count_test_cases(read_list("eva"), breakhis.known_images())
     {'benign': 4, 'malignant': 9, 'F': 2, 'TA': 2, 'DC': 7, 'MC': 2}
     """
-    names = split.loc[split["role"] == "test", "filename"]
-    test = images[images["filename"].isin(names)]
-    counts = {name: test.groupby(name)["case"].nunique() for name in ("class", "subtype")}
-    return {
-        name: int(counts[column][name])
-        for column, names in (("class", breakhis.CLASSES), ("subtype", breakhis.SUBTYPES))
-        for name in names
-        if name in counts[column]
-    }
+    test = images[images["filename"].isin(split.loc[split["role"] == "test", "filename"])]
+    counts = pd.concat([test.groupby(column)["case"].nunique() for column in ("class", "subtype")])
+    return counts.reindex([*breakhis.CLASSES, *breakhis.SUBTYPES]).dropna().astype(int).to_dict()
 
 
 def counts_line(counts: dict) -> str:
@@ -285,11 +275,9 @@ def kept_apart_text(counts) -> str:
     table = published_table()
     slides, cases = counts["slide_leak"] > 0, counts["case_leak_trainval"] > 0
     same = ((table["slide_leak"] > 0) == slides) & ((table["case_leak_trainval"] > 0) == cases)
-    what = (
-        "has slides on both sides" if slides else f"keeps slides {'apart but not' if cases else 'and'} cases"
-    )
+    what = "keeps slides apart but not cases" if cases else "keeps slides and cases apart"
     return (
-        f"This split {what}{'' if slides or cases else ' apart'}, as {same.sum() or 'none'} of the "
+        f"This split {'has slides on both sides' if slides else what}, as {same.sum() or 'none'} of the "
         f"{len(table)} published ones in the register (`python -m bcdlib audit --split published`)."
     )
 

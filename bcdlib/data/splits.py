@@ -12,11 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import breakhis, published_splits
-from bcdlib.data.cache import run_cache
+from bcdlib.data import breakhis, cache, published_splits
 from bcdlib.errors import InputError, check_known
-from bcdlib.runs.files import numbers_or_text, read_user_csv, refuse_rows
-from bcdlib.runs.folder import Run
+from bcdlib.runs import files, folder
 
 ROLES = ("train", "validation", "test")
 PROTOCOLS = {
@@ -96,8 +94,10 @@ def make_split(
         images, roles = _listed_roles(images, protocol)
         group = None if published_splits.is_by_image(protocol) else "case"
     else:
-        parts = _test_parts(images, protocol, folds, seed)
-        roles = [np.where(test, "test", "train").astype(object) for test in parts]
+        roles = [
+            np.where(test, "test", "train").astype(object)
+            for test in _test_parts(images, protocol, folds, seed)
+        ]
         group = _GROUP.get(protocol)
     tables = []
     for fold, role in enumerate(roles):
@@ -105,9 +105,9 @@ def make_split(
             rows = np.flatnonzero(role == "train")
             role[rows[_held_out(images.loc[rows], group, validation, seed + fold)]] = "validation"
         tables.append(pd.DataFrame({"filename": images["filename"], "fold": fold, "role": role}))
-        for part in ("train", "test"):
+        for part, least in (("train", 2), ("test", 1)):
             found = images.loc[role == part, "class"].unique()
-            if len(found) < (2 if part == "train" else 1):
+            if len(found) < least:
                 what = f"only {found[0]} images" if len(found) else "no image"
                 raise InputError(
                     f"split {protocol!r}, fold {fold}: {part} part has {what}; use more images or "
@@ -171,8 +171,8 @@ def inner_folds(images: pd.DataFrame, protocol: str, folds: int, *, seed: int = 
 
 def _count_units(images: pd.DataFrame, group: str | None) -> pd.Series:
     """How many images, slides or cases each class has."""
-    units = images.drop_duplicates([group or "filename", "class"])
-    return units["class"].value_counts().reindex(breakhis.CLASSES, fill_value=0)
+    units = images.drop_duplicates([group or "filename", "class"])["class"]
+    return units.value_counts().reindex(breakhis.CLASSES, fill_value=0)
 
 
 def _fold_numbers(images: pd.DataFrame, group: str | None, folds: int, seed: int, *, what: str) -> np.ndarray:
@@ -269,7 +269,7 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
         test, a name comes twice in a fold or is not among the images, or a fold has no test or no training
         image.
     """
-    table = read_user_csv(path, "split table", ("filename",), ("role", "grp", "fold"))
+    table = files.read_user_csv(path, "split table", ("filename",), ("role", "grp", "fold"))
     if "role" not in table:
         if "grp" not in table:
             raise InputError(
@@ -288,9 +288,9 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
         ),
         ((table["fold"] if "fold" in table else table["role"]) == "", "fold", "each row needs one"),
     ):
-        refuse_rows(path, table, bad, column, advice, name="filename")
+        files.refuse_rows(path, table, bad, column, advice, name="filename")
     if "fold" in table:
-        table["fold"] = numbers_or_text(table["fold"])
+        table["fold"] = files.numbers_or_text(table["fold"])
     for fold, part in folds_of(table):
         # a name that stands in train and test is what an audit is for; twice in one role is a slip
         twice = part.duplicated(["filename", "role"])
@@ -342,12 +342,12 @@ def split_overlap(split: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 def overlap_line(row) -> str:
     """Put a row of `split_overlap` in a sentence."""
     few = f" (slide {', '.join(row['shared_slide_names'])})" if 0 < row["slides_shared"] <= 3 else ""
-    shared, tested = row["images_shared"], row["test_images"]
-    again = f"{shared} of {tested} test images themselves, " if shared else ""
+    again = f"{row['images_shared']} of {row['test_images']} test images themselves, "
     return (
-        f"{again}{row['slides_shared']} of {row['test_slides']} test slides{few} and "
+        f"{again if row['images_shared'] else ''}"
+        f"{row['slides_shared']} of {row['test_slides']} test slides{few} and "
         f"{row['cases_shared']} of {row['test_cases']} test cases were also in training "
-        f"({row['test_images_of_shared_cases']} of {tested} test images)."
+        f"({row['test_images_of_shared_cases']} of {row['test_images']} test images)."
     )
 
 
@@ -380,11 +380,11 @@ def make_feasible_split(
             f"split {protocol!r}: only one {protocol} has {name} images; in the fold that tests it there "
             "would be none to train on"
         )
-    note = f"{fewest} folds instead of {folds}: {fewest} {protocol}s have {name} images"
-    return make_split(images, protocol, int(fewest), seed=seed), note
+    made = make_split(images, protocol, int(fewest), seed=seed)
+    return made, f"{fewest} folds instead of {folds}: {fewest} {protocol}s have {name} images"
 
 
-def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
+def available_splits(run: folder.Run, wanted: Iterable[str]) -> tuple[str, ...]:
     """Select those of the wanted protocols that 02_preprocess made; if none, the strictest that it made.
 
     What 02_preprocess does not make (see `read_split`) is selected unseen.
@@ -403,7 +403,7 @@ def available_splits(run: Run, wanted: Iterable[str]) -> tuple[str, ...]:
     return chosen or (next(name for name in STRICTEST if name in there),)
 
 
-def read_split(run: Run, name: str) -> pd.DataFrame:
+def read_split(run: folder.Run, name: str) -> pd.DataFrame:
     """Read a split that 02_preprocess wrote, or write one of `OFFICIAL_AT` or a list now.
 
     Raises
@@ -413,7 +413,7 @@ def read_split(run: Run, name: str) -> pd.DataFrame:
     """
     describe_protocol(name)
     if name not in PROTOCOLS:
-        made = make_split(run_cache(run).images, name, seed=run.settings.get("seed", 0))
+        made = make_split(cache.run_cache(run).images, name, seed=run.settings.get("seed", 0))
         run.write_csv(f"splits/{name}.csv", made)
         return made
     there = _made_splits(run)
@@ -425,5 +425,5 @@ def read_split(run: Run, name: str) -> pd.DataFrame:
     return run.read_csv(f"splits/{name}.csv", "02_preprocess")
 
 
-def _made_splits(run: Run) -> list[str]:
+def _made_splits(run: folder.Run) -> list[str]:
     return [name for name in PROTOCOLS if (run.folder / "splits" / f"{name}.csv").is_file()]

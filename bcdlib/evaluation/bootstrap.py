@@ -82,11 +82,10 @@ def bootstrap_cases(
     for name in metrics:
         check_known("metric", name, METRICS)
     names = np.unique(predictions[unit])
-    units = min(len(names), MOST_UNITS)
-    # more units than that are drawn in groups, made at random: as many groups give the same interval
-    place = pd.Series(np.random.default_rng(seed).permutation(len(names)) % units, index=names)
-    if units == len(names):
-        place = pd.Series(range(units), index=names)
+    units, order = min(len(names), MOST_UNITS), np.arange(len(names))
+    if units < len(names):  # drawn in groups, made at random: as many groups give the same interval
+        order = np.random.default_rng(seed).permutation(order)
+    place = pd.Series(order % units, index=names)
     tables = [
         {
             name: _count_kinds(METRICS[name], one[METRICS[name].unit], place, unit=unit, added=added)
@@ -114,47 +113,49 @@ def _draws(units: int, n: int, *, repeats: int, seed: int) -> Iterator[np.ndarra
     """Yield how often each unit is among n drawn (units, up to 250 resamples): blocks, to save memory."""
     generator = np.random.default_rng(seed)
     for start in range(0, repeats, 250):
-        share = np.full(units, 1 / units)
-        yield generator.multinomial(n, share, size=min(250, repeats - start)).T.astype(float)
+        drawn = generator.multinomial(n, [1 / units] * units, size=min(250, repeats - start))
+        yield drawn.T.astype(float)
 
 
 def _count_kinds(
     metric, table: pd.DataFrame, place: pd.Series, *, unit: str, added: bool
 ) -> tuple[pd.DataFrame, sparse.csr_array]:
     """Gather the rows that a metric cannot tell apart: (kinds, how many of each a unit has (K, units))."""
-    units = place.max() + 1
     columns = ["label", metric.of, *(["fold"] if metric.within_folds else [])]
-    used = table[columns]
-    if metric.of == "probability" and len(used.drop_duplicates()) > MOST_KINDS:
-        rank = used["probability"].rank(method="min")
-        level = (rank * (MOST_KINDS // 4) / len(used)).astype(int)
-        used = used.assign(probability=used["probability"].groupby(level).transform("mean"))
-    kind = used.groupby(columns, sort=False).ngroup().to_numpy()
-    kinds = used[~pd.Series(kind, index=used.index).duplicated()].reset_index(drop=True)
-    rows, at, times = kind, place[table[unit]].to_numpy(), np.ones(len(table))
+    rows = table[columns].assign(place=place[table[unit]].to_numpy(), times=1.0)
+    if metric.of == "probability" and len(rows[columns].drop_duplicates()) > MOST_KINDS:
+        level = (rows["probability"].rank(method="min") * (MOST_KINDS // 4) / len(rows)).astype(int)
+        rows["probability"] = rows["probability"].groupby(level).transform("mean")
+    units = place.max() + 1
     if added and metric.rate:
-        kinds, more = _with_added(metric, table, kinds, units)
-        rows, at, times = (np.r_[one, two] for one, two in zip((rows, at, times), more, strict=True))
-    shape = len(kinds), units + (len(ADDED) if added else 0)
-    return kinds, sparse.csr_array((times, (rows, at)), shape=shape)
+        rows = pd.concat([rows, _added_cases(metric, table, units)], join="inner")
+    kind = rows.groupby(columns, sort=False).ngroup()
+    shape = kind.max() + 1, units + (len(ADDED) if added else 0)
+    counts = sparse.csr_array((rows["times"], (kind, rows["place"])), shape=shape)
+    return rows[columns].drop_duplicates(ignore_index=True), counts
 
 
-def _with_added(metric, table: pd.DataFrame, kinds: pd.DataFrame, first: int):
-    """Append kinds that stand for the case predicted correctly throughout and for the other; their counts."""
+def _added_cases(metric, table: pd.DataFrame, first: int) -> pd.DataFrame:
+    """Make rows that stand for a case predicted correctly throughout and, one place on, for a wrong one."""
     by_class = metric.both_classes or len(metric.classes) == 1
     parts = {label: table[table["label"] == label] for label in metric.classes} if by_class else {1: table}
-    rows: list[dict] = []
-    counts = []
-    for label, part in parts.items():
-        size = len(part) / max(1, part["case"].nunique())
-        for number, correct in enumerate((1, 0)):
-            counts.append((len(kinds) + len(rows), first + number, size))
-            rows.append({"label": label, "predicted": label if correct else 1 - label, "correct": correct})
-    return pd.concat([kinds, pd.DataFrame(rows)[list(kinds)]], ignore_index=True), zip(*counts, strict=True)
+    return pd.DataFrame(
+        [
+            {
+                "label": label,
+                "predicted": label if correct else 1 - label,
+                "correct": correct,
+                "place": first + 1 - correct,
+                "times": len(part) / max(1, part["case"].nunique()),
+            }
+            for label, part in parts.items()
+            for correct in (1, 0)
+        ]
+    )
 
 
-def confidence_limits(values, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Compute the confidence interval from a bootstrap of n units: its percentiles, set a little further out.
+def confidence_limits(values, n: int) -> tuple[float, float]:
+    """Compute the 95 % interval from a bootstrap of n units: its percentiles, set a little further out.
 
     A percentile interval is too narrow for few units, by the factor between Student's t with n - 1 degrees
     of freedom and the normal distribution, and by sqrt(n / (n - 1)): the "expanded percentile" of
@@ -173,13 +174,13 @@ def confidence_limits(values, n: int, level: float = LEVEL) -> tuple[float, floa
     """
     if n < 2 or np.isnan(values).all():
         return float("nan"), float("nan")
-    tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, n - 1) * np.sqrt(n / (n - 1)))
+    tail = stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1)))
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def auc_limits(auc: float, malignant: int, benign: int, level: float = LEVEL) -> tuple[float, float]:
-    """Compute the confidence interval of an AUC from the numbers of units of both classes.
+def auc_limits(auc: float, malignant: int, benign: int) -> tuple[float, float]:
+    """Compute the 95 % interval of an AUC from the numbers of units of both classes.
 
     Newcombe 2006, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic, part
     2", Statistics in Medicine 25, method 5. It holds for few units and near 1, where a bootstrap draws the
@@ -195,7 +196,7 @@ def auc_limits(auc: float, malignant: int, benign: int, level: float = LEVEL) ->
     >>> round(low, 2), high
     (0.79, 1.0)
     """
-    half, size = stats.norm.ppf(0.5 + level / 2), (malignant + benign) / 2
+    half, size = stats.norm.ppf(0.5 + LEVEL / 2), (malignant + benign) / 2
 
     def distance(true, side):
         spread = 1 + (size - 1) * ((1 - true) / (2 - true) + true / (1 + true))
@@ -207,10 +208,8 @@ def auc_limits(auc: float, malignant: int, benign: int, level: float = LEVEL) ->
     return float(low), float(high)
 
 
-def metric_limits(
-    metric: str, value: float, predictions: pd.DataFrame, draws, added, *, level: float = LEVEL
-) -> tuple[float, float]:
-    """Compute the confidence interval of a metric over cases.
+def metric_limits(metric: str, value: float, predictions: pd.DataFrame, draws, added) -> tuple[float, float]:
+    """Compute the 95 % interval of a metric over cases.
 
     It is the expanded percentile interval of the bootstrap (`confidence_limits`) for the number of cases of
     the class concerned (of two classes, the smaller). Near 0 and 1 that alone is too narrow, since errors of
@@ -229,7 +228,6 @@ def metric_limits(
         With case and label.
     draws, added : float array (B,)
         The metric as from `bootstrap_cases`, without and with added cases.
-    level : float
 
     Returns
     -------
@@ -240,12 +238,12 @@ def metric_limits(
     about, units = METRICS[metric], _effective_cases(metric, predictions)
     if not units or np.isnan(value):
         return float("nan"), float("nan")
-    pairs = [confidence_limits(draws, units, level)]
+    pairs = [confidence_limits(draws, units)]
     if about.rate:
-        pairs.append(confidence_limits(added, units, level))
+        pairs.append(confidence_limits(added, units))
     if about.compute is roc_auc_score:
         cases = predictions.groupby("label")["case"].nunique()
-        newcombe = auc_limits(value, cases[1], cases[0], level)
+        newcombe = auc_limits(value, cases[1], cases[0])
         if about.unit == "case":
             pairs = [newcombe]
         elif abs(value - 0.5) > 0.4:
@@ -271,7 +269,6 @@ def interval_table(
     *,
     threshold: float | str = THRESHOLD,
     by_image: bool = True,
-    level: float = LEVEL,
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -289,8 +286,6 @@ def interval_table(
         A str names the column that has each row's threshold.
     by_image : bool
         Whether to add the limits of a bootstrap by image.
-    level : float
-        Of confidence.
     repeats, seed : int
         Number of resamples, and the seed that draws them.
 
@@ -314,10 +309,9 @@ def interval_table(
         added = resample(metrics=[name for name in metrics if METRICS[name].rate], added=True)
         images = resample(unit="filename") if by_image else cases
         for metric in metrics:
-            value = point[metric]
-            row = [*point[counts], metric, value]
-            row += metric_limits(metric, value, part, cases[metric], added.get(metric), level=level)
-            rows.append([*row, *confidence_limits(images[metric], point["images"], level)])
+            limits = metric_limits(metric, point[metric], part, cases[metric], added.get(metric))
+            naive = confidence_limits(images[metric], point["images"])
+            rows.append([*point[counts], metric, point[metric], *limits, *naive])
     columns = [*counts, "metric", "value", "low", "high", "low_by_image", "high_by_image"]
     table = pd.DataFrame(rows, columns=columns)
     return table if by_image else table[columns[:-2]]
@@ -351,8 +345,6 @@ def paired_difference(
     second: pd.DataFrame,
     metric: str = "accuracy",
     *,
-    threshold: float | str = THRESHOLD,
-    level: float = LEVEL,
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -371,21 +363,17 @@ def paired_difference(
         If no image was predicted by both with the same seed.
     """
     both = matched_predictions(first, second)
-    values = [metrics_by_seed(one, threshold, [metric])[metric].mean(skipna=False) for one in both]
-    draws = [
-        bootstrap_cases(one, [metric], threshold=threshold, repeats=repeats, seed=seed)[metric]
-        for one in both
-    ]
+    values = [metrics_by_seed(one, keys=[metric])[metric].mean(skipna=False) for one in both]
+    draws = [bootstrap_cases(one, [metric], repeats=repeats, seed=seed)[metric] for one in both]
     gaps = (draws[0] - draws[1]).dropna().to_numpy()
     units = _effective_cases(metric, both[0])
-    low, high = confidence_limits(gaps, units, level) if len(gaps) else (np.nan, np.nan)
-    p = np.nan
-    if units < 2 or not low < high:
-        low = high = np.nan
-    else:
+    low, high = confidence_limits(gaps, units)
+    if low < high:
         tail = (min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1) / (len(gaps) + 1)
         # confidence_limits, solved for the level whose interval ends at 0
         p = min(1.0, 2 * stats.t.cdf(stats.norm.ppf(tail) * np.sqrt((units - 1) / units), units - 1))
+    else:
+        low = high = p = np.nan
     return {
         "value": values[0] - values[1],
         "low": low,

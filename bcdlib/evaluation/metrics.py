@@ -625,25 +625,23 @@ def subtype_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
     return predictions[learned].assign(predicted=most.to_numpy())
 
 
-def subtype_table(predictions: pd.DataFrame, by=("method", "split")) -> pd.DataFrame:
+def subtype_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """Compute the metrics of the eight-subtype task; folds and seeds are treated as in `metrics_table`.
 
     Returns
     -------
     DataFrame
-        The columns of `by`, images, cases, subtypes (how many occur in the test part), accuracy,
+        method, split, images, cases, subtypes (how many occur in the test part), accuracy,
         macro_sensitivity, macro_precision, macro_f1 (means over the subtypes that occur; a subtype that is
         never predicted has precision 0). Empty if no method learned it.
     """
-    counts = [*by, "images", "cases", "subtypes"]
-    found = ["accuracy", "macro_sensitivity", "macro_precision", "macro_f1"]
     rows = []
-    for key, part in subtype_predictions(predictions).groupby(list(by), sort=False):
-        values = [_subtype_metrics(one) for one in _judged_alone(part)]
-        row = [*key, part["filename"].nunique(), part["case"].nunique()]
-        row.append(len(set(part["subtype"]) & set(breakhis.SUBTYPES)))
-        rows.append([*row, *np.mean(values, axis=0)])
-    return pd.DataFrame(rows, columns=[*counts, *found])
+    for key, part in subtype_predictions(predictions).groupby(["method", "split"], sort=False):
+        values = np.mean([_subtype_metrics(one) for one in _judged_alone(part)], axis=0)
+        subtypes = len(set(part["subtype"]) & set(breakhis.SUBTYPES))
+        rows.append([*key, part["filename"].nunique(), part["case"].nunique(), subtypes, *values])
+    columns = "method split images cases subtypes accuracy macro_sensitivity macro_precision macro_f1"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def _subtype_metrics(part: pd.DataFrame) -> tuple[float, float, float, float]:

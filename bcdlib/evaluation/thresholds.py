@@ -308,7 +308,6 @@ def match_validation(validation: pd.DataFrame, predictions: pd.DataFrame) -> pd.
 def selective_accuracy(
     predictions: pd.DataFrame,
     shares: Sequence[float] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
-    by: Sequence[str] = ("method", "split"),
 ) -> pd.DataFrame:
     """Compute the accuracy on the images that are decided when the least certain are referred elsewhere.
 
@@ -318,11 +317,11 @@ def selective_accuracy(
     Returns
     -------
     DataFrame
-        The columns of `by`, decided (share of predictions), images, cases, accuracy, and low, high: its 95 %
+        method, split, decided (share of predictions), images, cases, accuracy, and low, high: its 95 %
         interval over cases.
     """
     rows = []
-    for key, part in predictions.groupby(list(by), sort=False):
+    for key, part in predictions.groupby(["method", "split"], sort=False):
         at = part["threshold"] if "threshold" in part else metrics.THRESHOLD
         certain = np.abs(_logit(part["probability"]) - _logit(at))
         part = metrics.with_correct(part, at).iloc[np.argsort(-certain, kind="stable")]
@@ -330,17 +329,12 @@ def selective_accuracy(
         part = part.assign(**{name: pd.factorize(part[name], sort=True)[0] for name in ("filename", "case")})
         for share in shares:
             kept = part.iloc[: max(1, round(share * len(part)))]
-            counts = [kept["filename"].nunique(), kept["case"].nunique()]
             interval = bootstrap.share_interval(kept, kept["correct"], repeats=_REPEATS)
-            rows.append([*key, share, *counts, *interval])
-    return pd.DataFrame(rows, columns=[*by, "decided", "images", "cases", "accuracy", "low", "high"])
+            rows.append([*key, share, kept["filename"].nunique(), kept["case"].nunique(), *interval])
+    return pd.DataFrame(rows, columns="method split decided images cases accuracy low high".split())
 
 
-def referral_table(
-    predictions: pd.DataFrame,
-    sensitivity: float = REFERRAL_SENSITIVITY,
-    by: Sequence[str] = ("method", "split"),
-) -> pd.DataFrame:
+def referral_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """Compute what share of images must be referred so that 99 % of the malignant ones are found or referred.
 
     An image below the lower limit is predicted benign, one at or above its threshold malignant, one between
@@ -350,24 +344,20 @@ def referral_table(
     ----------
     predictions : DataFrame
         As from `apply_lock`.
-    sensitivity : float
-        Share of the malignant images that are to be found or referred, for referred_hindsight.
-    by : sequence of str
-        Columns to group by.
 
     Returns
     -------
     DataFrame
-        The columns of `by`, images, cases; referred and sensitivity at the limits that validation set (NaN
+        method, split, images, cases; referred and sensitivity at the limits that validation set (NaN
         where there was none), each followed by its 95 % interval over cases (text); referred_hindsight: the
         share that the test part itself would have asked for, which has no interval since it was chosen there.
     """
     rows = []
-    for key, part in predictions.groupby(list(by), sort=False):
+    for (method, split), part in predictions.groupby(["method", "split"], sort=False):
         probability, threshold, below = part["probability"], part["threshold"], part["refer_below"]
-        limit = choose_threshold(part["label"], probability, "sensitivity", sensitivity=sensitivity)
-        row = dict(zip(by, key, strict=True))
-        row |= {"images": part["filename"].nunique(), "cases": part["case"].nunique()}
+        limit = choose_threshold(part["label"], probability, "sensitivity", sensitivity=REFERRAL_SENSITIVITY)
+        counts = {"images": part["filename"].nunique(), "cases": part["case"].nunique()}
+        row = {"method": method, "split": split, **counts}
         found, malignant = probability >= np.minimum(below, threshold), part["label"] == 1
         shares = {
             "referred": (part, (probability >= below) & (probability < threshold)),

@@ -8,7 +8,6 @@ import contextlib
 import json
 import math
 import re
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -110,9 +109,7 @@ def read_network(path) -> tuple[keras.Model, dict]:
                 f"Keras {written_by or '2'} wrote it, and only Keras 3 is understood; load it there, build "
                 "the same network in Keras 3, copy the weights and save it as .keras"
             )
-        weights = Path(folder) / WEIGHTS
-        with archive.open(WEIGHTS) as packed, weights.open("wb") as plain:
-            shutil.copyfileobj(packed, plain)
+        weights = archive.extract(WEIGHTS, folder)
         held = check_weights(weights)
         try:
             with _bounded(held):
@@ -137,16 +134,14 @@ def shortly(error: BaseException) -> str:
 
 def _check_kind(path) -> None:
     """Say what a file is that is no .keras file: it is known by its first bytes, whatever its name."""
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start == b"PK\3\4":
-        return
     if h5py.is_hdf5(path):
         raise ValueError(
             "it is an HDF5 file, as Keras 2 wrote them, which may hold code; load it where you trust it and "
             "save it as .keras with Keras 3"
         )
-    raise ValueError("a .keras file is wanted, as model.save of Keras 3 writes it")
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":
+            raise ValueError("a .keras file is wanted, as model.save of Keras 3 writes it")
 
 
 def _members(archive: zipfile.ZipFile) -> set[str]:
@@ -342,8 +337,9 @@ def _bounded(held: int) -> Iterator[None]:
 
     def watching(symbolic_call):
         def watched(operation, *inputs, **settings):
-            layer = getattr(operation, "layer", None)
-            if isinstance(operation, keras.layers.TimeDistributed) and isinstance(layer, keras.Model):
+            if isinstance(operation, keras.layers.TimeDistributed) and isinstance(
+                operation.layer, keras.Model
+            ):
                 raise ValueError(f"refused: its layer {operation.name} repeats a network along an axis")
             found = symbolic_call(operation, *inputs, **settings)
             if (most := largest_output(operation, found, inputs)) > NUMBERS_AT_MOST:
@@ -355,11 +351,11 @@ def _bounded(held: int) -> Iterator[None]:
 
         return watched
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(keras.Layer, "add_weight", counted))
-        for kind in (keras.Layer, keras.Operation):
-            watched = watching(kind.symbolic_call)
-            stack.enter_context(mock.patch.object(kind, "symbolic_call", watched))
+    with (
+        mock.patch.object(keras.Layer, "add_weight", counted),
+        mock.patch.object(keras.Layer, "symbolic_call", watching(keras.Layer.symbolic_call)),
+        mock.patch.object(keras.Operation, "symbolic_call", watching(keras.Operation.symbolic_call)),
+    ):
         yield
 
 

@@ -96,8 +96,9 @@ class SavedMethod:
         except InputError:
             raise
         except Exception as error:  # Keras and its backends raise many kinds
-            why = _foreign.shortly(error)
-            raise InputError(f"{self.file}: the network fails on these images ({why})") from None
+            raise InputError(
+                f"{self.file}: the network fails on these images ({_foreign.shortly(error)})"
+            ) from None
         wrong = ~(np.isfinite(found) & (found >= 0) & (found <= 1 + 1e-6)).all(axis=1)
         if found.shape[1] > 1:
             total = found.sum(axis=1)
@@ -178,8 +179,10 @@ def _outputs(network: keras.Model) -> int:
         raise ValueError(f"it gives {len(network.outputs)} outputs; wanted is one, a probability")
     _, *shape = network.outputs[0].shape
     if len(shape) != 1:
-        said = "x".join(map(str, shape)) or "no"
-        raise ValueError(f"it gives {said} numbers an image, a map; wanted are 1, 2 or 8: end it in pooling")
+        raise ValueError(
+            f"it gives {'x'.join(map(str, shape)) or 'no'} numbers an image, a map; wanted are 1, 2 or 8: "
+            "end it in pooling"
+        )
     if shape[0] not in (1, *map(len, _base.TASKS.values())):
         raise ValueError(f"the network gives {shape[0]} numbers an image; 1, 2 or 8 are understood")
     return shape[0]
@@ -220,8 +223,8 @@ def _with_probabilities(network: keras.Model) -> tuple[keras.Model, str]:
             f"it ends in {last}, which gives no probability; wanted are sigmoid, softmax or logits"
         )
     missing = "exponential" if last in _LOGARITHMS else "sigmoid" if single else "softmax"
-    layer = keras.layers.Activation(missing, dtype="float32", name="bcdlib_probability")
-    return keras.Model(network.inputs[0], layer(network.outputs[0]), name=network.name), last
+    probability = keras.layers.Activation(missing, dtype="float32", name="bcdlib_probability")
+    return keras.Model(network.inputs[0], probability(network.outputs[0]), name=network.name), last
 
 
 def last_activation(tensor) -> str:
@@ -245,8 +248,7 @@ def last_activation(tensor) -> str:
     if hasattr(operation, "activation"):
         named = keras.activations.serialize(operation.activation)
         name = named if isinstance(named, str) else ""
-        passing = isinstance(operation, keras.layers.Activation) and name == "linear"
-        if not passing:
+        if name != "linear" or not isinstance(operation, keras.layers.Activation):
             return name
     elif name in _NAMES:
         return _NAMES[name]
@@ -263,13 +265,13 @@ def last_activation(tensor) -> str:
 
 def _notes(network: keras.Model, activation: str, values: str, *, stated: bool) -> list[str]:
     """Say what is assumed of a network without our ``bcdlib.json``, and what may be wrong."""
-    count, notes = network.outputs[0].shape[-1], []
+    count = network.outputs[0].shape[-1]
     means = {
         1: "its one number is the probability of malignant",
         2: "its numbers are benign, then malignant",
         8: f"its numbers are {', '.join(_base.TASKS['subtype'])}, in this order",
     }[count]
-    notes.append(f"the file does not say, so it is assumed: RGB images of {values}, and {means}")
+    notes = [f"the file does not say, so it is assumed: RGB images of {values}, and {means}"]
     if activation == "linear":
         notes.append(
             f"its last layer is linear: {'sigmoid' if count == 1 else 'softmax'} makes it probabilities"

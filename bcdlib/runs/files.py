@@ -17,10 +17,8 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import filelock
-import numpy as np
 import pandas as pd
 
 from bcdlib.errors import InputError, one_line
@@ -113,15 +111,13 @@ def lock_path(path, *, busy: str = "") -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     lock = filelock.FileLock(folder / f"{_path_digest(path)}.lock")
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except filelock.Timeout:
         if busy:
             print(busy, flush=True)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def local_copy(path) -> Path:
@@ -299,10 +295,10 @@ def read_user_csv(path, what: str, required: Sequence[str], optional: Sequence[s
             return _read_rows(path, text, what, required, optional)
     except UnicodeDecodeError:
         raise _no_csv(path, f"its letters are not UTF-8, perhaps Latin-1 or Windows-1252; {_SAVE}") from None
-    except EOFError:
-        raise _no_csv(path, "a .gz that is cut off; copy or download it again") from None
-    except zlib.error as error:
-        raise _no_csv(path, f"a damaged .gz, {one_line(error)}; copy or download it again") from None
+    except (EOFError, zlib.error) as error:
+        raise _no_csv(
+            path, f"a .gz that is cut off or damaged, {one_line(error)}; copy or download it again"
+        ) from None
     except (csv.Error, OSError) as error:
         raise _no_csv(path, one_line(error)) from None
 
@@ -312,12 +308,10 @@ def _no_csv(path, why: str) -> InputError:
 
 
 def _open_table(path) -> io.TextIOWrapper:
-    file: BinaryIO = open(path, "rb")
-    start = file.read(2)
-    file.seek(0)
-    if start == b"\x1f\x8b":
-        file = cast(BinaryIO, gzip.open(file))
-    start = file.read(2**12)
+    file: io.BufferedReader | gzip.GzipFile = open(path, "rb")
+    if file.peek(2).startswith(b"\x1f\x8b"):
+        file = gzip.open(file)
+    start = file.read(2**12)  # of a .gz that is cut off, this says so
     file.seek(0)
     kind = next((kind for mark, kind in _NO_CSV.items() if start.startswith(mark)), "")
     if kind or b"\0" in start:
@@ -327,40 +321,30 @@ def _open_table(path) -> io.TextIOWrapper:
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
-    for _ in range(_MOST_LINES):
-        line = text.readline(_LONGEST_LINE)
+    for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), "")):
         if len(line) == _LONGEST_LINE:
             raise csv.Error("a line of more than a million characters")
-        if not line:
-            return
+        if number == _MOST_LINES:
+            raise csv.Error(f"more than {_MOST_LINES} lines")
         yield line
-    raise csv.Error(f"more than {_MOST_LINES} lines")
 
 
 def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
-    reader = csv.reader(_lines(text), strict=True, skipinitialspace=True)
-    places, width, rows, lines, last = {}, 0, [], [], 0
-    while True:
-        first = last + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            quoted = "a quotation mark is not closed or stands inside a cell: "
-            raise _no_csv(path, f"line {first}: {quoted}{error}") from None
-        if row is None:
-            break
-        last = reader.line_num
-        if last > first:
-            raise _no_csv(
-                path,
-                f"line {first}: a line break inside a cell; or a quotation mark that should not be there",
-            )
-        if not "".join(row).strip():
-            continue
-        if not width:
-            places, width = _find_columns(path, row, what, required, optional), len(row)
-            continue
-        if len(row) != width:
+    places, width, rows, last = {}, 0, {}, 0
+    try:
+        reader = csv.reader(_lines(text), strict=True, skipinitialspace=True)
+        for row in reader:
+            first, last = last + 1, reader.line_num
+            if last > first:
+                raise _no_csv(
+                    path,
+                    f"line {first}: a line break inside a cell; or a quotation mark that should not be there",
+                )
+            if not "".join(row).strip():
+                continue
+            if not width:
+                places, width = _find_columns(path, row, what, required, optional), len(row)
+                continue
             if any(cell.strip() for cell in row[width:]):
                 raise _no_csv(
                     path,
@@ -368,13 +352,17 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
                     'quotation marks: "Smith, Anna"',
                 )
             row += [""] * (width - len(row))
-        rows.append([sys.intern(row[place]) for place in places.values()])
-        lines.append(last)
+            rows[last] = [sys.intern(row[place]) for place in places.values()]
+    except csv.Error as error:
+        raise _no_csv(
+            path, f"line {last + 1}: a quotation mark is not closed or stands inside a cell: {error}"
+        ) from None
     if not width:
         raise _no_csv(path, "it is empty")
     if not rows:
         raise InputError(f"{path}: the table has no rows")
-    return pd.DataFrame(rows, index=lines, columns=list(places), dtype=object).apply(_clean_column)
+    table = pd.DataFrame(list(rows.values()), index=list(rows), columns=list(places), dtype=object)
+    return table.apply(_clean_column)
 
 
 def _find_columns(path, header: list[str], what: str, required, optional) -> dict[str, int]:
@@ -385,24 +373,21 @@ def _find_columns(path, header: list[str], what: str, required, optional) -> dic
         raise InputError(f"{path}: column {twice[0]!r} comes twice; keep one of them")
     missing = [name for name in required if name.lower() not in names]
     if missing:
-        found = ",".join(header)
-        other = next(
-            (f"; it has {kind}: {_SAVE}" for sign, kind in _SEPARATORS.items() if sign in found),
-            "",
+        marks = (
+            f"; it has {kind}: {_SAVE}" for sign, kind in _SEPARATORS.items() if sign in ",".join(header)
         )
         raise InputError(
             f"{path}: column {missing[0]!r} is missing; a {what} has {', '.join(required)}, separated by "
-            f"commas; found {', '.join(names[:10])[:200]!r}{other}"
+            f"commas; found {', '.join(names[:10])[:200]!r}{next(marks, '')}"
         )
     wanted = [*required, *(name for name in optional if name.lower() in names)]
     return {name: names.index(name.lower()) for name in wanted}
 
 
 def _clean_column(column: pd.Series) -> pd.Series:
-    codes, values = pd.factorize(column)
-    cleaned = [clean_text(value) for value in values]
-    kept = np.array(["" if text.lower() in _EMPTY else text for text in cleaned], dtype=object)
-    return pd.Series(kept[codes], index=column.index, dtype=object)
+    texts = {cell: clean_text(cell) for cell in column.unique()}
+    kept = {cell: "" if text.lower() in _EMPTY else text for cell, text in texts.items()}
+    return column.map(kept).astype(object)
 
 
 def refuse_rows(path, table: pd.DataFrame, bad: pd.Series, column: str, advice: str, *, name: str) -> None:

@@ -51,6 +51,10 @@ class Run:
                 f"{self.folder}: no settings.json there; run 01_mount with this run folder first"
             ) from None
 
+    def recorded(self) -> dict:
+        """Give the settings; empty if no stage has written here yet."""
+        return self.settings if (self.folder / "settings.json").is_file() else {}
+
     def record(self, **values) -> None:
         """Add values to the settings.
 
@@ -62,8 +66,7 @@ class Run:
         >>> run.settings
         {'data': 'synthetic', 'seed': 1}
         """
-        known = self.settings if (self.folder / "settings.json").is_file() else {}
-        write_json(self.folder / "settings.json", known | values)
+        write_json(self.folder / "settings.json", self.recorded() | values)
 
     def drop_results(self, keep: tuple[str, ...] = ()) -> None:
         """Remove the results of other data, or of other splits of them; finished trials stay.
@@ -91,7 +94,7 @@ class Run:
         InputError
             If a row was made from other images than 02_preprocess has recorded.
         """
-        settings = self.settings if (self.folder / "settings.json").is_file() else {}
+        settings = self.recorded()
         if "listing" not in settings or "data" not in table:  # predictions made elsewhere
             return table
         if "fingerprint" not in settings:
@@ -237,5 +240,4 @@ def is_run_folder(folder) -> bool:
 
 def has_cache(run: Run) -> bool:
     """Tell whether the decoded images of a run are available."""
-    cache = run.settings.get("cache") if (run.folder / "settings.json").is_file() else None
-    return cache is not None and Path(cache, "cache.json").is_file()
+    return "cache" in run.recorded() and Path(run.settings["cache"], "cache.json").is_file()

@@ -38,8 +38,7 @@ def read_guess(run: Run, guess: float = 0) -> float | None:
     """
     if not 0 <= guess <= 100 or 0 < guess <= 1:
         raise InputError(f"guess = {guess}: give percent, for example 80")
-    if not guess and (run.folder / "settings.json").is_file():
-        guess = run.settings.get("guess", 0)
+    guess = guess or run.recorded().get("guess", 0)
     return guess / 100 if guess else None
 
 

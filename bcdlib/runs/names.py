@@ -38,10 +38,7 @@ def clean_path(text: str) -> str:
     >>> clean_path(".\\ward 3\\a.png")
     'ward 3/a.png'
     """
-    path = clean_text(text).replace("\\", "/")
-    while path.startswith("./"):
-        path = path[2:].lstrip("/")
-    return path
+    return re.sub(r"^(\./+)+", "", clean_text(text).replace("\\", "/"))
 
 
 def spelling_note(names: Iterable[str], what: str) -> str:

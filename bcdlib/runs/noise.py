@@ -66,8 +66,7 @@ class WithoutNoise:
 
     def write(self, text: str) -> None:
         """Write the lines of a text that are no noise."""
-        lines = re.split(r"(?<=[\r\n])", text)
-        self.file.write("".join(line for line in lines if not re.match(NOISE, line)))
+        self.file.write("".join(line for line in re.split(r"(?<=[\r\n])", text) if not re.match(NOISE, line)))
 
     def flush(self) -> None:
         """Flush the file behind it."""

@@ -23,8 +23,7 @@ from bcdlib.evaluation import metrics
 from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run, open_run_folder
 from bcdlib.suite.run import check_inputs, prepare_run, run_suite
-from bcdlib.trials import cluster
-from bcdlib.trials.notebook import papermill_path
+from bcdlib.trials import cluster, notebook
 
 SWEEP_STAGES = ("04_train", "05_evaluate")
 ELSEWHERE = {
@@ -53,7 +52,7 @@ def sweepable_parameters() -> dict[str, dict]:
     found = {}
     for stage in SWEEP_STAGES:
         for name, one in papermill.inspect_notebook(
-            papermill_path(places.shipped("notebooks") / f"{stage}.ipynb")
+            notebook.papermill_path(places.shipped("notebooks") / f"{stage}.ipynb")
         ).items():
             form = one["help"].removeprefix("@param").strip()
             found[name] = {
@@ -85,20 +84,17 @@ def read_sweep(path) -> dict[str, list]:
     """
     try:
         given = yaml.load(Path(path).read_bytes(), _OnceLoader)  # a safe loader
+        if not isinstance(given, dict) or not given:
+            raise InputError("names no parameter; write lines as 'seed: [0, 1]'")
+        found = {name: _values(name, values) for name, values in given.items()}
+        if (number := math.prod(map(len, found.values()))) > MOST:
+            raise InputError(f"gives {number} combinations; at most {MOST} are run")
     except OSError as error:
         raise InputError(f"--sweep {path}: cannot be read ({error.strerror})") from None
     except InputError as error:
         raise InputError(f"--sweep {path}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise InputError(f"--sweep {path}: not YAML ({one_line(error)})") from None
-    if not isinstance(given, dict) or not given:
-        raise InputError(f"--sweep {path}: names no parameter; write lines as 'seed: [0, 1]'")
-    try:
-        found = {name: _values(name, values) for name, values in given.items()}
-    except InputError as error:
-        raise InputError(f"--sweep {path}: {error}") from None
-    if (number := math.prod(map(len, found.values()))) > MOST:
-        raise InputError(f"--sweep {path}: gives {number} combinations; at most {MOST} are run")
     return found
 
 
@@ -132,9 +128,7 @@ def _value(name: str, value):
     return value
 
 
-def run_sweep(
-    out: Run, given: dict[str, list], base: dict, *, scheduler: str = "none", progress: bool = True
-) -> pd.DataFrame:
+def run_sweep(out: Run, given: dict[str, list], base: dict, *, scheduler: str = "none") -> pd.DataFrame:
     """Execute every combination that is not finished yet; one that fails does not stop the others.
 
     Data are listed, decoded and split here, once for each profile and seed; a combination's folder starts as
@@ -195,7 +189,7 @@ def run_sweep(
         },
         scheduler=scheduler,
         label="Sweep",
-        progress=progress and scheduler != "none",  # here the notebooks' own lines show how far it is
+        progress=scheduler != "none",  # here the notebooks' own lines show how far it is
     )
     errors = {name: describe_error(outcome) for name, outcome in outcomes if isinstance(outcome, Exception)}
     table = pd.concat(

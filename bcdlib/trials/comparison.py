@@ -16,14 +16,13 @@ from bcdlib import methods
 from bcdlib.data import cache, published_splits, splits
 from bcdlib.errors import InputError, describe_error
 from bcdlib.evaluation import metrics
-from bcdlib.runs import files, profiles
-from bcdlib.runs.folder import Run
+from bcdlib.runs import files, folder, profiles
 from bcdlib.trials import jobs
-from bcdlib.trials.trial import Result, Trial, add_predictions, of_same_data, run_trial
+from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
 
 
 def run_comparison(
-    run: Run,
+    run: folder.Run,
     profile: profiles.Profile,
     *,
     method_names: Iterable[str] = ("resnet50",),
@@ -91,9 +90,12 @@ def run_comparison(
         for trial, outcome in zip(planned, outcomes, strict=True)
         if isinstance(outcome, Exception)
     ]
-    tried = pd.MultiIndex.from_tuples({(trial.label, trial.split) for trial in planned})
-    _replace_rows(run, "comparison_validation.csv", tried, [result.validation for result in done])
-    _replace_rows(run, "comparison_predictions.csv", tried, [result.predictions for result in done])
+    tried = pd.MultiIndex.from_tuples(
+        {(trial.label, trial.split) for trial in planned}, names=["method", "split"]
+    )
+    for part in ("validation", "predictions"):
+        tables = [getattr(result, part) for result in done]
+        add_predictions(run.folder / f"comparison_{part}.csv", *tables, replaced=tried)
     _write_summary(run, pd.DataFrame(errors, columns=["method", "split", "error"]))
     if not done:
         raise outcomes[0]
@@ -101,7 +103,7 @@ def run_comparison(
 
 
 def run_planned(
-    run: Run,
+    run: folder.Run,
     profile: profiles.Profile,
     planned: list[Trial],
     *,
@@ -155,7 +157,7 @@ def run_planned(
 
 
 def choose_methods(
-    run: Run,
+    run: folder.Run,
     profile: profiles.Profile,
     *,
     method_names: Iterable[str],
@@ -214,14 +216,20 @@ def choose_methods(
             scores.append(metrics.compute_metrics(seen["label"], seen["probability"])["auc"])
         best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
         predictions.append(results[best].predictions.assign(method="chosen"))
-        place = {"split": split, "seed": seed, "fold": fold}
         choices += [
-            place | {"method": trial.label, "AUC on validation": score, "chosen": number == best}
+            {
+                "split": split,
+                "seed": seed,
+                "fold": fold,
+                "method": trial.label,
+                "AUC on validation": score,
+                "chosen": number == best,
+            }
             for number, (trial, score) in enumerate(zip(trials, scores, strict=True))
         ]
     chosen = pd.concat(predictions, ignore_index=True)
     add_predictions(run.folder / "comparison_predictions.csv", chosen)
-    files.write_csv(run.folder / "choices.csv", pd.DataFrame(choices))
+    run.write_csv("choices.csv", pd.DataFrame(choices))
     failed = run.read_csv("comparison.csv", "06_compare").dropna(subset="error")
     _write_summary(run, failed[["method", "split", "error"]])
     return chosen
@@ -251,7 +259,14 @@ def expand_methods(names: Iterable[str]) -> list[str]:
 
 
 def _plan(
-    run: Run, profile: profiles.Profile, images: pd.DataFrame, *, method_names, split_names, seeds, **settings
+    run: folder.Run,
+    profile: profiles.Profile,
+    images: pd.DataFrame,
+    *,
+    method_names,
+    split_names,
+    seeds,
+    **settings,
 ) -> list[Trial]:
     return [
         Trial(method, split, table, fold=int(fold), seed=seed, **settings)
@@ -263,50 +278,38 @@ def _plan(
 
 
 def _split_tables(
-    run: Run, profile: profiles.Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
+    run: folder.Run, profile: profiles.Profile, images: pd.DataFrame, *, names: tuple[str, ...], seed: int
 ) -> dict[str, pd.DataFrame]:
     """Read or make the splits for the run's own seed; for another seed shuffle the folds anew."""
     if not names:
         names = [name for name in profile.compare_splits if (run.folder / "splits" / f"{name}.csv").is_file()]
     tables = {}
     for name in names:
-        splits.describe_protocol(name)  # or it is refused
         if seed == run.settings.get("seed", 0):
             tables[name] = splits.read_split(run, name)
         else:
             file = f"splits/{name}-seed{seed}.csv"
             if not (run.folder / file).is_file():
-                shuffled = splits.make_feasible_split(images, name, profile.folds, seed=seed)[0]
-                files.write_csv(run.folder / file, shuffled)
+                run.write_csv(file, splits.make_feasible_split(images, name, profile.folds, seed=seed)[0])
             tables[name] = run.read_csv(file, "06_compare")
     return tables
 
 
-def _replace_rows(run: Run, name: str, tried: pd.MultiIndex, tables: list[pd.DataFrame]) -> None:
-    """Put tables into a file in place of its rows of the (method, split) that were tried."""
-    if (run.folder / name).is_file():
-        old = run.read_csv(name, "06_compare")
-        others = old[~pd.MultiIndex.from_frame(old[["method", "split"]]).isin(tried)]
-        tables = [of_same_data(others, pd.concat(tables)) if tables else others, *tables]
-    if tables:
-        files.write_csv(run.folder / name, pd.concat([table for table in tables if len(table)] or tables[:1]))
-
-
-def _write_summary(run: Run, errors: pd.DataFrame) -> None:
+def _write_summary(run: folder.Run, errors: pd.DataFrame) -> None:
     tables, file = [errors], "comparison_predictions.csv"
     if (run.folder / file).is_file() and len(run.read_csv(file, "")):  # no rows if all failed that were in it
         tables.insert(0, metrics.metrics_table(all_predictions(run)))
     files.write_csv(run.folder / "comparison.csv", pd.concat(tables), for_reading=True)
 
 
-def all_predictions(run: Run) -> pd.DataFrame:
+def all_predictions(run: folder.Run) -> pd.DataFrame:
     """Read the predictions of every comparison that was made in this run so far."""
     name = "comparison_predictions.csv"
     run.read_csv(name, "06_compare")
     return run.check_origin(metrics.read_predictions(run.folder / name), name)
 
 
-def failed_trials(run: Run) -> list[str]:
+def failed_trials(run: folder.Run) -> list[str]:
     """List the trials of the last comparison that failed, a line each: method, split, fold, seed, reason."""
-    failed = run.read_csv("comparison.csv", "06_compare").dropna(subset="error")
-    return [f"{row.method}, split {row.split}, {row.error}" for row in failed.itertuples()]
+    table = run.read_csv("comparison.csv", "06_compare").dropna(subset="error")
+    return [f"{row.method}, split {row.split}, {row.error}" for row in table.itertuples()]

@@ -10,8 +10,7 @@ from bcdlib import __version__
 from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
-from bcdlib.runs.files import write_text
-from bcdlib.runs.places import name_only
+from bcdlib.runs import files, places
 
 CARD_NAME = "model-card.md"
 _NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
@@ -50,7 +49,7 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     ).get_template("model_card.md.j2")
-    write_text(
+    files.write_text(
         card,
         template.render(
             facts=facts,
@@ -60,7 +59,9 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
             total=_counts(known),
             roles={role: _counts(known[known["role"] == role]) for role in splits.ROLES},
             parameters={
-                key: name_only(value) for key, value in facts["parameters"].items() if key not in _NOT_SHOWN
+                key: places.name_only(value)
+                for key, value in facts["parameters"].items()
+                if key not in _NOT_SHOWN
             },
             protocol=_protocol(facts["split"]),
             overlap=overlap,

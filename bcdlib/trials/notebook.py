@@ -111,17 +111,17 @@ def _make_notebook(
 
 def _section_printer(notebook: Path, log):
     """Make what prints a section's title, and how many there are, when its first cell starts."""
-    titles, first = [], {}
+    title, titles = "", {}
     for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
-            titles.append(cell.source.splitlines()[0][3:])
-        elif cell.cell_type == "code" and titles:
-            first.setdefault(titles[-1], cell.id)
-    begins = {id: title for title, id in first.items()}
+            title = cell.source.splitlines()[0][3:]
+        elif cell.cell_type == "code" and title not in ("", *titles.values()):
+            titles[cell.id] = title
 
     def say(cell, cell_index):
-        if title := begins.get(cell.id):
-            print(f"  {title} ({[*first].index(title) + 1} of {len(first)})", file=log, flush=True)
+        if cell.id in titles:
+            number = [*titles].index(cell.id) + 1
+            print(f"  {titles[cell.id]} ({number} of {len(titles)})", file=log, flush=True)
 
     return say
 

@@ -8,12 +8,12 @@ import pandas as pd
 from bcdlib.data import breakhis, cache, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
-from bcdlib.runs import profiles
-from bcdlib.runs.folder import Run
+from bcdlib.runs import folder, profiles
 from bcdlib.trials import comparison
 from bcdlib.trials.trial import Trial
 
 WITH, WITHOUT = "as published", "without shared cases"
+_ARMS = {WITH: "shared", WITHOUT: "unshared"}  # what a trial's split is called after
 DRAWS = 5
 MEASURED = ("accuracy", "auc")
 
@@ -47,27 +47,24 @@ def equal_trainings(split: pd.DataFrame, images: pd.DataFrame, seed: int = 0) ->
     """
     rows = split[["filename", "role"]].merge(images[["filename", "class", "case"]], on="filename")
     test, train = rows[rows["role"] == "test"], rows[rows["role"] == "train"]
-    shared = train["case"].isin(test["case"])
-    if not shared.any():
+    train = train.assign(shared=train["case"].isin(test["case"]))
+    if not train["shared"].any():
         return {}
     # cases in random order, and in each its images
-    order = np.random.default_rng(seed).permutation(len(train))
-    train, shared = train.iloc[order], shared.iloc[order]
-    place = {case: number for number, case in enumerate(train["case"].unique())}
-    train = train.sort_values("case", key=lambda cases: cases.map(place), kind="stable")
+    train = train.iloc[np.random.default_rng(seed).permutation(len(train))]
+    train = train.iloc[np.argsort(pd.factorize(train["case"])[0], kind="stable")]
     kept = []
     for name in breakhis.CLASSES:
-        part = train[train["class"] == name]
-        own, others = part[shared[part.index]], part[~shared[part.index]]
+        own, others = (train[(train["class"] == name) & (train["shared"] == side)] for side in (True, False))
         if others.empty:
             raise InputError(f"without the cases of the test part no {name} image is left to train on")
-        kept += [pd.concat([own, others]).head(len(others))]
-    parts = {WITH: pd.concat(kept), WITHOUT: train[~shared[train.index]]}
+        kept.append(pd.concat([own, others]).head(len(others)))
+    parts = {WITH: pd.concat(kept), WITHOUT: train[~train["shared"]]}
     return {name: pd.concat([part, test])[["filename", "role"]] for name, part in parts.items()}
 
 
 def measure_shared_cases(
-    run: Run,
+    run: folder.Run,
     profile: profiles.Profile,
     *,
     method_names: Iterable[str],
@@ -117,18 +114,21 @@ def measure_shared_cases(
         for draw in seeds
     }
     planned = [
-        (name, training, Trial(method, _arm(name, training), table, int(fold), draw, trainable, task, stain))
+        (
+            {"split": name, "training": training},
+            Trial(method, f"{name}-{_ARMS[training]}", table, int(fold), draw, trainable, task, stain),
+        )
         for (name, draw), tables in made.items()
         for training, table in tables.items()
         for method in methods
         for fold in table["fold"].unique()
     ]
-    outcomes = comparison.run_planned(run, profile, [trial for *_, trial in planned], **options)
+    outcomes = comparison.run_planned(run, profile, [trial for _, trial in planned], **options)
     found = []
-    for (name, training, _), outcome in zip(planned, outcomes, strict=True):
+    for (names, _), outcome in zip(planned, outcomes, strict=True):
         if isinstance(outcome, Exception):  # the others are stored by now, and found when it is run again
             raise outcome
-        found.append(outcome.predictions.assign(split=name, training=training))
+        found.append(outcome.predictions.assign(**names))
     predictions = pd.concat(found, ignore_index=True)
     run.write_csv("shared_cases_predictions.csv", predictions)
     rows = []
@@ -139,11 +139,6 @@ def measure_shared_cases(
     table = pd.DataFrame(rows)
     run.write_csv("shared_cases.csv", table)
     return table
-
-
-def _arm(name: str, training: str) -> str:
-    """How a trial of one of the two trainings calls its split."""
-    return f"{name}-{'shared' if training == WITH else 'unshared'}"
 
 
 def _trainings(split: pd.DataFrame, images: pd.DataFrame, *, name: str, draw: int) -> dict[str, pd.DataFrame]:
@@ -188,10 +183,10 @@ def _differences(predictions: pd.DataFrame, shared: pd.DataFrame):
                 name: metrics.metrics_by_seed(one, keys=[metric])[metric].mean(skipna=False)
                 for name, one in (("with", first), ("without", second))
             }
-            difference = bootstrap.paired_difference(first, second, metric)
-            yield (
-                {"test images": what, "metric": metric}
-                | values
-                | difference
-                | {"draws": part["seed"].nunique()}
-            )
+            yield {
+                "test images": what,
+                "metric": metric,
+                **values,
+                **bootstrap.paired_difference(first, second, metric),
+                "draws": part["seed"].nunique(),
+            }

@@ -20,8 +20,7 @@ from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError
 from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
-from bcdlib.methods import _base
-from bcdlib.methods._base import TASKS, Method, malignant_probability
+from bcdlib.methods._base import TASKS, Method, malignant_probability, predict_checked, wanted
 from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.runs import environment, files, profiles
 from bcdlib.runs.folder import TRIAL_COLUMNS
@@ -214,16 +213,16 @@ def run_trial(
     estimator = trial.estimator(profile, weights, verbose)
     folder = Path(root) / _name(trial, estimator, part, cache)
     model_name = f"model{estimator.suffix}"
-    wanted = ["trial.json", "predictions.csv", "validation.csv"]
+    names = ["trial.json", "predictions.csv", "validation.csv"]
     if keep_model and type(estimator).save is not Method.save:
-        wanted.append(model_name)
+        names.append(model_name)
     with files.lock_path(folder, busy=f"{folder}: {fitting.BUSY}"):
-        if store and not _holds(folder, wanted):
+        if store and not _holds(folder, names):
             fetch_trial(store, folder)
-        found = _holds(folder, wanted)
+        found = _holds(folder, names)
         if not found:
             with methods.explain_errors(trial.method):
-                _train(trial, estimator, cache, part=part, folder=folder, profile=profile, wanted=wanted)
+                _train(trial, estimator, cache, part=part, folder=folder, profile=profile, names=names)
         # what comes after the trial's results are stored: here also if it was cut off there
         if (folder / model_name).is_file() and not (folder / model_card.CARD_NAME).is_file():
             model_card.write_card(folder, cache.images, part)
@@ -245,7 +244,7 @@ def _train(
     part: pd.DataFrame,
     folder: Path,
     profile: profiles.Profile,
-    wanted: list[str],
+    names: list[str],
 ) -> None:
     started = time.perf_counter()
     with files.explain_disk_errors(folder):
@@ -267,13 +266,13 @@ def _train(
 
     def fitted(method, chosen, **options):
         options["images"] = cache.images.iloc[chosen]
-        return method.fit(inputs[chosen], labels[chosen], **_base.wanted(method.fit, **options))
+        return method.fit(inputs[chosen], labels[chosen], **wanted(method.fit, **options))
 
     def predicted(method, chosen):
         classes = len(TASKS[trial.task])
         if not len(chosen):
             return np.zeros((0, classes))
-        return _base.predict_checked(method, inputs[chosen], cache.images.iloc[chosen], classes=classes)
+        return predict_checked(method, inputs[chosen], cache.images.iloc[chosen], classes=classes)
 
     validated, validation = rows["validation"], None
     if number.any():
@@ -281,13 +280,13 @@ def _train(
         for fold in range(number.max() + 1):
             method = fitted(copy.copy(estimator), known[number != fold], validation_data=None, folder=None)
             validation[number == fold] = predicted(method, known[number == fold])
-    shown_images = _base.wanted(estimator.fit, images=cache.images.iloc[held_out]).values()
+    shown_images = wanted(estimator.fit, images=cache.images.iloc[held_out]).values()
     data = (inputs[held_out], labels[held_out], *shown_images) if shown else None
     fitted(estimator, known, validation_data=data, folder=folder)
     weights_label = getattr(getattr(estimator, "weights_", None), "label", "no pre-trained weights")
     if estimator.decides_for != "image":
         weights_label += f"; each image has its {estimator.decides_for}'s mean probability"
-    if (name := f"model{estimator.suffix}") in wanted:
+    if (name := f"model{estimator.suffix}") in names:
         estimator.save(folder / name)
     if validation is None:
         validation = predicted(estimator, validated)
@@ -352,7 +351,8 @@ def _name(trial: Trial, estimator, part: pd.DataFrame, cache: PixelCache) -> str
     facts = [
         TRIAL_FORMAT,
         settings,
-        _code(type(estimator)),
+        # the method's code, in a form that comments and layout do not change
+        ast.dump(ast.parse(Path(inspect.getfile(type(estimator))).read_text())),
         _weights_content(estimator),
         cache.folder.name,
         part[["filename", "role"]].to_csv(index=False),
@@ -360,11 +360,6 @@ def _name(trial: Trial, estimator, part: pd.DataFrame, cache: PixelCache) -> str
     digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.=-]", "_", trial.label)
     return f"{label}-{trial.split}-fold{trial.fold}-seed{trial.seed}-{digest}"
-
-
-def _code(kind: type[Method]) -> str:
-    """Return the code of a method's file, in a form that comments and layout do not change."""
-    return ast.dump(ast.parse(Path(inspect.getfile(kind)).read_text()))
 
 
 def _weights_content(estimator: Method) -> dict[str, str] | str:
@@ -389,21 +384,27 @@ def load_trial(trial: Trial, folder) -> Result:
     )
 
 
-def of_same_data(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a predictions table that are of the same images as another's (column ``data``)."""
-    known = old["data"].isin(new["data"]) if "data" in old and "data" in new else pd.Series(False, old.index)
-    return old[known] if len(new) else old
+def add_predictions(path, *tables: pd.DataFrame, replaced: pd.MultiIndex | None = None) -> None:
+    """Put predictions tables into the one on disk, in place of those of the same trials.
 
+    Rows of other images than the new ones' (column ``data``) are dropped.
 
-def add_predictions(path, new: pd.DataFrame) -> pd.DataFrame:
-    """Put predictions into a table on disk, in place of those of the same trials; return the whole table.
-
-    Rows of other images than the new ones' are dropped.
+    Parameters
+    ----------
+    path : path-like
+    *tables : DataFrame
+        Predictions tables; there may be none, or empty ones.
+    replaced : MultiIndex, optional
+        Which rows make room, by its columns: those of (method, split) that failed too, for example.
     """
-    path = Path(path)
-    if path.is_file():
+    new = pd.concat(tables) if tables else pd.DataFrame()
+    if Path(path).is_file():
         old = pd.read_csv(path, dtype={"slide": str, "case": str})
-        same = pd.MultiIndex.from_frame(old[TRIAL_COLUMNS]).isin(pd.MultiIndex.from_frame(new[TRIAL_COLUMNS]))
-        new = pd.concat([of_same_data(old[~same], new), new], ignore_index=True)
-    files.write_csv(path, new)
-    return new
+        if replaced is None:
+            replaced = pd.MultiIndex.from_frame(new[TRIAL_COLUMNS])
+        others = old[~pd.MultiIndex.from_frame(old[replaced.names]).isin(replaced)]
+        if len(new):
+            others = others[others["data"].isin(new["data"])] if "data" in others else others[:0]
+        tables = (others, *tables)
+    if tables:
+        files.write_csv(path, pd.concat([table for table in tables if len(table)] or tables[:1]))
