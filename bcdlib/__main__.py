@@ -169,7 +169,7 @@ def verify(source):
             for row in found.images.query("status == 'unreadable'").itertuples()
         ],
         "not a BreakHis name": found.scan.not_breakhis,
-        "second copy, not used": found.scan.duplicates,
+        "second copy": found.scan.duplicates,
         "left out": [f"{path}: {why}" for path, why in found.scan.reasons if path not in named],
     }
     for kind, lines in kinds.items():

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from bcdlib.data import sources
+from bcdlib.data import breakhis, sources
 
 try:  # only faster: the same pixels come out without it
     import imagecodecs
@@ -398,6 +398,30 @@ def decode_all(
                 del failed[name]
                 yield name, array, ""
     yield from ((name, None, reason) for name, reason in failed.items())
+
+
+def decode_known(source, images: pd.DataFrame, size=None, **options) -> Iterator[tuple]:
+    """Decode images as `decode_all`, and in place of a damaged BreakHis image a sound one of its name.
+
+    Yields
+    ------
+    (filename, path, array, reason) : path is that of the file that was decoded, or could not be
+    """
+    paths, failed = dict(zip(images["filename"], images["path"], strict=True)), {}
+    for name, array, reason in decode_all(source, images, size, **options):
+        if array is None:
+            failed[name] = reason
+        else:
+            yield name, paths[name], array, ""
+    others = breakhis.other_copies(source, images[images["filename"].isin(failed)])
+    for _, part in others.groupby(others.groupby("filename").cumcount()):  # the best first
+        part = part[part["filename"].isin(failed)]
+        found = dict(zip(part["filename"], part["path"], strict=True))
+        for name, array, _ in decode_all(source, part, size, progress=False):
+            if array is not None:
+                del failed[name]
+                yield name, found[name], array, ""
+    yield from ((name, paths[name], None, reason) for name, reason in failed.items())
 
 
 def _decode_pass(source, images: pd.DataFrame, size, workers: int, label: str, progress: bool, **again):

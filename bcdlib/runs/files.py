@@ -247,6 +247,30 @@ def make_cache_folder(folder) -> Path:
     return folder
 
 
+def why_no_file(path, what: str = "file") -> str:
+    """Say of a path at which there is no file what lies there, or what of nearly that name lies beside it.
+
+    Examples
+    --------
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "mine.CSV.gz").touch()
+    >>> why_no_file(folder / "mine.csv", "table"), why_no_file(folder, "table")
+    ('no such table; there is mine.CSV.gz', 'a folder, not a table')
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return f"a folder, not a {what}"
+        if path.is_symlink():
+            return f"a link that leads nowhere, to {os.readlink(path)}"
+        beside = sorted(os.listdir(path.parent))
+    except OSError:
+        beside = []
+    stem = clean_text(path.name).casefold().split(".")[0]
+    near = next((name for name in beside if clean_text(name).casefold().split(".")[0] == stem), "")
+    return f"no such {what}" + (f"; there is {near}" if near else "")
+
+
 # how a file begins that is no text with commas, and what it is
 _NO_CSV = {
     b"PK\3\4": "an Excel workbook (.xlsx) or a zip archive",
@@ -260,6 +284,13 @@ _NO_CSV = {
 }
 _SAVE = "save it as 'CSV UTF-8', with commas between the columns"
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+# tables that are taken for each other: by what they are known, what they are, where they belong
+_OTHER_TABLES = (
+    ({"filename", "probability"}, "a predictions table, for `evaluate`"),
+    ({"filename", "role"}, "a split table, for `audit --split`"),
+    ({"filename", "grp"}, "a split table, for `audit --split`"),
+    ({"path", "group"}, "a manifest of images of one's own, for --manifest"),
+)
 _LONGEST_LINE = 2**20  # characters
 _MOST_LINES = 20_000_000
 # what pandas takes for empty: such a word would be lost on the way through the run's own tables
@@ -294,7 +325,7 @@ def read_user_csv(path, what: str, required: Sequence[str], optional: Sequence[s
     """
     try:
         if not Path(path).is_file():
-            raise InputError(f"{path}: no such {what}")
+            raise InputError(f"{path}: {why_no_file(path, what)}")
         with _open_table(path) as text:
             return _read_rows(path, text, what, required, optional)
     except UnicodeDecodeError:
@@ -357,6 +388,8 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
             )
         if not "".join(row).strip():
             continue
+        if not width and row[0].strip().lower().startswith("sep="):
+            continue  # Excel's own line, which says what separates the columns
         if not width:
             places, width = _find_columns(path, row, what, required, optional), len(row)
             continue
@@ -386,13 +419,11 @@ def _find_columns(path, header: list[str], what: str, required, optional) -> dic
     missing = [name for name in required if name.lower() not in names]
     if missing:
         found = ",".join(header)
-        other = next(
-            (f"; it has {kind}: {_SAVE}" for sign, kind in _SEPARATORS.items() if sign in found),
-            "",
-        )
+        hints = [f"; it has {kind}: {_SAVE}" for sign, kind in _SEPARATORS.items() if sign in found]
+        hints += [f"; it is rather {kind}" for known, kind in _OTHER_TABLES if known <= set(names)]
         raise InputError(
             f"{path}: column {missing[0]!r} is missing; a {what} has {', '.join(required)}, separated by "
-            f"commas; found {', '.join(names[:10])[:200]!r}{other}"
+            f"commas; found {', '.join(names[:10])[:200]!r}{hints[0] if hints else ''}"
         )
     wanted = [*required, *(name for name in optional if name.lower() in names)]
     return {name: names.index(name.lower()) for name in wanted}
