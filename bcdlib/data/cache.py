@@ -23,6 +23,7 @@ from bcdlib.runs.files import (
     local_copy,
     lock_path,
     make_cache_folder,
+    read_json,
     write_csv,
     write_json,
 )
@@ -121,7 +122,7 @@ def resized_cache(cache: PixelCache, size: tuple[int, int], progress: bool = Fal
     """
     if tuple(size) == cache.size:
         return cache
-    place = json.loads((cache.folder / "cache.json").read_text())["made_from"]
+    place = read_json(cache.folder / "cache.json")["made_from"]
     other = build_cache(
         sources.open_source(place), cache.images, size, root=cache.folder.parent, progress=progress
     )
@@ -261,7 +262,7 @@ def _known_images(images: pd.DataFrame) -> str:
 
 def _holds(note: Path, source, images: pd.DataFrame, progress: bool) -> bool:
     """Whether the cache with this note was made from what the source holds now; if so, note where it lies."""
-    folder, facts, modified = note.parent, json.loads(note.read_text()), source.modified()
+    folder, facts, modified = note.parent, read_json(note), source.modified()
     second = images["filename"].map(facts.get("second", {}))
     images = images.assign(path=second.where(second.notna(), images["path"]))
     checksums = _checksums(folder)
@@ -276,7 +277,7 @@ def _holds(note: Path, source, images: pd.DataFrame, progress: bool) -> bool:
     paths = images.set_index("filename")["path"].reindex(used["filename"]).to_numpy()
     if (used["path"] != paths).any():
         write_csv(folder / "images.csv", used.assign(path=paths))
-    made = json.loads((folder / "cache.json").read_text())
+    made = read_json(folder / "cache.json")
     if made["made_from"] != str(source.path):
         write_json(folder / "cache.json", made | {"made_from": str(source.path)})
     return True

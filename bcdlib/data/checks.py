@@ -48,7 +48,7 @@ def examine_images(run: Run, source, cache: PixelCache) -> pd.DataFrame:
 
 
 def _compare_copies(paths: list[str], source, cache: PixelCache, used: dict[str, str]) -> list[tuple]:
-    """Say of copies that are not used whether they show the same image: if not, nobody knows which is right."""
+    """Say of unused copies whether they show the same image: if not, nobody knows which is right."""
     copies = pd.DataFrame({"filename": paths, "path": paths}, dtype=str)
     copies = copies[~copies["path"].isin(list(used.values()))]
     rows = []

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import time
 from email.utils import parsedate_to_datetime
@@ -167,7 +166,7 @@ def _note_file(part: Path) -> Path:
 def _note(part: Path, url: str) -> dict:
     """Which version of the file `part` is of (url, validator, total); {} if that is not known."""
     try:
-        note = json.loads(_note_file(part).read_text())
+        note = files.read_json(_note_file(part))
         return note if part.exists() and note["url"] == url and {"validator", "total"} <= note.keys() else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -4,8 +4,8 @@ import abc
 import contextlib
 import functools
 import hashlib
-import json
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from bcdlib.errors import InputError, printable
-from bcdlib.runs.files import CACHE_TAG, GONE, why_no_file, write_json
+from bcdlib.runs.files import CACHE_TAG, GONE, read_json, why_no_file, write_json
 from bcdlib.runs.folder import RUN_SUBFOLDERS, is_run_folder
 
 try:
@@ -304,7 +304,10 @@ def check_directory(path: Path) -> None:
             max(pair) for pair in zip((members, size), struct.unpack("<QQ", tail[large + 32 : large + 48]))
         )
     if members > MOST_MEMBERS or size > 1000 * MOST_MEMBERS:
-        raise InputError(f"{path}: has {members} members, more than {MOST_MEMBERS}; {_IMAGES_ALONE}")
+        raise InputError(
+            f"{path}: says that it has {members} members, in a table of {size} bytes, more than "
+            f"{MOST_MEMBERS}; {_IMAGES_ALONE}"
+        )
 
 
 class _Header(tarfile.TarInfo):
@@ -343,7 +346,7 @@ class TarSource(_ArchiveSource):
             return super().names()
         file = self.listings / f"{self.fingerprint()}.json"
         try:
-            known = json.loads(file.read_text())
+            known = read_json(file)
             self.left_out = [(name, reason) for name, reason in known["left_out"]]
             self.others = known["others"]
             return known["names"]
@@ -382,6 +385,8 @@ class TarSource(_ArchiveSource):
                 # tarfile takes a cut before or inside a header for the end; a whole archive ends with zeros
                 if stream.tell() < archive.offset + tarfile.BLOCKSIZE:
                     raise EOFError("it is cut off")
+                while stream is not file and stream.tell() <= limit and stream.read(2**20):
+                    pass  # to gzip's checksum, which stands behind the filling of the last record
 
     def fingerprint(self):
         """Hash the archive's size, begin and end; gzip ends with the CRC-32 of what it packs."""
@@ -428,6 +433,8 @@ def open_source(path, listings=None) -> Source:
     InputError
         If the path does not exist, is empty, or is neither a folder nor such an archive.
     """
+    if not str(path):
+        raise InputError("no name of a folder or archive; point --data at a copy of BreakHis")
     path = Path(path).expanduser()
     if path.is_dir():
         try:
@@ -437,7 +444,8 @@ def open_source(path, listings=None) -> Source:
             raise _lost(path, error) from None
         return FolderSource(path)
     if not path.exists():
-        why = why_no_file(path, "file or folder")
+        address = re.match("[a-z]+:/", str(path))
+        why = "an address; download it first" if address else why_no_file(path, "file or folder")
         raise InputError(f"{path}: {why}; point --data at a copy of BreakHis, or use 'synthetic'")
     name = path.name.lower()
     if not name.endswith(ARCHIVE_SUFFIXES) or not path.is_file():  # a pipe would keep the reader waiting

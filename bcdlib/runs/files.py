@@ -232,6 +232,31 @@ def write_json(path, value) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path) -> dict:
+    """Read a JSON object.
+
+    Raises
+    ------
+    OSError
+    ValueError
+        If it is no JSON, or none with names and values.
+
+    Examples
+    --------
+    >>> (file := Path(tempfile.mkdtemp(), "a.json")).write_text('{"seed": 0}')
+    11
+    >>> read_json(file)
+    {'seed': 0}
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
+
+
 def make_cache_folder(folder) -> Path:
     """Create a folder of files that can be made again, marked as such; return it.
 
@@ -263,6 +288,8 @@ def why_no_file(path, what: str = "file") -> str:
             return f"a folder, not a {what}"
         if path.is_symlink():
             return f"a link that leads nowhere, to {os.readlink(path)}"
+        if path.exists():
+            return "neither a file nor a folder"
         beside = sorted(os.listdir(path.parent))
     except OSError:
         beside = []
@@ -376,7 +403,8 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            quoted = "a quotation mark is not closed or stands inside a cell: "
+            too_long = "limit" in str(error)
+            quoted = "" if too_long else "a quotation mark is not closed or stands inside a cell: "
             raise _no_csv(path, f"line {first}: {quoted}{error}") from None
         if row is None:
             break
