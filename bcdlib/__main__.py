@@ -169,7 +169,7 @@ def verify(source):
             for row in found.images.query("status == 'unreadable'").itertuples()
         ],
         "not a BreakHis name": found.scan.not_breakhis,
-        "second copy, not used": found.scan.duplicates,
+        "second copy": found.scan.duplicates,
         "left out": [f"{path}: {why}" for path, why in found.scan.reasons if path not in named],
     }
     for kind, lines in kinds.items():
@@ -195,7 +195,7 @@ def verify(source):
             help="A protocol, a published split (eva, thunder, ...), 'published' for a table of these, or a "
             "CSV with filename, role and perhaps fold.  [default: all protocols]",
         ),
-        click.Option(["--folds"], type=click.IntRange(2), default=5, show_default=True),
+        click.Option(["--folds"], type=click.IntRange(2, 100), default=5, show_default=True),
         seed_option,
         json_option,
     ]
@@ -244,11 +244,11 @@ def audit(data, manifest, split, folds, seed, as_json):
     "that the data allow]",
 )
 @click.option(
-    "--folds", type=click.IntRange(2), help="Folds of image, slide and case.  [default: the profile's]"
+    "--folds", type=click.IntRange(2, 100), help="Folds of image, slide and case.  [default: the profile's]"
 )
 @click.option(
     "--seeds",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1000),
     help="How many seeds, from --seed on.  [default: 1; with --without-shared-cases 5 draws]",
 )
 @click.option("--trainable", type=click.Choice(["head", "all"]), default="head", show_default=True)

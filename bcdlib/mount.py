@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from bcdlib.errors import InputError
 from bcdlib.errors import split_words as split_words  # for notebooks, as is the next
 from bcdlib.runs import lesson
 from bcdlib.runs.environment import check_backend
-from bcdlib.runs.files import make_cache_folder, write_json
+from bcdlib.runs.files import make_cache_folder, read_json, write_json
 from bcdlib.runs.folder import Run, open_run_folder
 from bcdlib.runs.lesson import record_guess as record_guess
 from bcdlib.runs.places import (
@@ -130,7 +129,7 @@ def _means(key: str, given, settings: dict) -> bool:
 def _fetched() -> dict[str, str]:
     """Run folders of data that 01_mount has downloaded, by the names that they would have without."""
     try:
-        return json.loads((home_folder() / "fetched.json").read_text())
+        return read_json(home_folder() / "fetched.json")
     except (OSError, ValueError):
         return {}
 

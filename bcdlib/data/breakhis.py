@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from bcdlib.data.sources import IMAGE_SUFFIXES
 from bcdlib.errors import InputError, printable
 from bcdlib.runs.names import clean_path
 from bcdlib.runs.places import shipped
@@ -299,8 +300,7 @@ def scan_breakhis(source) -> Scan:
     """
     paths: dict[str, str] = {}
     not_breakhis, duplicates, reasons = [], [], []
-    # a .png first: copies in other formats may have lost something
-    for path in sorted(source.names(), key=lambda path: (not path.lower().endswith(".png"), path)):
+    for path in sorted(source.names(), key=_best_first):
         name = official_name(path).rsplit("/", 1)[-1]
         try:
             contradiction = _contradiction(path, parse_name(name))
@@ -316,10 +316,14 @@ def scan_breakhis(source) -> Scan:
             else:
                 paths[name] = path
     reasons += source.left_out
+    for path in sorted(source.others):  # a text beside an image, for example, is not of interest
+        name = official_name(path).rsplit("/", 1)[-1]
+        if name not in paths and is_breakhis_name(name):
+            reasons.append((path, f"not one of {', '.join(IMAGE_SUFFIXES)}; save it as PNG"))
     if not paths:
-        first = f", the first {printable(reasons[0][0])}: {reasons[0][1]}" if reasons else ""
+        others = [f"; {len(reasons)} others, first {printable(path)}: {why}" for path, why in reasons[:1]]
         raise InputError(
-            f"{source.path}: no BreakHis image found ({len(reasons)} other images{first}); "
+            f"{source.path}: no BreakHis image found{others[0] if others else ', nor any other image'}; "
             "expected names like SOB_B_A-14-22549AB-40-001.png, or --manifest MY.csv for images of your own"
             f"{source.hint()}"
         )
@@ -327,11 +331,46 @@ def scan_breakhis(source) -> Scan:
     return Scan(images.assign(path=images["filename"].map(paths)), not_breakhis, duplicates, reasons)
 
 
+def other_copies(source, images: pd.DataFrame) -> pd.DataFrame:
+    """List what else a `sources.Source` holds of BreakHis images, under other paths than theirs.
+
+    Parameters
+    ----------
+    source : sources.Source
+    images : DataFrame
+        With ``filename`` and ``path``.
+
+    Returns
+    -------
+    DataFrame
+        ``filename`` and ``path``, the first to try first; see `scan_breakhis`.
+    """
+    wanted = set(filter(is_breakhis_name, images["filename"]))
+    paths = sorted(set(source.names()) - set(images["path"]), key=_best_first) if wanted else []
+    found = [(official_name(path).rsplit("/", 1)[-1], path) for path in paths]
+    return pd.DataFrame(
+        [
+            (name, path)
+            for name, path in found
+            if name in wanted and not _contradiction(path, parse_name(name))
+        ],
+        columns=["filename", "path"],
+    )
+
+
+def _best_first(path: str):
+    return not path.lower().endswith(".png"), path  # copies in other formats may have lost something
+
+
 SECOND_COPY = "second copy of "  # how the reason begins where a name occurs twice; its path follows
-_SUBTYPE_KEYS = {name: key for key, name in SUBTYPES.items()}
+_SUBTYPE_KEYS = {name.replace("_", ""): key for key, name in SUBTYPES.items()}
 _FOLDER_SAYS = (
     ("class", re.compile("benign|malignant", re.I), str.lower),
-    ("subtype", re.compile("|".join(SUBTYPES.values()), re.I), lambda text: _SUBTYPE_KEYS[text.lower()]),
+    (
+        "subtype",
+        re.compile("|".join(SUBTYPES.values()).replace("_", "[_ -]?"), re.I),
+        lambda text: _SUBTYPE_KEYS[re.sub("[_ -]", "", text.lower())],
+    ),
     ("magnification", re.compile("(?:40|100|200|400)X", re.I), lambda text: int(text[:-1])),
     ("subtype", re.compile("SOB_[BM]_([A-Z]{1,2})_[0-9]{2}-[0-9]+[A-Z]*", re.I), str.upper),
     ("slide", re.compile("SOB_[BM]_[A-Z]{1,2}_([0-9]{2}-[0-9]+[A-Z]*)", re.I), str.upper),

@@ -23,6 +23,7 @@ from bcdlib.runs.files import (
     local_copy,
     lock_path,
     make_cache_folder,
+    read_json,
     write_csv,
     write_json,
 )
@@ -121,7 +122,7 @@ def resized_cache(cache: PixelCache, size: tuple[int, int]) -> PixelCache:
     """
     if tuple(size) == cache.size:
         return cache
-    place = json.loads((cache.folder / "cache.json").read_text())["made_from"]
+    place = read_json(cache.folder / "cache.json")["made_from"]
     other = build_cache(
         sources.open_source(place), cache.images, size, root=cache.folder.parent, progress=False
     )
@@ -197,14 +198,14 @@ def build_cache(
         try:
             make_cache_folder(root)
             part.mkdir()
-            checksums = _decode_into(part, source, images, size, progress)
+            checksums, second = _decode_into(part, source, images, size, progress)
             if checksums["crc32"].isna().any() and source.fingerprint() != fingerprint:
                 raise InputError(
                     f"{source.path}: changed or vanished while it was read; run the same again when it "
                     "is whole"
                 )
             folder = root / f"pixels-{size[0]}x{size[1]}-v{CACHE_FORMAT}-{_fingerprint(images, checksums)}"
-            write_json(part / note, {"modified": modified})
+            write_json(part / note, {"modified": modified, "second": second})
             write_json(
                 part / "cache.json",
                 {"size": list(size), "resampling": decode.RESAMPLING, "made_from": str(source.path)},
@@ -228,6 +229,7 @@ class _Summing:
     def __init__(self, source):
         self.source, self.any_order, self.path = source, source.any_order, source.path
         self.sums: dict[str, int] = {}
+        self.names = source.names
 
     def read(self, names, **again):
         for name, content, reason in self.source.read(names, **again):
@@ -255,7 +257,9 @@ def _known_images(images: pd.DataFrame) -> str:
 
 def _holds(note: Path, source, images: pd.DataFrame, progress: bool) -> bool:
     """Whether the cache with this note was made from what the source holds now; if so, note where it lies."""
-    folder, facts, modified = note.parent, json.loads(note.read_text()), source.modified()
+    folder, facts, modified = note.parent, read_json(note), source.modified()
+    second = images["filename"].map(facts.get("second", {}))
+    images = images.assign(path=second.where(second.notna(), images["path"]))
     checksums = _checksums(folder)
     unread = images.loc[images["filename"].map(checksums).isna(), "path"].tolist()
     if unread and any(content is not None for _, content, _ in source.read(unread)):
@@ -268,7 +272,7 @@ def _holds(note: Path, source, images: pd.DataFrame, progress: bool) -> bool:
     paths = images.set_index("filename")["path"].reindex(used["filename"]).to_numpy()
     if (used["path"] != paths).any():
         write_csv(folder / "images.csv", used.assign(path=paths))
-    made = json.loads((folder / "cache.json").read_text())
+    made = read_json(folder / "cache.json")
     if made["made_from"] != str(source.path):
         write_json(folder / "cache.json", made | {"made_from": str(source.path)})
     return True
@@ -288,17 +292,25 @@ def _same_content(source, images: pd.DataFrame, checksums: pd.Series, progress: 
     return bool((found.eq(checksums) | checksums.isna()).all())
 
 
-def _decode_into(part: Path, source, images: pd.DataFrame, size, progress: bool) -> pd.DataFrame:
-    """Write pixels.npy and the tables images, skipped and checksums; return the last."""
+def _decode_into(
+    part: Path, source, images: pd.DataFrame, size, progress: bool
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Write pixels.npy and the tables images, skipped and checksums.
+
+    Return the last, and the paths of second copies that were used, by filename.
+    """
     pixels = allocate_array(part / "all.npy", (len(images), size[1], size[0], 3))
     place = {name: row for row, name in enumerate(images["filename"])}
     reasons = dict.fromkeys(images["filename"], "not found when it was to be read")
-    summing = _Summing(source)
-    decoded = decode.decode_all(summing, images, size, progress=progress, label="Decode and resize")
+    first, summing = dict(zip(images["filename"], images["path"])), _Summing(source)
+    second: dict[str, str] = {}
+    decoded = decode.decode_known(summing, images, size, progress=progress, label="Decode and resize")
     # written, not through the map: a page fault for each 4 KiB takes longer
     with open(part / "all.npy", "r+b") as file:
-        for number, (name, array, reason) in enumerate(decoded):
+        for number, (name, path, array, reason) in enumerate(decoded):
             reasons[name] = reason
+            if path != first[name]:
+                second[name] = path
             if array is not None:
                 file.seek(pixels.offset + place[name] * array.nbytes)
                 file.write(array.data)
@@ -322,11 +334,13 @@ def _decode_into(part: Path, source, images: pd.DataFrame, size, progress: bool)
         kept.flush()
         (part / "all.npy").unlink()
     skipped = pd.DataFrame(sorted(reasons.items()), columns=["filename", "reason"], dtype=str)
-    checksums = images[["filename"]].assign(crc32=images["path"].map(summing.sums).astype("Int64"))
+    images = images.assign(path=images["filename"].map(first | second))
+    sums = images["path"].map(summing.sums).astype("Int64")
+    checksums = images[["filename"]].assign(crc32=sums)
     write_csv(part / "images.csv", images[good])
     write_csv(part / "skipped.csv", skipped)
     write_csv(part / "checksums.csv", checksums)
-    return checksums.assign(used=good)
+    return checksums.assign(used=good), second
 
 
 def allocate_array(path, shape: tuple[int, ...]) -> np.memmap:

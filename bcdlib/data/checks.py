@@ -32,12 +32,14 @@ def examine_images(run: Run, source, cache: PixelCache) -> pd.DataFrame:
     DataFrame
         Path (inside the data), outcome ("left out" or "used"), reason. Sorted by outcome and path.
     """
-    rows = []
+    rows, paths = [], dict(run.images()[["filename", "path"]].to_numpy())
+    used = dict(cache.images[["filename", "path"]].to_numpy())
     if (run.folder / "left_out.csv").is_file():
-        by_name = run.read_csv("left_out.csv", "01_mount")
-        copies = _compare_copies(by_name, source, cache)
-        rows += [(path, LEFT_OUT, reason + copies.get(path, "")) for path, reason in by_name.to_numpy()]
-    paths = dict(run.images()[["filename", "path"]].to_numpy())
+        by_name = run.read_csv("left_out.csv", "01_mount").to_numpy()
+        second = [path for path, why in by_name if why.startswith(breakhis.SECOND_COPY)]
+        rows += [(path, LEFT_OUT, why) for path, why in by_name if path not in second]
+        replaced = {paths[name] for name, path in used.items() if path != paths.get(name, path)}
+        rows += _compare_copies([*sorted(replaced), *second], source, cache, used)
     rows += [(paths.get(name, name), LEFT_OUT, reason) for name, reason in cache.skipped.to_numpy()]
     rows += [(paths.get(name, name), USED, reason) for name, reason in same_images(cache)]
     return pd.DataFrame(rows, columns=["path", "outcome", "reason"]).sort_values(
@@ -45,23 +47,22 @@ def examine_images(run: Run, source, cache: PixelCache) -> pd.DataFrame:
     )
 
 
-def _compare_copies(left_out: pd.DataFrame, source, cache: PixelCache) -> dict[str, str]:
-    """By path, whether a second copy of a name shows the same image: if not, nobody knows which is right."""
-    paths = left_out.loc[left_out["reason"].str.startswith(breakhis.SECOND_COPY), "path"]
-    names = dict(zip(paths, paths.str.rsplit("/", n=1).str[-1]))
-    known = set(cache.images["filename"])
-    verdicts = {}
-    copies = pd.DataFrame({"filename": paths, "path": paths})
+def _compare_copies(paths: list[str], source, cache: PixelCache, used: dict[str, str]) -> list[tuple]:
+    """Say of unused copies whether they show the same image: if not, nobody knows which is right."""
+    copies = pd.DataFrame({"filename": paths, "path": paths}, dtype=str)
+    copies = copies[~copies["path"].isin(list(used.values()))]
+    rows = []
     for path, array, reason in decode.decode_all(source, copies, cache.size, progress=False):
+        name = breakhis.official_name(path).rsplit("/", 1)[-1]
         if array is None:
-            verdicts[path] = f"; {reason}"
-        elif names[path] not in known:
-            verdicts[path] = " and cannot be decoded; remove that one, and this copy will be used"
-        elif np.array_equal(array, cache.pixels[cache.rows([names[path]])[0]]):
-            verdicts[path] = ": the same image"
+            verdict = f"; {reason}"
+        elif name in used and np.array_equal(array, cache.pixels[cache.rows([name])[0]]):
+            verdict = ": the same image"
         else:
-            verdicts[path] = ": ANOTHER image; remove the wrong one"
-    return verdicts
+            verdict = ": ANOTHER image; remove the wrong one"
+        of = f"{used[name]}, the one that is used" if name in used else f"{name}, which is not used"
+        rows.append((path, LEFT_OUT, f"{breakhis.SECOND_COPY}{of}{verdict}"))
+    return rows
 
 
 def same_images(cache: PixelCache) -> list[tuple[str, str]]:
@@ -175,7 +176,9 @@ def verify_copy(source, progress: bool = True) -> Verification:
     rows = rows.set_index("filename").assign(
         status=lambda table: table["status"].astype(str).map(found_in), width=np.nan, height=np.nan, reason=""
     )
-    for name, array, reason in decode.decode_all(source, found.images, progress=progress, label="Verify"):
+    for name, _, array, reason in decode.decode_known(
+        source, found.images, progress=progress, label="Verify"
+    ):
         if array is None:
             rows.loc[name, ["status", "reason"]] = ["unreadable", reason]
         else:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from bcdlib.data import sources
+from bcdlib.data import breakhis, sources
 
 try:  # only faster: the same pixels come out without it
     import imagecodecs
@@ -28,12 +28,21 @@ except ImportError:
 
 LARGEST_PIXELS = 50_000_000  # pixels; a declared size beyond this is damage or a decompression bomb
 MOST_SCANS = 100  # of a JPEG; a progressive one has about ten
+MOST_PARTS = 100_000  # chunks of a PNG, segments of a JPEG's head; each costs time
 RESAMPLING = "lanczos, gap 2"
 PNG = b"\x89PNG\r\n\x1a\n"
 _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: for Pillow
+# what stands at the beginning of other files, in small letters
 _TAKEN_FOR = {
-    **dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), " but a web page; download it again"),
-    b"gif8": " but a GIF",
+    **dict.fromkeys((b"<!doctype", b"<html"), " but a web page; download it again"),
+    **dict.fromkeys((b"<svg", b"<?xml"), " but an SVG or other XML"),
+    **dict.fromkeys((b"ftypheic", b"ftypmif1", b"ftypheix"), " but a HEIC; save it as PNG"),
+    b"ftypavif": " but an AVIF; save it as PNG",
+    b"webpvp8": " but a WebP; save it as PNG",
+    b"jp  \r\n\x87\n": " but a JPEG 2000; save it as PNG",
+    b"8bps": " but a Photoshop file; save it as PNG",
+    b"\0dicm": " but a DICOM file; save it as PNG",
+    b"gif8": " but a GIF; save it as PNG",
     b"%pdf": " but a PDF",
 }
 _BAND = 8  # rows or columns that one matrix product makes: the fewer, the fewer zeros, and the more products
@@ -115,6 +124,7 @@ def _decode_any(content: bytes) -> np.ndarray:
         tags = _tiff_tags(content)
         if tags.get(259) in _PACKED_TILES:
             return _decode_tiles(content, tags)
+        _check_head(content)
         # Pillow knows more formats; to open some of them it starts other programs
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "TIFF", "BMP"))
         _check_size(image.width, image.height)
@@ -134,7 +144,7 @@ def _decode_any(content: bytes) -> np.ndarray:
             raise ValueError(f"cannot be decoded: {what}; save it as an 8-bit RGB TIFF or PNG") from None
         start = content[:512].lstrip().lower()
         what = (
-            next((words for mark, words in _TAKEN_FOR.items() if start.startswith(mark)), "")
+            next((words for mark, words in _TAKEN_FOR.items() if mark in start[:140]), "")
             if start
             else "; it is empty"
         )
@@ -160,6 +170,17 @@ def _check_size(width: int, height: int) -> None:
         raise ValueError(
             f"declares {width}x{height} pixels, more than {LARGEST_PIXELS // 10**6} million; cut it up"
         )
+
+
+def _check_head(content: bytes) -> None:
+    """Refuse a JPEG with millions of segments, or filling between them: they take minutes."""
+    place = 2 if content[:2] == b"\xff\xd8" else len(content)
+    for _ in range(MOST_PARTS):
+        if content[place : place + 1] != b"\xff" or content[place + 1 : place + 2] == b"\xda":
+            return
+        filling = content[place + 1 : place + 2] == b"\xff"
+        place += 1 if filling else 2 + int.from_bytes(content[place + 2 : place + 4])
+    raise ValueError(f"a JPEG of more than {MOST_PARTS} segments; save it anew")
 
 
 def _check_frames(image: Image.Image) -> None:
@@ -231,14 +252,18 @@ def _tiff_kind(content: bytes) -> str:
 
 def _decode_tiles(content: bytes, tags) -> np.ndarray:
     """Decode a TIFF whose tiles, or strips, are JPEG 2000 or WebP, as scanners of whole slides write them."""
-    width, height = tags[256], tags[257]
+    width, height = tags.get(256), tags.get(257)
+    across, down = tags.get(322, width), tags.get(323, tags.get(278, height))
+    starts, sizes = (tags.get(324), tags.get(325)) if 324 in tags else (tags.get(273), tags.get(279))
+    if not all(isinstance(side, int) and side > 0 for side in (width, height, across, down)) or not all(
+        isinstance(places, tuple) for places in (starts, sizes)
+    ):
+        raise ValueError("damaged: it does not say how large it and its tiles are, and where")
     _check_size(width, height)
     if tags["next"]:
         raise ValueError("holds several images, an animation or a stack")
     if tags.get(284, 1) != 1 or len(tags.get(258, ())) not in (3, 4) or set(tags[258]) != {8}:
         raise ValueError(f"not an 8-bit RGB image, but {_tiff_kind(content)}")
-    across, down = tags.get(322, width), tags.get(323, tags.get(278, height))
-    starts, sizes = (tags.get(324), tags.get(325)) if 324 in tags else (tags.get(273), tags.get(279))
     if -(-height // down) * -(-width // across) != len(starts):
         raise ValueError("damaged: it has more or fewer tiles than it declares")
     places = itertools.product(range(0, height, down), range(0, width, across))
@@ -248,6 +273,7 @@ def _decode_tiles(content: bytes, tags) -> np.ndarray:
         wanted = (min(across, width - left), min(down, height - top))
         if not all(most >= has >= least for most, has, least in zip((across, down), tile.size, wanted)):
             raise ValueError(f"damaged: a tile of {tile.width}x{tile.height} pixels")
+        _check_size(*tile.size)
         pixels = _on_white(tile)
         if tags[259] == 33003:  # Aperio's, whose colours are luminance and two differences
             pixels = Image.frombytes("YCbCr", tile.size, pixels.tobytes()).convert("RGB")
@@ -321,8 +347,10 @@ def _bands(old: int, new: int) -> list[tuple[slice, slice, np.ndarray]]:
 
 def _chunks(content: bytes):
     """Yield kind, first byte of the kind and end of the data of each chunk of a PNG, as far as present."""
-    place = len(PNG) if content[: len(PNG)] == PNG else len(content)
+    place, number = len(PNG) if content[: len(PNG)] == PNG else len(content), 0
     while place + 8 <= len(content):
+        if (number := number + 1) > MOST_PARTS:
+            raise ValueError(f"a PNG of more than {MOST_PARTS} chunks; save it anew")
         end = place + 8 + int.from_bytes(content[place : place + 4])
         yield content[place + 4 : place + 8], place + 4, end
         place = end + 4
@@ -398,6 +426,30 @@ def decode_all(
                 del failed[name]
                 yield name, array, ""
     yield from ((name, None, reason) for name, reason in failed.items())
+
+
+def decode_known(source, images: pd.DataFrame, size=None, **options) -> Iterator[tuple]:
+    """Decode images as `decode_all`, and in place of a damaged BreakHis image a sound one of its name.
+
+    Yields
+    ------
+    (filename, path, array, reason) : path is that of the file that was decoded, or could not be
+    """
+    paths, failed = dict(zip(images["filename"], images["path"], strict=True)), {}
+    for name, array, reason in decode_all(source, images, size, **options):
+        if array is None:
+            failed[name] = reason
+        else:
+            yield name, paths[name], array, ""
+    others = breakhis.other_copies(source, images[images["filename"].isin(failed)])
+    for _, part in others.groupby(others.groupby("filename").cumcount()):  # the best first
+        part = part[part["filename"].isin(failed)]
+        found = dict(zip(part["filename"], part["path"], strict=True))
+        for name, array, _ in decode_all(source, part, size, progress=False):
+            if array is not None:
+                del failed[name]
+                yield name, found[name], array, ""
+    yield from ((name, paths[name], None, reason) for name, reason in failed.items())
 
 
 def _decode_pass(source, images: pd.DataFrame, size, workers: int, label: str, progress: bool, **again):

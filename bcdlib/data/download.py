@@ -1,7 +1,7 @@
 """Download an archive so that an interrupted download goes on where it stopped."""
 
 import errno
-import json
+import hashlib
 import os
 import time
 from email.utils import parsedate_to_datetime
@@ -24,12 +24,12 @@ CITATION = (
 KAGGLE_DATASET = "ambarish/breakhis"  # public, needs no account
 KAGGLE_INPUT = Path("/kaggle/input")  # where Kaggle, and Colab on request, mount data sets
 LARGEST = 2**34  # bytes of an archive whose size nobody says; BreakHis has 4 GB
-SLOWEST = 1000  # bytes a second; slower than this a connection counts as broken
+SLOWEST = 10_000  # bytes a second; slower than this a connection counts as broken
 _PAUSE = 1.0  # seconds before the second attempt; doubled for each further one, up to 15
 
 
 def download_archive(
-    folder, url=ARCHIVE_URL, expected_size=None, *, attempts=5, timeout=30, progress=True
+    folder, url=ARCHIVE_URL, expected_size=None, *, sha256="", attempts=5, timeout=30, progress=True
 ) -> Path:
     """Download an archive, resuming where an earlier attempt, in this process or another, broke off.
 
@@ -44,6 +44,9 @@ def download_archive(
         Its last part names the file.
     expected_size : int, optional
         In bytes; checked, as is the size that the server announces.
+    sha256 : str
+        Hexadecimal checksum of the file where it is known; checked too. (Nobody publishes that of BreakHis; a
+        .tar.gz carries checksums of its own, which are checked when it is read.)
     attempts : int
         How often to connect, with pauses of 1, 2, 4 ... seconds between.
     timeout : float
@@ -60,7 +63,8 @@ def download_archive(
     Raises
     ------
     InputError
-        If the file cannot be had or written. What has arrived is kept; calling again resumes.
+        If the file cannot be had or written. What has arrived is kept; calling again resumes. A whole file of
+        another checksum is removed.
     """
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if name in ("", ".."):
@@ -74,6 +78,8 @@ def download_archive(
             raise InputError(
                 f"{target}: has {size} bytes, expected {expected_size}; remove it and fetch again"
             )
+        if not _has_sum(target, sha256):
+            raise InputError(f"{target}: its SHA-256 is not {sha256}; remove it and fetch again")
         return target
     print(f"BreakHis is licensed under {LICENCE}.\nPlease cite {CITATION}.")
     part, reason = target.with_name(f"{name}.part"), ""
@@ -82,6 +88,9 @@ def download_archive(
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
             _receive(part, url, expected_size, timeout, progress)
+            if not _has_sum(part, sha256):
+                part.unlink()
+                raise InputError(f"{url}: what came has another SHA-256 than {sha256}; check the address")
             part.replace(target)
             _note_file(part).unlink(missing_ok=True)
             return target
@@ -143,6 +152,13 @@ def find_kaggle_copy() -> Path:
         ) from None
 
 
+def _has_sum(file: Path, sha256: str) -> bool:
+    if not sha256:
+        return True
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == sha256.lower()
+
+
 def _note_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
@@ -150,7 +166,7 @@ def _note_file(part: Path) -> Path:
 def _note(part: Path, url: str) -> dict:
     """Which version of the file `part` is of (url, validator, total); {} if that is not known."""
     try:
-        note = json.loads(_note_file(part).read_text())
+        note = files.read_json(_note_file(part))
         return note if part.exists() and note["url"] == url and {"validator", "total"} <= note.keys() else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -213,14 +229,14 @@ def _receive(part: Path, url: str, expected: int | None, timeout: float, progres
 
 
 def _validator(response: requests.Response) -> str | None:
-    """Something that proves the same bytes: a strong ETag, else a date of change.
+    """Something that proves the same bytes: a strong ETag, or without any ETag a date of change.
 
     The date counts only if it was a minute old when it was sent: within its second a file may have changed
     twice (RFC 9110, section 8.8.2.2).
     """
     etag, date = response.headers.get("ETag", ""), response.headers.get("Last-Modified")
-    if etag and not etag.startswith("W/"):
-        return etag
+    if etag:
+        return None if etag.startswith("W/") else etag  # a weak one says that the bytes may differ
     try:
         sent, changed = map(parsedate_to_datetime, (response.headers["Date"], date or ""))
         return date if (sent - changed).total_seconds() >= 60 else None

@@ -4,8 +4,8 @@ import abc
 import contextlib
 import functools
 import hashlib
-import json
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from bcdlib.errors import InputError, printable
-from bcdlib.runs.files import CACHE_TAG, GONE, write_json
+from bcdlib.runs.files import CACHE_TAG, GONE, read_json, why_no_file, write_json
 from bcdlib.runs.folder import RUN_SUBFOLDERS, is_run_folder
 
 try:
@@ -24,6 +24,7 @@ except ImportError:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+_OTHER_ARCHIVES = (".rar", ".7z", ".gz", ".bz2", ".xz", ".zst", ".tbz2", ".txz")  # to be unpacked first
 LARGEST_IMAGE = 64 * 2**20  # bytes of one file; a BreakHis PNG has under 1 MiB
 MOST_MEMBERS = 500_000  # of an archive; BreakHis has 7909 images, and each name costs memory
 UNREADABLE = "cannot be read"  # how the reason begins where the file system, not the file, is at fault
@@ -78,8 +79,11 @@ class Source(abc.ABC):
 
     def hint(self) -> str:
         """Say, as the end of a message, that an archive lies here, perhaps the one that is meant."""
-        packed = sorted(name for name in self.others if name.lower().endswith(ARCHIVE_SUFFIXES))
-        return f"; the archive {packed[0]} lies there: perhaps it is meant" if packed else ""
+        for suffixes, advice in ((ARCHIVE_SUFFIXES, "perhaps it is meant"), (_OTHER_ARCHIVES, "unpack it")):
+            packed = sorted(name for name in self.others if name.lower().endswith(suffixes))
+            if packed:
+                return f"; the archive {packed[0]} lies there: {advice}"
+        return ""
 
     @abc.abstractmethod
     def read(self, names: Collection[str]) -> Iterator[tuple[str, bytes | None, str]]:
@@ -159,6 +163,8 @@ class FolderSource(Source):
                 else:
                     with open(file, "rb", buffering=0) as opened:
                         yield name, opened.read(), ""
+            except FileNotFoundError:
+                yield name, None, f"{UNREADABLE}: {why_no_file(file)}"
             except OSError as error:
                 yield name, None, f"{UNREADABLE}: {error.strerror or error}"
 
@@ -218,7 +224,7 @@ class _ArchiveSource(Source):
                 raise _lost(self.path, error) from None
             raise InputError(
                 f"{self.path}: not a readable {self.kind} archive ({error or type(error).__name__}); "
-                "download it again"
+                "remove it and download it again"
             ) from None
 
 
@@ -298,7 +304,10 @@ def check_directory(path: Path) -> None:
             max(pair) for pair in zip((members, size), struct.unpack("<QQ", tail[large + 32 : large + 48]))
         )
     if members > MOST_MEMBERS or size > 1000 * MOST_MEMBERS:
-        raise InputError(f"{path}: has {members} members, more than {MOST_MEMBERS}; {_IMAGES_ALONE}")
+        raise InputError(
+            f"{path}: says that it has {members} members, in a table of {size} bytes, more than "
+            f"{MOST_MEMBERS}; {_IMAGES_ALONE}"
+        )
 
 
 class _Header(tarfile.TarInfo):
@@ -337,7 +346,7 @@ class TarSource(_ArchiveSource):
             return super().names()
         file = self.listings / f"{self.fingerprint()}.json"
         try:
-            known = json.loads(file.read_text())
+            known = read_json(file)
             self.left_out = [(name, reason) for name, reason in known["left_out"]]
             self.others = known["others"]
             return known["names"]
@@ -376,6 +385,8 @@ class TarSource(_ArchiveSource):
                 # tarfile takes a cut before or inside a header for the end; a whole archive ends with zeros
                 if stream.tell() < archive.offset + tarfile.BLOCKSIZE:
                     raise EOFError("it is cut off")
+                while stream is not file and stream.tell() <= limit and stream.read(2**20):
+                    pass  # to gzip's checksum, which stands behind the filling of the last record
 
     def fingerprint(self):
         """Hash the archive's size, begin and end; gzip ends with the CRC-32 of what it packs."""
@@ -422,6 +433,8 @@ def open_source(path, listings=None) -> Source:
     InputError
         If the path does not exist, is empty, or is neither a folder nor such an archive.
     """
+    if not str(path):
+        raise InputError("no name of a folder or archive; point --data at a copy of BreakHis")
     path = Path(path).expanduser()
     if path.is_dir():
         try:
@@ -431,14 +444,27 @@ def open_source(path, listings=None) -> Source:
             raise _lost(path, error) from None
         return FolderSource(path)
     if not path.exists():
-        raise InputError(
-            f"{path}: no such file or folder; point --data at a copy of BreakHis, or use 'synthetic'"
-        )
-    if path.name.lower().endswith(".zip"):
+        address = re.match("[a-z]+:/", str(path))
+        why = "an address; download it first" if address else why_no_file(path, "file or folder")
+        raise InputError(f"{path}: {why}; point --data at a copy of BreakHis, or use 'synthetic'")
+    name = path.name.lower()
+    if not name.endswith(ARCHIVE_SUFFIXES) or not path.is_file():  # a pipe would keep the reader waiting
+        unpack = "; unpack it" if name.endswith(_OTHER_ARCHIVES) else ""
+        raise InputError(f"{path}: neither a folder nor one of {', '.join(ARCHIVE_SUFFIXES)}{unpack}")
+    if _is_zip(path):
         return ZipSource(path)
-    if path.name.lower().endswith(ARCHIVE_SUFFIXES):
-        return TarSource(path, None if listings is None else Path(listings))
-    raise InputError(f"{path}: neither a folder nor one of {', '.join(ARCHIVE_SUFFIXES)}")
+    return TarSource(path, None if listings is None else Path(listings))
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether to read an archive as a zip: by how it begins, for some are renamed; else by its suffix."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(tarfile.BLOCKSIZE)
+    except OSError as error:
+        raise _lost(path, error) from None
+    tar = start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar"
+    return start[:4] == b"PK\3\4" or (path.name.lower().endswith(".zip") and not tar)
 
 
 def _lost(path, error: OSError) -> InputError:

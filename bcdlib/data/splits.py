@@ -279,13 +279,12 @@ def read_split_table(path, images: pd.DataFrame) -> pd.DataFrame:
     table = table.assign(role=table["role"].str.lower())
     known = table["filename"].isin(images["filename"])
     table["filename"] = table["filename"].where(known, table["filename"].map(breakhis.official_name))
+    outside = ~table["filename"].isin(images["filename"])
+    elsewhere = outside.any() and table["filename"][outside].isin(breakhis.known_images()["filename"]).any()
+    by_name = "; without --data all of BreakHis is audited, by its names" if elsewhere else ""
     for bad, column, advice in (
         (~table["role"].isin(ROLES), "role", f"a role is one of {', '.join(ROLES)}"),
-        (
-            ~table["filename"].isin(images["filename"]),
-            "filename",
-            "it is not among the images that are audited",
-        ),
+        (outside, "filename", f"it is not among the images that are audited{by_name}"),
         ((table["fold"] if "fold" in table else table["role"]) == "", "fold", "each row needs one"),
     ):
         files.refuse_rows(path, table, bad, column, advice, name="filename")

@@ -21,6 +21,7 @@ from bcdlib.errors import InputError, check_known, one_line
 from bcdlib.methods._base import TASKS, Method
 from bcdlib.methods._keras import KerasMethod
 from bcdlib.methods._saved import SavedMethod, load_saved
+from bcdlib.runs.files import why_no_file
 
 keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json says
 
@@ -133,7 +134,7 @@ def _only_method(module, name) -> type[Method]:
 
 def _own_method(file: Path) -> type[Method]:
     if not file.is_file():
-        raise InputError(f"{file}: no such method file")
+        raise InputError(f"{file}: {why_no_file(file, 'method file')}")
     # as it stands: an edited file is another module; one that was loaded is not loaded again
     digest = hashlib.sha256(f"{file.absolute()}\0".encode() + file.read_bytes()).hexdigest()[:12]
     module_name = f"bcdlib_method_{file.stem}_{digest}"

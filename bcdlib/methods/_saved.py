@@ -10,6 +10,7 @@ import numpy as np
 from bcdlib.data import stain
 from bcdlib.errors import InputError, check_known
 from bcdlib.methods import _base, _foreign, _keras
+from bcdlib.runs.files import why_no_file
 
 RANGES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, -1.0)}  # factor and offset
 AT_ONCE = 512  # images of usual size, and of networks of usual size, that are predicted at once
@@ -122,8 +123,8 @@ class SavedMethod:
 def load_saved(path, kinds: dict[str, type[_keras.KerasMethod]], *, values: str = "") -> SavedMethod:
     """Load a network as `bcdlib.methods.load_method`; ``kinds`` gives the classes by the key in the file."""
     if not Path(path).is_file():
-        folder = " (it is a folder: a SavedModel? A .keras file is wanted)" if Path(path).is_dir() else ""
-        raise InputError(f"{path}: no such model file{folder}")
+        folder = " (a SavedModel? A .keras file is wanted)" if Path(path).is_dir() else ""
+        raise InputError(f"{path}: {why_no_file(path, 'model file')}{folder}")
     if values:
         check_known("--input", values, RANGES)
     try:

@@ -228,6 +228,31 @@ def write_json(path, value) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path) -> dict:
+    """Read a JSON object.
+
+    Raises
+    ------
+    OSError
+    ValueError
+        If it is no JSON, or none with names and values.
+
+    Examples
+    --------
+    >>> (file := Path(tempfile.mkdtemp(), "a.json")).write_text('{"seed": 0}')
+    11
+    >>> read_json(file)
+    {'seed': 0}
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
+
+
 def make_cache_folder(folder) -> Path:
     """Create a folder of files that can be made again, marked as such; return it.
 
@@ -243,6 +268,32 @@ def make_cache_folder(folder) -> Path:
     return folder
 
 
+def why_no_file(path, what: str = "file") -> str:
+    """Say of a path at which there is no file what lies there, or what of nearly that name lies beside it.
+
+    Examples
+    --------
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "mine.CSV.gz").touch()
+    >>> why_no_file(folder / "mine.csv", "table"), why_no_file(folder, "table")
+    ('no such table; there is mine.CSV.gz', 'a folder, not a table')
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return f"a folder, not a {what}"
+        if path.is_symlink():
+            return f"a link that leads nowhere, to {os.readlink(path)}"
+        if path.exists():
+            return "neither a file nor a folder"
+        beside = sorted(os.listdir(path.parent))
+    except OSError:
+        beside = []
+    stem = clean_text(path.name).casefold().split(".")[0]
+    near = next((name for name in beside if clean_text(name).casefold().split(".")[0] == stem), "")
+    return f"no such {what}" + (f"; there is {near}" if near else "")
+
+
 # how a file begins that is no text with commas, and what it is
 _NO_CSV = {
     b"PK\3\4": "an Excel workbook (.xlsx) or a zip archive",
@@ -256,6 +307,13 @@ _NO_CSV = {
 }
 _SAVE = "save it as 'CSV UTF-8', with commas between the columns"
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+# tables that are taken for each other: by what they are known, what they are, where they belong
+_OTHER_TABLES = (
+    ({"filename", "probability"}, "a predictions table, for `evaluate`"),
+    ({"filename", "role"}, "a split table, for `audit --split`"),
+    ({"filename", "grp"}, "a split table, for `audit --split`"),
+    ({"path", "group"}, "a manifest of images of one's own, for --manifest"),
+)
 _LONGEST_LINE = 2**20  # characters
 _MOST_LINES = 20_000_000
 # what pandas takes for empty: such a word would be lost on the way through the run's own tables
@@ -290,7 +348,7 @@ def read_user_csv(path, what: str, required: Sequence[str], optional: Sequence[s
     """
     try:
         if not Path(path).is_file():
-            raise InputError(f"{path}: no such {what}")
+            raise InputError(f"{path}: {why_no_file(path, what)}")
         with _open_table(path) as text:
             return _read_rows(path, text, what, required, optional)
     except UnicodeDecodeError:
@@ -330,21 +388,32 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
-    places, width, rows, last = {}, 0, {}, 0
-    try:
-        reader = csv.reader(_lines(text), strict=True, skipinitialspace=True)
-        for row in reader:
-            first, last = last + 1, reader.line_num
-            if last > first:
-                raise _no_csv(
-                    path,
-                    f"line {first}: a line break inside a cell; or a quotation mark that should not be there",
-                )
-            if not "".join(row).strip():
-                continue
-            if not width:
-                places, width = _find_columns(path, row, what, required, optional), len(row)
-                continue
+    reader = csv.reader(_lines(text), strict=True, skipinitialspace=True)
+    places, width, rows, lines, last = {}, 0, [], [], 0
+    while True:
+        first = last + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            too_long = "limit" in str(error)
+            quoted = "" if too_long else "a quotation mark is not closed or stands inside a cell: "
+            raise _no_csv(path, f"line {first}: {quoted}{error}") from None
+        if row is None:
+            break
+        last = reader.line_num
+        if last > first:
+            raise _no_csv(
+                path,
+                f"line {first}: a line break inside a cell; or a quotation mark that should not be there",
+            )
+        if not "".join(row).strip():
+            continue
+        if not width and row[0].strip().lower().startswith("sep="):
+            continue  # Excel's own line, which says what separates the columns
+        if not width:
+            places, width = _find_columns(path, row, what, required, optional), len(row)
+            continue
+        if len(row) != width:
             if any(cell.strip() for cell in row[width:]):
                 raise _no_csv(
                     path,
@@ -352,17 +421,13 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
                     'quotation marks: "Smith, Anna"',
                 )
             row += [""] * (width - len(row))
-            rows[last] = [sys.intern(row[place]) for place in places.values()]
-    except csv.Error as error:
-        raise _no_csv(
-            path, f"line {last + 1}: a quotation mark is not closed or stands inside a cell: {error}"
-        ) from None
+        rows.append([sys.intern(row[place]) for place in places.values()])
+        lines.append(last)
     if not width:
         raise _no_csv(path, "it is empty")
     if not rows:
         raise InputError(f"{path}: the table has no rows")
-    table = pd.DataFrame(list(rows.values()), index=list(rows), columns=list(places), dtype=object)
-    return table.apply(_clean_column)
+    return pd.DataFrame(rows, index=lines, columns=list(places), dtype=object).apply(_clean_column)
 
 
 def _find_columns(path, header: list[str], what: str, required, optional) -> dict[str, int]:
@@ -373,12 +438,12 @@ def _find_columns(path, header: list[str], what: str, required, optional) -> dic
         raise InputError(f"{path}: column {twice[0]!r} comes twice; keep one of them")
     missing = [name for name in required if name.lower() not in names]
     if missing:
-        marks = (
-            f"; it has {kind}: {_SAVE}" for sign, kind in _SEPARATORS.items() if sign in ",".join(header)
-        )
+        found = ",".join(header)
+        hints = [f"; it has {kind}: {_SAVE}" for sign, kind in _SEPARATORS.items() if sign in found]
+        hints += [f"; it is rather {kind}" for known, kind in _OTHER_TABLES if known <= set(names)]
         raise InputError(
             f"{path}: column {missing[0]!r} is missing; a {what} has {', '.join(required)}, separated by "
-            f"commas; found {', '.join(names[:10])[:200]!r}{next(marks, '')}"
+            f"commas; found {', '.join(names[:10])[:200]!r}{hints[0] if hints else ''}"
         )
     wanted = [*required, *(name for name in optional if name.lower() in names)]
     return {name: names.index(name.lower()) for name in wanted}

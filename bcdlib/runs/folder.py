@@ -1,6 +1,5 @@
 """The run folder: everything that one execution of the suite makes."""
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bcdlib.errors import InputError
-from bcdlib.runs.files import atomic_write, write_csv, write_json
+from bcdlib.runs.files import atomic_write, read_json, write_csv, write_json
 
 TRIAL_COLUMNS = ["method", "split", "fold", "seed"]  # name a trial in a predictions table
 MODEL = "model.keras"  # a trial's stored model
@@ -45,10 +44,10 @@ class Run:
             If no stage has written here yet.
         """
         try:
-            return json.loads((self.folder / "settings.json").read_text())
+            return read_json(self.folder / "settings.json")
         except (OSError, ValueError):
             raise InputError(
-                f"{self.folder}: no settings.json there; run 01_mount with this run folder first"
+                f"{self.folder}: no readable settings.json there; run 01_mount with this run folder first"
             ) from None
 
     def recorded(self) -> dict:
@@ -212,7 +211,7 @@ def trial_folder(run: Run, row) -> Path | None:
         The trial's folder; None if no trial with a stored model made this prediction.
     """
     for file in sorted((run.folder / "trials").glob("*/trial.json")):
-        folder, facts = file.parent, json.loads(file.read_text())
+        folder, facts = file.parent, read_json(file)
         if (folder / MODEL).is_file() and all(facts[name] == row[name] for name in TRIAL_COLUMNS):
             # trials of other settings may share these four values: compare the prediction too
             made = pd.read_csv(folder / "predictions.csv").set_index("filename")["probability"]
@@ -232,10 +231,9 @@ def is_run_folder(folder) -> bool:
     (True, False)
     """
     try:
-        settings = json.loads(Path(folder, "settings.json").read_text())
+        return bool({"data", "source", "cache"} & read_json(Path(folder, "settings.json")).keys())
     except (OSError, ValueError):
         return False
-    return isinstance(settings, dict) and bool({"data", "source", "cache"} & settings.keys())
 
 
 def has_cache(run: Run) -> bool:

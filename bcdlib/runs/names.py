@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
+from pathlib import PurePosixPath
 
 # marks that show nothing, beyond Unicode's control and format characters (DerivedCoreProperties: ignorable)
 _UNSEEN = re.compile(
@@ -31,14 +32,16 @@ def clean_text(text: str) -> str:
 
 
 def clean_path(text: str) -> str:
-    r"""Write a path as `clean_text` does, with ``/`` between folders and no ``./`` in front.
+    r"""Write a path as `clean_text` does, with one ``/`` between folders and no ``./``.
 
     Examples
     --------
-    >>> clean_path(".\\ward 3\\a.png")
-    'ward 3/a.png'
+    >>> clean_path(".\\ward 3\\a.png"), clean_path("ward 3//./a.png")
+    ('ward 3/a.png', 'ward 3/a.png')
     """
-    return re.sub(r"^(\./+)+", "", clean_text(text).replace("\\", "/"))
+    path = clean_text(text).replace("\\", "/")
+    # said at once of most: a table may hold a million
+    return str(PurePosixPath(path)) if "//" in path or "./" in path else path
 
 
 def spelling_note(names: Iterable[str], what: str) -> str:

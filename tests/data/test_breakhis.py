@@ -238,7 +238,9 @@ def test_copies_in_other_formats_are_that_image(tmp_path):
     assert scan.duplicates == [f"a/{name}.jpg"] and scan.not_breakhis == ["c/cat.jpg"]
 
 
-@pytest.mark.parametrize("folder", ["Malignant", "400x", "SOB_b_a_14-1", "Fibroadenoma"])
+@pytest.mark.parametrize(
+    "folder", ["Malignant", "400x", "SOB_b_a_14-1", "Fibroadenoma", "Phyllodes tumor", "ductal-carcinoma"]
+)
 def test_folder_words_count_in_any_case(tmp_path, folder):
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "SOB_B_A-14-22549AB-40-001.png").write_bytes(b"x")
@@ -252,3 +254,31 @@ def test_agreeing_folder_words_in_any_case(tmp_path):
     folder.mkdir(parents=True)
     (folder / "SOB_B_A-14-22549AB-40-001.png").write_bytes(b"x")
     assert len(scan_breakhis(sources.open_source(tmp_path)).images) == 1
+
+
+def test_images_of_other_suffixes_are_named(tmp_path):
+    """Without them it would seem as if they were not there; a text beside an image is not of interest."""
+    for name in ("002.webp", "003.svs", "001.xml", "readme.txt"):
+        (tmp_path / f"SOB_B_A-14-22549AB-40-{name}").write_bytes(b"x")
+    with pytest.raises(
+        InputError, match="no BreakHis image found; 3 others, first SOB_.*: not one of .png, "
+    ):
+        scan_breakhis(sources.open_source(tmp_path))
+    (tmp_path / "SOB_B_A-14-22549AB-40-001.PNG").write_bytes(b"x")
+    scan = scan_breakhis(sources.open_source(tmp_path))
+    assert [path[-8:] for path, _ in scan.reasons] == ["002.webp", "-003.svs"]
+    assert all(
+        why == "not one of .png, .jpg, .jpeg, .tif, .tiff, .bmp; save it as PNG" for _, why in scan.reasons
+    )
+
+
+def test_nothing_but_an_archive(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "set.rar").write_bytes(b"Rar!")
+    with pytest.raises(
+        InputError, match="no BreakHis image found, nor any other image; .*set.rar lies there: unpack"
+    ):
+        scan_breakhis(sources.open_source(tmp_path))
+    (tmp_path / "a" / "set.tar").write_bytes(b"")
+    with pytest.raises(InputError, match="nor any other image; .*a/set.tar lies there: perhaps it is meant"):
+        scan_breakhis(sources.open_source(tmp_path))

@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from bcdlib import mount, preprocess
 from bcdlib.data import cache, decode, sources
 from bcdlib.data.breakhis import official_path, scan_breakhis
 from bcdlib.data.cache import build_cache, open_cache, resized_cache
 from bcdlib.errors import InputError
 from bcdlib.runs.files import CACHE_TAG
 from bcdlib.runs.folder import open_run_folder
+from bcdlib.runs.profiles import get_profile
 from tests.data.test_decode import lanczos, noise
 
 SIZE = (24, 20)
@@ -287,3 +289,36 @@ def test_rows(tiny, tmp_path):
     assert len(cache.rows([])) == 0
     with pytest.raises(InputError, match="unknown.png"):
         cache.rows([*wanted, "unknown.png"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_damaged_file_does_not_hide_a_sound_one_in_another_folder(tiny, copy, tmp_path, kind):
+    """The first of three copies is cut off: the second is used, told, and found again."""
+    whole = build(tiny, tmp_path / "c1")
+    file = sorted(copy.rglob("*.png"))[3]
+    content, name = file.read_bytes(), file.name
+    for place, bytes_of in (("x", content[:-40]), ("y", content), ("z", content)):
+        (copy / place).mkdir()
+        (copy / place / name).write_bytes(bytes_of)
+    file.unlink()
+    if kind == "zip":
+        copy = Path(shutil.make_archive(tmp_path / "set", "zip", copy))
+    run = open_run_folder(tmp_path / "run")
+    mount.start_run(run, copy)
+    found = preprocess.resize_images(
+        run, get_profile("demo", size=SIZE), mount.open_data(run), cache_root=tmp_path / "c2", progress=False
+    )
+    assert found.skipped.empty and found.fingerprint == whole.fingerprint
+    assert np.array_equal(found.pixels[found.rows(whole.images["filename"])], whole.pixels)
+    assert found.images.set_index("filename").loc[name, "path"] == f"y/{name}"
+    told = dict(preprocess.left_out_table(run)[["path", "reason"]].to_numpy())
+    assert set(told) == {f"x/{name}", f"z/{name}"}
+    assert told[f"x/{name}"].startswith(f"second copy of y/{name}, the one that is used; damaged")
+    assert told[f"z/{name}"] == f"second copy of y/{name}, the one that is used: the same image"
+    if kind == "folder":
+        touch(copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "decode_image", None)  # known again, and not decoded
+        again = build(copy, tmp_path / "c2")
+    assert again.folder == found.folder
+    assert again.images.set_index("filename").loc[name, "path"] == f"y/{name}"

@@ -52,6 +52,14 @@ def test_verify_of_a_mixed_folder(mixed):
     assert found.scan.not_breakhis == ["notes.png"] and found.scan.duplicates == [f"b/{twice}"]
 
 
+def test_verify_takes_the_sound_one_of_two_copies(mixed):
+    folder, _, cut, twice, _ = mixed
+    (folder / "a" / twice).write_bytes(b"damaged")
+    (folder / "b" / cut).write_bytes((folder / "b" / twice).read_bytes())
+    found = checks.verify_copy(sources.open_source(folder), progress=False)
+    assert found.summary()["present"] == 3 and found.summary()["unreadable"] == 0
+
+
 def test_verify_without_any_breakhis_image(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "holiday.png")
     with pytest.raises(InputError, match="no BreakHis image") as caught:

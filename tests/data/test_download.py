@@ -1,8 +1,12 @@
 """A download that survives broken connections, and never joins two versions of a file."""
 
+import contextlib
+import email.utils
 import errno
+import hashlib
 import http.server
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -31,7 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         # taken before the answer goes out: afterwards the test may already be setting the next one's
         cut = site.always if site.always is not None else (site.cuts.pop(0) if site.cuts else None)
         asked = self.headers.get("Range") if site.ranges and status == 200 else None
-        if asked and (self.headers.get("If-Range") == site.validators.get("ETag") or not site.heeds_if_range):
+        if asked and (self.headers.get("If-Range") in site.validators.values() or not site.heeds_if_range):
             first = max(0, int(asked[len("bytes=") : -1]) - site.early)
             status = 206 if first < len(payload) else 416
         body = payload[first:] if status in (200, 206) else b""
@@ -44,6 +48,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[:cut])  # with a cut, the connection is closed early
+        with contextlib.suppress(OSError):  # until the other side hangs up
+            while site.drip and not time.sleep(site.pause):
+                self.wfile.write(site.drip)
 
 
 @pytest.fixture
@@ -52,6 +59,7 @@ def site():
     server.payload, server.validators, server.extra = PAYLOAD, {"ETag": '"one"'}, {}
     server.ranges = server.heeds_if_range = server.length = True
     server.seen, server.cuts, server.statuses, server.always, server.early = [], [], [], None, 0
+    server.drip, server.pause = b"", 0
     server.url = f"http://127.0.0.1:{server.server_address[1]}/some/set.tar.gz"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -155,6 +163,67 @@ def test_fetch_without_validator_starts_over(site, tmp_path, validators):
     site.validators, site.cuts = validators, [200_000]
     check(get(site), tmp_path)
     assert [seen.get("Range") for seen in site.seen] == [None, None]
+
+
+def changed(seconds_ago):
+    return {"Last-Modified": email.utils.formatdate(time.time() - seconds_ago, usegmt=True)}
+
+
+@pytest.mark.parametrize(
+    "validators, resumes",
+    [
+        (changed(3600), True),
+        (changed(5), False),  # within its second a file may change twice
+        ({"ETag": 'W/"weak"', **changed(3600)}, False),
+        ({"Last-Modified": "yesterday"}, False),
+    ],
+)
+def test_fetch_joins_only_what_a_strong_validator_vouches_for(site, tmp_path, validators, resumes):
+    """Without one the file may have changed in between: here it has, and the server does not say so."""
+    site.validators = validators
+    break_off(site)
+    site.payload = PAYLOAD if resumes else PAYLOAD[::-1]
+    check(get(site), tmp_path, site.payload)
+    assert site.seen[0].get("Range") == ("bytes=300000-" if resumes else None)
+    assert site.seen[0].get("If-Range") == (validators["Last-Modified"] if resumes else None)
+
+
+def test_fetch_known_checksum(site, tmp_path):
+    known = hashlib.sha256(PAYLOAD).hexdigest()
+    check(get(site, sha256=known.upper()), tmp_path)
+    with pytest.raises(InputError, match="its SHA-256 is not 00; remove it"):
+        get(site, sha256="00")
+    (tmp_path / "down" / "set.tar.gz").unlink()
+    site.payload = PAYLOAD[::-1]
+    with pytest.raises(InputError, match="another SHA-256 than"):
+        get(site, sha256=known)
+    assert not (tmp_path / "down" / "set.tar.gz").exists()
+    site.payload = PAYLOAD
+    check(get(site, sha256=known), tmp_path)  # what was wrong is not joined to it
+
+
+def test_fetch_endless(site, tmp_path, monkeypatch):
+    """A server that never says how much, and never ends: neither the disk nor the day is lost."""
+    monkeypatch.setattr(download, "LARGEST", 3_000_000)
+    site.length, site.drip = False, bytes(2**16)
+    with pytest.raises(InputError, match="sends more than 3000000 bytes; check the address"):
+        get(site)
+    assert len(site.seen) == 1 and not (tmp_path / "down" / "set.tar.gz").exists()
+    assert (tmp_path / "down" / "set.tar.gz.part").stat().st_size < 3_200_000
+
+
+def test_fetch_longer_than_announced_is_cut_at_that(site, tmp_path):
+    site.drip = b"more"  # beyond Content-Length
+    check(get(site), tmp_path)
+
+
+def test_fetch_drop_by_drop(site, tmp_path):
+    """Each byte comes in time, all of them never: that is a broken connection too."""
+    site.always, site.drip, site.pause = 0, b"x", 0.1
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="it came at .* bytes a second; calling again resumes"):
+        download.download_archive("down", url=site.url, progress=False, timeout=0.5, attempts=2)
+    assert time.monotonic() - begun < 10 and len(site.seen) == 2
 
 
 def test_fetch_foreign_part_is_not_used(site, tmp_path):

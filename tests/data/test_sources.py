@@ -185,7 +185,7 @@ def test_file_that_vanished_is_told(tiny, tmp_path):
     names = source.names()
     (tmp_path / "copy" / names[5]).unlink()
     read = {name: (content, reason) for name, content, reason in source.read(names)}
-    assert read[names[5]][0] is None and "No such file" in read[names[5]][1]
+    assert read[names[5]][0] is None and "no such file" in read[names[5]][1]
     assert sum(content is None for content, _ in read.values()) == 1
 
 
@@ -329,3 +329,27 @@ def test_a_damaged_first_copy_does_not_hide_a_sound_one(tmp_path, kind):
     assert set(found) == {"a.png", "b.png", "c.png"}
     assert (found["a.png"][0] == 77).all() and (found["c.png"][0] == 77).all()
     assert found["b.png"][0] is None and found["b.png"][1]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_archives_of_the_other_suffix(places, truth, tmp_path, kind):
+    """What an archive is, is told by how it begins: some are renamed, and a browser may do so too."""
+    other = tmp_path / ("set.tar.gz" if kind == "zip" else "set.zip")
+    shutil.copy(places[kind], other)
+    source = sources.open_source(other)
+    assert source.kind == kind[:3]
+    assert {name.rsplit("/", 1)[-1]: content for name, content, _ in source.read(source.names())} == truth
+
+
+def test_what_lies_near_a_path_at_which_nothing_is(tmp_path):
+    (tmp_path / "Slides.ZIP").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "away")
+    (tmp_path / "set.7z").write_bytes(b"7z")
+    for name, words in {
+        "slides": "no such file or folder; there is Slides.ZIP",
+        "link": f"a link that leads nowhere, to {tmp_path / 'away'}",
+        "nothing": "no such file or folder; point --data",
+        "set.7z": "neither a folder nor one of .zip, .tar, .tar.gz, .tgz; unpack it",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(f"{tmp_path / name}: {words}")):
+            sources.open_source(tmp_path / name)

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from bcdlib.data import splits
+from bcdlib.data import breakhis, custom, splits
 from bcdlib.data.breakhis import CLASSES, images_table, known_images
 from bcdlib.errors import InputError
+from bcdlib.evaluation import metrics
 
 FOLDED = ["image", "slide", "case"]
 
@@ -358,3 +359,37 @@ def test_bad_tables_made_elsewhere(images, tmp_path, change, message):
 def test_no_table_made_elsewhere(images, tmp_path):
     with pytest.raises(InputError, match="no such split table"):
         splits.read_split_table(tmp_path / "none.csv", images)
+
+
+@pytest.fixture
+def kaggle_folds(images, tmp_path):
+    """As the Folds.csv of Kaggle's copy: paths in its folders, folds from 1, the role called grp."""
+    official = splits.make_split(images, "official", validation=0)
+    where = "BreaKHis_v1/" + official["filename"].map(breakhis.official_path)
+    table = official.assign(fold=official["fold"] + 1, mag=40, grp=official["role"], filename=where)
+    table[["fold", "mag", "grp", "filename"]].to_csv(tmp_path / "Folds.csv", index=False)
+    return tmp_path / "Folds.csv", official
+
+
+def test_the_table_that_lies_beside_kaggles_copy(kaggle_folds, images):
+    file, official = kaggle_folds
+    found = splits.split_overlap(splits.read_split_table(file, images), images)
+    pd.testing.assert_frame_equal(
+        found.assign(fold=found["fold"] - 1), splits.split_overlap(official, images)
+    )
+    with pytest.raises(InputError, match="line 2: .*not among .*; without --data all of BreakHis is audited"):
+        splits.read_split_table(file, images[images["class"] == "malignant"])
+
+
+def test_a_table_in_another_ones_place_is_told(kaggle_folds):
+    file, _ = kaggle_folds
+    for read in (custom.read_manifest, metrics.read_predictions):
+        with pytest.raises(
+            InputError, match="is missing; .*; it is rather a split table, for `audit --split`"
+        ):
+            read(file)
+    file.write_text("path,label,group\n")
+    with pytest.raises(
+        InputError, match="'filename' is missing; .*it is rather a manifest of images of one's own"
+    ):
+        metrics.read_predictions(file)

@@ -98,6 +98,7 @@ def read(tmp_path, content, name="m.csv"):
         GOOD.replace("\n", "\r"),
         GOOD + ",,\n , ,\n\n",
         "\n\n" + GOOD,
+        "sep=,\n" + GOOD,
         GOOD.replace(",", ", "),
         '"path", "label", "group"\n"a.png", "0", "Müller"\n"b.png", "1", "Weiß"\n',
         GOOD.replace("\na", "\na")
@@ -137,6 +138,7 @@ def test_the_index_is_the_line_and_cells_stay_text(tmp_path):
         (b"\xd0\xcf\x11\xe0\xa1\xb1", ["Excel", "CSV UTF-8"]),
         (b"PAR1\x15\x04", ["Parquet"]),
         (GOOD.replace(",", ";"), ["'path' is missing", "semicolons", "commas"]),
+        ("sep=;\n" + GOOD.replace(",", ";"), ["'path' is missing", "semicolons", "commas"]),
         (GOOD.replace(",", "\t"), ["'path' is missing", "tabs", "commas"]),
         (gzip.compress(GOOD.encode() * 50)[:-12], ["cut off"]),
         (GOOD.replace("Müller", "Smith, Anna"), ["line 2 has 4 fields", "quotation marks"]),
