@@ -136,7 +136,8 @@ class Checkpoint(keras.callbacks.Callback):
     Writing takes at most a share of the training time (environment variable BCD_CHECKPOINT_SHARE, else 0.02:
     on a mounted Drive one file can take a minute). Yet however slow the disk and however long an epoch, at
     most `MOST` seconds of training lie between two checkpoints: what would come too late after the epoch is
-    written inside it. The last epoch always has one. Where they are written changes no result: what a cut-off
+    written inside it. (A step, and the last one with the ``val_`` curves, is not divided.) The last epoch
+    always has one. Where they are written changes no result: what a cut-off
     run lost is done again, the same.
 
     Parameters
