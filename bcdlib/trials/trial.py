@@ -267,7 +267,8 @@ def _train(
 
     def fitted(method, chosen, **options):
         options["images"] = cache.images.iloc[chosen]
-        return method.fit(inputs[chosen], labels[chosen], **_base.wanted(method.fit, **options))
+        method.fit(inputs[chosen], labels[chosen], **_base.wanted(method.fit, **options))
+        return method  # a fit of one's own may return nothing
 
     def predicted(method, chosen):
         classes = len(TASKS[trial.task])

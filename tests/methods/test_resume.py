@@ -341,9 +341,11 @@ def test_cut_off_twice_inside_the_same_epoch(tmp_path):
     same(fitted(method(), tmp_path), fitted(method()))
 
 
-def test_cut_off_inside_an_epoch_and_resumed_where_more_steps_are_done_at_once(tmp_path):
+def test_cut_off_inside_an_epoch_and_resumed_where_more_steps_are_done_at_once(tmp_path, monkeypatch):
     cut_inside(method(steps_per_epoch=12, steps_per_execution=2), tmp_path, (1, 2))
+    models = networks(monkeypatch)
     resumed = fitted(method(steps_per_epoch=12, steps_per_execution=4), tmp_path)
+    assert models[0].steps_per_execution == 4, "it stays slow after this epoch"
     same(resumed, fitted(method(steps_per_epoch=12)))
 
 

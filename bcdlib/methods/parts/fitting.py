@@ -261,7 +261,11 @@ class TimeEstimate(keras.callbacks.Callback):
         self.batches, self.epochs, self.tail, self.checkpoint = batches, epochs, tail, checkpoint
         self.longest, self.verbose = longest, verbose
         self.done = self.before = 0
-        self.compiled = self.seconds = None
+        self.seconds = None
+
+    def on_train_begin(self, logs=None):
+        """Wait for the next execution to end: it compiles."""
+        self.compiled = None
 
     def on_train_batch_begin(self, batch, logs=None):
         """Note which step an execution begins with."""
@@ -382,6 +386,7 @@ def fit_network(
     """
     with explain_disk_errors(folder), contextlib.ExitStack() as stack:
         known, done, state, checkpoint = pd.DataFrame(), 0, [], None
+        at_once = model.steps_per_execution
         if folder is not None:
             path = Path(folder, "checkpoint.keras")
             stack.enter_context(lock_path(path, busy=f"{folder}: {BUSY}"))
@@ -418,6 +423,10 @@ def fit_network(
                 verbose=verbose,
             )
             batches.epoch, batches.done = until, 0
+            if model.steps_per_execution != at_once:
+                model.steps_per_execution = at_once
+                model.make_train_function(force=True)
+                model.make_test_function(force=True)
         return history.table()
 
 
@@ -509,7 +518,7 @@ def _read_within(model: keras.Model, batches: Batches, checkpoint: Path) -> list
     if not 0 < within["steps"] < batches.steps:
         raise ValueError(f"it was written after {within['steps']} of an epoch's {batches.steps} steps")
     batches.done = within["steps"]
-    # another machine may do more steps at once than are left
+    # this machine may do more steps at once than are left
     model.steps_per_execution = math.gcd(model.steps_per_execution, len(batches))
     # Keras makes the variables of the curves when it first needs them
     model.evaluate(batch_stream(Ordered(*batches[0], batches.batch_size)), verbose=0)
