@@ -538,7 +538,8 @@ def _load_state(model: keras.Model, checkpoint: Path) -> None:
         with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as stored:
             wrapped = "inner_optimizer" in stored["optimizer"]
     own = model.optimizer
-    own.build(model.trainable_variables)
+    if not own.built:  # Keras would give the wrapper its variables twice
+        own.build(model.trainable_variables)
     inner = getattr(own, "inner_optimizer", own)
     state = [*model.variables, *own.variables]
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in state]
