@@ -211,7 +211,8 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
         key, method, kind (published or measured), accuracy, low, high (percent; the 95 % interval over
         cases of measured rows), measured on, images, cases, weights. Methods in the order of their
         published accuracy, those without one first. Only the measured rows if an image is not BreakHis's
-        (by its name): published numbers say nothing about other images.
+        (by its name): published numbers say nothing about other images. The name of a method whose base was
+        random and stayed so says that it is not comparable.
     """
     paper = published.TABLE_II
     table = pd.concat([_measured(one) for one in predictions], ignore_index=True)
@@ -230,6 +231,9 @@ def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
         kind="measured", key=lambda table: table["method"].map(_key)
     )
     intervals = bootstrap.interval_table(predictions, ["accuracy"], by_image=False)
+    if "weights" in table:
+        random = table["weights"].str.contains(published.NOT_COMPARABLE, regex=False)
+        table["method"] += random.map({True: f", {published.NOT_COMPARABLE}", False: ""})
     table[["accuracy", "low", "high"]] = 100 * intervals[["value", "low", "high"]].to_numpy()
     place = "here, drawn tissue" if breakhis.is_synthetic(predictions) else "here"
     table["measured on"] = [

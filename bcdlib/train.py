@@ -271,8 +271,8 @@ def train_trials(
     """Train every trial that is not finished yet, and save its model.
 
     Predictions go into ``predictions.csv``, those of the validation part into ``validation.csv``. A trial
-    that was cut off is resumed after its last whole epoch. Trials lie in ``trials/`` of the run, or where
-    the environment variable BCD_TRIALS says.
+    that was cut off goes on from its last checkpoint. Trials lie in ``trials/`` of the run, or where the
+    environment variable BCD_TRIALS says.
 
     Parameters
     ----------

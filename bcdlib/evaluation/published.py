@@ -7,6 +7,8 @@ Neural Network". Table I stands in `data.breakhis`, beside the counts that it is
 import pandas as pd
 
 AS_PRINTED = "as printed"
+# what labels say of methods that had no pre-trained weights, and whose base did not learn here either
+NOT_COMPARABLE = "frozen random base: not comparable"
 
 TABLE_II = pd.DataFrame(
     [

@@ -162,8 +162,9 @@ def predict_checked(estimator: Method, X, images, *, classes: int) -> np.ndarray
     """
     function = estimator.predict_proba
     probability = function(X, **wanted(function, images=images))
-    code, n = inspect.unwrap(function).__code__, len(X)
-    name = f"{code.co_filename}, line {code.co_firstlineno}: predict_proba"
+    code, n = getattr(inspect.unwrap(function), "__code__", None), len(X)  # a partial has none
+    place = f"{code.co_filename}, line {code.co_firstlineno}" if code else type(estimator).__name__
+    name = f"{place}: predict_proba"
     try:
         found = np.asarray(probability, dtype="float64")
     except (TypeError, ValueError) as error:

@@ -235,7 +235,9 @@ class KerasMethod(KerasTraining):
                 )
         self.bases_ = backbones.find_all(self.architectures, self.weights, self.pretrained_required)
         first = next(iter(self.bases_.values()), backbones.Weights(None, ""))
-        self.weights_ = backbones.Weights(first.path, backbones.weights_label(self.bases_))
+        self.weights_ = backbones.Weights(
+            first.path, backbones.weights_label(self.bases_, frozen=self.frozen)
+        )
 
     def _connect(self, inputs, x) -> keras.Model:
         if self.frozen:  # a frozen base's channels differ in scale by orders of magnitude

@@ -62,8 +62,9 @@ class HybridCNN(KerasMethod):
     def _prepare(self):
         super()._prepare()
         if self.chosen_:
-            weights = self.bases_[self.chosen_[0]]
-            self.weights_ = backbones.Weights(weights.path, f"{self.chosen_[0]}: {weights.label}")
+            name = self.chosen_[0]
+            label = backbones.weights_label({name: self.bases_[name]}, frozen=True)
+            self.weights_ = backbones.Weights(self.bases_[name].path, f"{name}: {label}")
 
     def _train(self, X, y, held_out, folder):
         if X.ndim == 3 and self.cases_ is not None:

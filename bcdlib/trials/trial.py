@@ -266,7 +266,8 @@ def _train(
 
     def fitted(method, chosen, **options):
         options["images"] = cache.images.iloc[chosen]
-        return method.fit(inputs[chosen], labels[chosen], **wanted(method.fit, **options))
+        method.fit(inputs[chosen], labels[chosen], **wanted(method.fit, **options))
+        return method  # a fit of one's own may return nothing
 
     def predicted(method, chosen):
         classes = len(TASKS[trial.task])

@@ -199,13 +199,14 @@ def test_checkpoints_take_at_most_their_share_of_the_time_on_a_slow_disk(tmp_pat
     monkeypatch.setattr(model, "save", slowly)
     wait = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: time.sleep(0.08))
     history = fitting.History(pd.DataFrame(), 0)
+    batches = fitting.Batches(np.zeros((4, 2)), np.zeros(4), 4, None, seed=0)
     started = time.perf_counter()
     model.fit(
         np.zeros((4, 2)),
         np.zeros(4),
         epochs=100,
         verbose=0,
-        callbacks=[wait, history, fitting.Checkpoint(tmp_path / "checkpoint.keras", history)],
+        callbacks=[wait, history, fitting.Checkpoint(tmp_path / "checkpoint.keras", history, batches)],
     )
     trained = time.perf_counter() - started - sum(written)
     assert (tmp_path / "checkpoint.keras").is_file() and len(written) >= 2

@@ -267,6 +267,30 @@ def test_weights_of_a_base_that_keras_has_none_of(tmp_path):
 # --- losses and rules, by hand ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "method, there, said",
+    [
+        ("googlenet", ["resnet50"], True),
+        ("googlenet-all", ["resnet50"], False),  # trained whole
+        ("googlenet", ["googlenet"], False),
+        ("ensemble", ["mobilenet_v2"], True),  # one of three
+        ("ensemble", ["densenet201", "vgg19", "mobilenet_v2"], False),
+        ("robust", ["resnet50"], False),
+        ("robust-all", ["xception"], True),  # its base never learns
+        ("lenet5", [], False),  # it has none
+    ],
+)
+def test_a_random_base_that_stays_frozen_is_called_not_comparable(method, there, said, tmp_path):
+    for name in there:
+        (tmp_path / f"{name}_notop.weights.h5").touch()
+    name, _, whole = method.partition("-")
+    settings = {"trainable": whole or "head", "weights": str(tmp_path), "pretrained_required": False}
+    estimator = methods.get_method(name)(**settings)
+    estimator._prepare()
+    label = estimator.weights_.label
+    assert label.endswith(" (frozen random base: not comparable)") == said, label
+
+
 def test_class_structure_by_hand():
     y, embedding = np.array([0.0, 0.0, 1.0]), np.array([[0, 0], [3, 4], [0, 1]], dtype="float32")
     # within: 5 squared. Between, margin 2: distance 1 falls 1 short, distance 4.24 does not

@@ -60,6 +60,25 @@ def test_the_smallest_method(write, tried):
     assert (tried(file).folder / "trial.json").stat().st_mtime_ns == made, "it was trained again"
 
 
+@pytest.mark.parametrize("always", ["all", "head"])
+def test_fit_may_return_nothing_and_predict_proba_be_any_callable(always, write, tried):
+    """A head is fitted on parts of the training images too."""
+    body = f"""
+    import functools
+    class Mine(Method):
+        always = {always!r}
+        def fit(self, X, y):
+            self.predict_proba = functools.partial(self.predict, share=float(np.mean(y)))
+        def predict(self, X, share):
+            return np.tile([1 - share, share], (len(X), 1))
+        def predict_proba(self, X):
+            raise NotImplementedError
+    """
+    result = tried(write(body))
+    assert result.predictions["probability"].between(0.2, 0.8).all()
+    assert len(result.validation) > 0
+
+
 def test_a_method_gets_what_it_asks_for(write, tried):
     body = """
     import json

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -261,34 +262,120 @@ def test_a_checkpoint_that_cannot_be_used_is_kept_aside(way, every_epoch, tmp_pa
 
 
 @pytest.mark.parametrize("writing", [0.1, 70.0, 2000.0])
-@pytest.mark.parametrize("epoch", [7.0, 95.0, 900.0])
+@pytest.mark.parametrize("epoch", [7.0, 95.0, 900.0, 14_000.0])
 def test_ten_minutes_lie_between_checkpoints_at_most(epoch, writing, tmp_path, monkeypatch):
-    """On a clock of its own: at most so much training is lost, or one epoch; else writing keeps its share."""
+    """On a clock of its own: at most so much training is lost; else writing keeps its share."""
     monkeypatch.delenv("BCD_CHECKPOINT_SHARE", raising=False)
-    clock = [0.0]
+    clock, steps, tail, epochs = [0.0], 200, 8.0, 250 if epoch < 600 else 30
     monkeypatch.setattr(fitting.time, "perf_counter", lambda: clock[0])
     history = fitting.History(pd.DataFrame(), 0)
-    checkpoint = fitting.Checkpoint(tmp_path / "checkpoint.keras", history)
+    batches = fitting.Batches(np.zeros((64, 2)), np.zeros(64), 32, steps, seed=0)
+    checkpoint = fitting.Checkpoint(tmp_path / "checkpoint.keras", history, batches, tail)
     written = []
 
-    def write(epochs):
-        written.append(epochs * epoch)
+    def write(done, within=0):
+        written.append((done * (steps + tail) + within) * epoch / (steps + tail))
         clock[0] += writing
 
     monkeypatch.setattr(checkpoint, "_write", write)
-    checkpoint.set_params({"epochs": 200})
+    checkpoint.set_params({"epochs": epochs})
     checkpoint.set_model(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
     checkpoint.on_train_begin()
-    for number in range(200):
-        checkpoint.on_epoch_begin(number)
-        clock[0] += epoch
+    for number in range(epochs):
+        batches.epoch = number
+        for step in range(steps):
+            checkpoint.on_train_batch_begin(step)
+            clock[0] += epoch / (steps + tail)
+            checkpoint.on_train_batch_end(step)
+        clock[0] += epoch * tail / (steps + tail)  # the curves of held-out images
         checkpoint.on_epoch_end(number)
     apart = np.diff([0.0, *written])
-    assert written[-1] == 200 * epoch and apart.max() <= max(600, epoch)
-    if writing == 0.1:
-        assert len(written) * writing <= 0.021 * 200 * epoch and apart.min() <= max(epoch, 15)
-    else:
+    assert written[-1] == pytest.approx(epochs * epoch)
+    # a step, and an epoch's last one with the curves, cannot be divided
+    assert apart.max() <= max(600, (1 + tail) * epoch / (steps + tail))
+    said = checkpoint.seconds_apart(epoch)
+    assert said <= 600 and (apart <= max(said, 15) + epoch).all(), "it is less often than was said"
+    if writing == 0.1 and epoch < 600:
+        assert len(written) * writing <= 0.021 * epochs * epoch and apart.min() <= max(epoch, 15)
+    elif epoch < 600:
         assert np.sort(apart)[-2] > 500, "it writes more often than it must"
+    else:
+        assert len(written) <= epochs + epochs * epoch / 400, "it writes more often than it must"
+
+
+class CutAfterWriting(fitting.Checkpoint):
+    """Ends the training as soon as it has a checkpoint of this place; writes at every place."""
+
+    MOST, place = 0.0, (0, 0)
+
+    def _write(self, epochs, steps=0):
+        super()._write(epochs, steps)
+        if (epochs, steps) == self.place:
+            raise Killed
+
+
+def cut_inside(estimator, folder, place):
+    """Train until there is a checkpoint of this place: whole epochs, and steps of the next one."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(fitting, "Checkpoint", CutAfterWriting)
+        patch.setattr(CutAfterWriting, "place", place)
+        fitted(estimator, folder)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("place", [(0, 1), (1, 2), (3, 2)])
+def test_cut_off_inside_an_epoch(place, precision, tmp_path, capsys):
+    """Random streams, batches, weights and the epoch's curves go on where they were, bit for bit."""
+    cut_inside(method(precision), tmp_path, place)
+    resumed = fitted(method(precision, verbose=2), tmp_path)
+    epochs, steps = place
+    said = f"Going on after epoch {epochs} of {EPOCHS} and {steps} of the next one's {STEPS} steps\n"
+    assert said in capsys.readouterr().out
+    same(resumed, fitted(method(precision)))
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), resumed.history_)
+
+
+def test_cut_off_twice_inside_the_same_epoch(tmp_path):
+    cut_inside(method(), tmp_path, (1, 1))
+    cut_inside(method(), tmp_path, (1, 2))
+    same(fitted(method(), tmp_path), fitted(method()))
+
+
+def test_cut_off_inside_an_epoch_and_resumed_where_more_steps_are_done_at_once(tmp_path, monkeypatch):
+    cut_inside(method(steps_per_epoch=12, steps_per_execution=2), tmp_path, (1, 2))
+    models = networks(monkeypatch)
+    resumed = fitted(method(steps_per_epoch=12, steps_per_execution=4), tmp_path)
+    assert models[0].steps_per_execution == 4, "it stays slow after this epoch"
+    same(resumed, fitted(method(steps_per_epoch=12)))
+
+
+def test_cut_off_inside_an_epoch_and_resumed_in_another_precision(tmp_path, monkeypatch):
+    settings = {"augment": False}
+    cut_inside(method("mixed_float16", **settings), tmp_path, (2, 1))
+    models = networks(monkeypatch)
+    resumed = fitted(method(**settings), tmp_path)
+    assert int(models[0].optimizer.iterations) == EPOCHS * STEPS
+    undisturbed = fitted(method("mixed_float16", **settings))
+    for name in ("loss", "val_loss"):
+        np.testing.assert_allclose(resumed.history_[name], undisturbed.history_[name], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("way", ["too many steps", "another state", "nonsense"])
+def test_what_a_checkpoint_says_of_the_inside_of_an_epoch_may_be_wrong(way, tmp_path, capsys):
+    cut_inside(method(), tmp_path, (1, 2))
+    checkpoint = tmp_path / "checkpoint.keras"
+    with zipfile.ZipFile(checkpoint) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    within = json.loads(members["within.json"])
+    within |= {"too many steps": {"steps": STEPS}, "another state": {"state": within["state"][1:]}}.get(
+        way, {}
+    )
+    members["within.json"] = b"{" if way == "nonsense" else json.dumps(within).encode()
+    with zipfile.ZipFile(checkpoint, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    same(fitted(method(), tmp_path), fitted(method()))
+    assert "it is now checkpoint-unusable-1.keras" in capsys.readouterr().out
 
 
 def test_two_trainings_on_one_folder(every_epoch, tmp_path):
@@ -322,10 +409,10 @@ def test_the_second_says_that_it_waits(every_epoch, tmp_path, capsys, monkeypatc
     began, go_on = threading.Event(), threading.Event()
     original = fitting.Checkpoint._write
 
-    def slowly(self, epochs):
+    def slowly(self, epochs, steps):
         began.set()
         assert go_on.wait(100)
-        original(self, epochs)
+        original(self, epochs, steps)
 
     monkeypatch.setattr(fitting.Checkpoint, "_write", slowly)
     first = threading.Thread(target=lambda: fitted(method(epochs=1), tmp_path))

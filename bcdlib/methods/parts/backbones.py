@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from bcdlib.errors import InputError, check_known
+from bcdlib.evaluation.published import NOT_COMPARABLE
 from bcdlib.methods.parts.architectures import AlexNet, GoogLeNet
 
 
@@ -164,20 +165,30 @@ def find_all(
     return found
 
 
-def weights_label(found: dict[str, Weights]) -> str:
+def weights_label(found: dict[str, Weights], *, frozen: bool = False) -> str:
     """Describe in a few words what a method's bases started from.
+
+    Parameters
+    ----------
+    found : dict
+        As from `find_all`.
+    frozen : bool
+        Whether the bases stay as they are: if one of them is random, the label says `NOT_COMPARABLE`.
 
     Examples
     --------
     >>> weights_label({})
     'no pre-trained weights'
+    >>> weights_label({"resnet50": find_weights("resnet50", "none")}, frozen=True)
+    'random initial weights (frozen random base: not comparable)'
     """
     labels = {weights.label for weights in found.values()}
     if len(labels) == 1:
-        return labels.pop()
-    return (
-        ", ".join(f"{name}: {weights.label}" for name, weights in found.items()) or "no pre-trained weights"
-    )
+        text = labels.pop()
+    else:
+        text = ", ".join(f"{name}: {weights.label}" for name, weights in found.items())
+    random = not all(weights.pretrained for weights in found.values())
+    return f"{text} ({NOT_COMPARABLE})" if frozen and random else text or "no pre-trained weights"
 
 
 def append_normalisation(x, architecture: str, name: str = "normalisation"):

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import itertools
 import json
+import math
 import os
 import time
 import warnings
@@ -22,8 +23,9 @@ from bcdlib.errors import InputError, printable
 from bcdlib.methods.parts.hardware import accelerator, share_statistics
 from bcdlib.runs.files import atomic_write, explain_disk_errors, lock_path, write_csv
 
-# members of a checkpoint: how many epochs it has behind it, and their curves, copied into a file beside it
-EPOCH, HISTORY = "epoch.json", "history.csv"
+# members of a checkpoint: how many epochs it has behind it, their curves (copied into a file beside it), and
+# if it was written inside an epoch how many of that one's steps, with what a saved model leaves out
+EPOCH, HISTORY, WITHIN = "epoch.json", "history.csv", "within.json"
 BUSY = "another training is at work in this folder; waiting for it to end"
 LONGEST = 300.0  # seconds that the paper's training may take on a CPU without being asked for
 ANYWAY = "BCD_ANYWAY"  # environment variable: train however long it takes
@@ -72,14 +74,20 @@ class Batches(Ordered):
     seed : int
     epoch : int
         How many epochs lie behind the one that it stands at.
+
+    Attributes
+    ----------
+    done : int
+        How many steps of that epoch are done already: its batches are those that are left.
     """
 
     def __init__(self, X, y, batch_size: int, steps: int | None, seed: int, epoch: int = 0):
         super().__init__(X, y, batch_size)
         self.steps, self.seed, self.epoch = steps or super().__len__(), seed, epoch
+        self.done = 0
 
     def __len__(self):
-        return self.steps
+        return self.steps - self.done
 
     def __getitem__(self, index):
         return self._at(self._first + index)
@@ -89,7 +97,8 @@ class Batches(Ordered):
 
     @property
     def _first(self) -> int:
-        return (self.epoch + 1) * self.steps  # from the second epoch's, as in all results published before
+        # from the second epoch's, as in all results published before
+        return (self.epoch + 1) * self.steps + self.done
 
     def _at(self, step: int) -> tuple:
         return self._rows(batch_rows(len(self.y), self.batch_size, step, seed=self.seed))
@@ -125,46 +134,67 @@ class Checkpoint(keras.callbacks.Callback):
     """Save model, optimizer and history after an epoch; the last good file stays until the next one is whole.
 
     Writing takes at most a share of the training time (environment variable BCD_CHECKPOINT_SHARE, else 0.02:
-    on a mounted Drive one file can take a minute). Yet however slow the disk, at most `MOST` seconds of
-    training lie between two checkpoints, or one epoch if that is longer; the last epoch always has one. Which
-    epochs have one changes no result: those that a cut-off run lost are done again, the same.
+    on a mounted Drive one file can take a minute). Yet however slow the disk and however long an epoch, at
+    most `MOST` seconds of training lie between two checkpoints: what would come too late after the epoch is
+    written inside it. (A step, and the last one with the ``val_`` curves, is not divided.) The last epoch
+    always has one. Where they are written changes no result: what a cut-off
+    run lost is done again, the same.
 
     Parameters
     ----------
     path : pathlib.Path
         Of the checkpoint. ``history.csv`` is written beside it, from what the checkpoint holds.
     history : History
+    batches : Batches
+    tail : float
+        What follows the last step of an epoch (the ``val_`` curves), as so many steps.
     """
 
     MOST = 600.0
 
-    def __init__(self, path: Path, history: "History"):
+    def __init__(self, path: Path, history: "History", batches: Batches, tail: float = 0.0):
         super().__init__()
-        self.path, self.history = path, history
+        self.path, self.history, self.batches, self.tail = path, history, batches, tail
         self.share = float(os.environ.get("BCD_CHECKPOINT_SHARE") or 0.02)
-        self.spent = self.last = 0.0
 
     def on_train_begin(self, logs=None):
         """Guess how long the first file takes: model and the optimizer's two copies, at 200 MB a second."""
         self.started = self.written = time.perf_counter()
+        self.spent = 0.0
         self.last = 3 * sum(weight.nbytes for weight in self.model.get_weights()) / 200e6
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Note the time: the next epoch will take about as long."""
-        self.begun = time.perf_counter()
+    def on_train_batch_begin(self, batch, logs=None):
+        """Note the time and the step that an execution begins with."""
+        self.first, self.begun = batch, time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Write, if the next occasion would be too late."""
+        self.at_once = batch + 1 - self.first
+        self.step = (time.perf_counter() - self.begun) / self.at_once
+        left = len(self.batches) - batch - 1
+        if left and self._late(left):
+            self._write_timed(self.batches.epoch, self.batches.steps - left)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Write, if all writing then stays within its share, or if the next epoch would end too late."""
-        now = time.perf_counter()
-        within = self.spent + self.last <= self.share * (now - self.started - self.spent)
-        late = (now - self.written) + (now - self.begun) > self.MOST
-        if within or late or epoch + 1 == self.params["epochs"]:
-            self._write(epoch + 1)
-            self.written = time.perf_counter()
-            self.last = self.written - now
-            self.spent += self.last
+        """Write, if all writing then stays within its share, or if the next occasion would be too late."""
+        within = self.spent + self.last <= self.share * (time.perf_counter() - self.started - self.spent)
+        if within or epoch + 1 == self.params["epochs"] or self._late(self.batches.steps):
+            self._write_timed(epoch + 1)
 
-    def _write(self, epochs: int) -> None:
+    def _late(self, left: int) -> bool:
+        """Whether too much may lie behind at the next occasion, if so many steps of an epoch are left."""
+        steps = min(self.at_once, left)
+        ahead = self.step * (steps + self.tail * (steps == left))
+        return time.perf_counter() - self.written + 2 * ahead > self.MOST  # not all steps take the same time
+
+    def _write_timed(self, epochs: int, steps: int = 0) -> None:
+        begun = time.perf_counter()
+        self._write(epochs, steps)
+        self.written = time.perf_counter()
+        self.last = self.written - begun
+        self.spent += self.last
+
+    def _write(self, epochs: int, steps: int = 0) -> None:
         table = self.history.table()
         with atomic_write(self.path) as temporary:
             self.model.save(temporary)
@@ -172,12 +202,15 @@ class Checkpoint(keras.callbacks.Callback):
                 # the optimizer's own count of steps leaves out those that overflowed
                 archive.writestr(EPOCH, json.dumps(epochs))
                 archive.writestr(HISTORY, table.to_csv(index=False))
+                if steps:
+                    state = [keras.ops.convert_to_numpy(one).tolist() for one in _passing_state(self.model)]
+                    archive.writestr(WITHIN, json.dumps({"steps": steps, "state": state}))
         write_csv(self.path.with_name(HISTORY), table)
 
     def seconds_apart(self, epoch: float) -> float:
         """Guess how much training lies between two checkpoints if an epoch takes so many seconds."""
         wanted = self.last / self.share if self.share else self.MOST
-        return max(epoch, min(wanted, self.MOST // epoch * epoch))
+        return min(max(epoch, wanted), self.MOST)
 
 
 class History(keras.callbacks.History):
@@ -210,8 +243,10 @@ class TimeEstimate(keras.callbacks.Callback):
     Parameters
     ----------
     batches : Batches
-    rows : int
-        Images that each epoch predicts for its ``val_`` curves: a third of a training step's work.
+    epochs : int
+        To come.
+    tail : float
+        As of `Checkpoint`.
     checkpoint : Checkpoint or None
     longest : float
         Seconds that training may take on a CPU.
@@ -221,16 +256,16 @@ class TimeEstimate(keras.callbacks.Callback):
 
     MEASURED = 5.0  # seconds
 
-    def __init__(self, batches: Batches, rows: int, checkpoint, *, longest: float, verbose):
+    def __init__(self, batches: Batches, *, epochs: int, tail: float, checkpoint, longest: float, verbose):
         super().__init__()
-        self.batches, self.rows, self.checkpoint = batches, rows, checkpoint
+        self.batches, self.epochs, self.tail, self.checkpoint = batches, epochs, tail, checkpoint
         self.longest, self.verbose = longest, verbose
         self.done = self.before = 0
-        self.compiled = self.seconds = None
+        self.seconds = None
 
     def on_train_begin(self, logs=None):
-        """Count the epochs to come."""
-        self.epochs = self.params["epochs"] - self.batches.epoch
+        """Wait for the next execution to end: it compiles."""
+        self.compiled = None
 
     def on_train_batch_begin(self, batch, logs=None):
         """Note which step an execution begins with."""
@@ -251,7 +286,7 @@ class TimeEstimate(keras.callbacks.Callback):
 
     def _estimate(self) -> None:
         step = (time.perf_counter() - self.compiled) / (self.done - self.before)
-        epoch = step * (len(self.batches) + self.rows / self.batches.batch_size / 3)
+        epoch = step * (self.batches.steps + self.tail)
         self.seconds = epoch * self.epochs
         epochs = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
         text = f"Training takes about {duration(self.seconds)} ({epochs})"
@@ -262,9 +297,9 @@ class TimeEstimate(keras.callbacks.Callback):
             )
         if self.verbose:
             if self.checkpoint is not None:
-                text += f"; a checkpoint about every {duration(self.checkpoint.seconds_apart(epoch))}"
-                if epoch < self.checkpoint.MOST:
-                    text += f", on a slow disk at least every {duration(self.checkpoint.MOST)}"
+                apart, most = self.checkpoint.seconds_apart(epoch), self.checkpoint.MOST
+                text += f"; a checkpoint about every {duration(apart)}"
+                text += f", on a slow disk at least every {duration(most)}" * (apart < most)
             print("\n" * (self.verbose != 2) + text, flush=True)  # a progress bar's line may be open
 
 
@@ -350,47 +385,68 @@ def fit_network(
         If the disk is full or unreachable, or if training would take too long.
     """
     with explain_disk_errors(folder), contextlib.ExitStack() as stack:
-        known, done, checkpoint = pd.DataFrame(), 0, None
+        known, done, state, checkpoint = pd.DataFrame(), 0, [], None
+        at_once = model.steps_per_execution
         if folder is not None:
             path = Path(folder, "checkpoint.keras")
             stack.enter_context(lock_path(path, busy=f"{folder}: {BUSY}"))
-            known, done = _resume(model, path)
+            known, done, state = _resume(model, batches, path)
             batches.epoch = done
         history = History(known, done)
+        # predicting takes a third of a training step
+        tail = 0.0 if held_out is None else len(held_out[1]) / batches.batch_size / 3
         if folder is not None:
-            checkpoint = Checkpoint(path, history)
+            checkpoint = Checkpoint(path, history, batches, tail)
         if batches.epoch < epochs:
-            if verbose and done:
-                print(f"Going on after epoch {done} of {epochs}", flush=True)
-            callbacks = _callbacks(model, batches, history, checkpoint, seed=seed)
+            if verbose and (done or batches.done):
+                within = f" and {batches.done} of the next one's {batches.steps} steps" * bool(batches.done)
+                print(f"Going on after epoch {done} of {epochs}{within}", flush=True)
+            callbacks = _callbacks(model, batches, history, checkpoint, seed=seed, state=state)
             if longest is not None:
-                rows = 0 if held_out is None else len(held_out[1])
-                callbacks.insert(0, TimeEstimate(batches, rows, checkpoint, longest=longest, verbose=verbose))
+                settings = {"checkpoint": checkpoint, "longest": longest, "verbose": verbose}
+                callbacks.insert(0, TimeEstimate(batches, epochs=epochs - done, tail=tail, **settings))
             if devices > 1 and held_out is not None:
                 callbacks.insert(0, HeldOutMetrics(*held_out, devices))
                 held_out = None
             share_statistics(model, devices)
+        while batches.epoch < epochs:
             data = batch_stream(batches)
+            until = batches.epoch + 1 if batches.done else epochs  # what is left of an epoch goes by itself
             model.fit(
                 data,
                 validation_data=None if held_out is None else batch_stream(Ordered(*held_out)),
-                steps_per_epoch=None if data is batches else batches.steps,
-                epochs=epochs,
+                steps_per_epoch=None if data is batches else len(batches),
+                epochs=until,
                 initial_epoch=batches.epoch,
                 callbacks=callbacks,
                 shuffle=False,
                 verbose=verbose,
             )
-            batches.epoch = epochs
+            batches.epoch, batches.done = until, 0
+            if model.steps_per_execution != at_once:
+                model.steps_per_execution = at_once
+                model.make_train_function(force=True)
+                model.make_test_function(force=True)
         return history.table()
 
 
-def _callbacks(model, batches: Batches, history: History, checkpoint, *, seed: int) -> list:
+def _random_states(model: keras.Model) -> list:
+    return [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]
+
+
+def _passing_state(model: keras.Model) -> list:
+    """List the variables that a saved model leaves out: of random streams, and of the epoch's curves."""
+    return [*_random_states(model), *model.metrics_variables]
+
+
+def _callbacks(model, batches: Batches, history: History, checkpoint, *, seed: int, state: list) -> list:
     def begin_epoch(epoch, logs):
         batches.epoch = epoch
-        states = [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]
-        for number, state in enumerate(states):
-            state.assign(np.random.SeedSequence([seed, epoch, number]).generate_state(2, dtype="uint32"))
+        for number, variable in enumerate(_random_states(model)):
+            variable.assign(np.random.SeedSequence([seed, epoch, number]).generate_state(2, dtype="uint32"))
+        if batches.done:
+            for variable, value in zip(_passing_state(model), state, strict=True):
+                variable.assign(np.array(value, variable.dtype))
 
     found = [keras.callbacks.LambdaCallback(on_epoch_begin=begin_epoch), history]
     if checkpoint is not None:
@@ -401,13 +457,17 @@ def _callbacks(model, batches: Batches, history: History, checkpoint, *, seed: i
     return found
 
 
-def _resume(model: keras.Model, checkpoint: Path) -> tuple[pd.DataFrame, int]:
-    """Load the checkpoint of a run that was cut off, if there is one; gives its history and its epochs."""
+def _resume(model: keras.Model, batches: Batches, checkpoint: Path) -> tuple[pd.DataFrame, int, list]:
+    """Load the checkpoint of a run that was cut off, if there is one; sets ``batches.done``.
+
+    Gives its history, how many whole epochs it has, and what `_passing_state` was inside the next.
+    """
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if not checkpoint.is_file():
-        return pd.DataFrame(), 0
+        return pd.DataFrame(), 0, []
     try:
         known, done = _read_history(checkpoint)
+        state = _read_within(model, batches, checkpoint)
         _load_state(model, checkpoint)
     except Exception as error:  # a damaged file makes Keras raise nearly anything
         if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
@@ -419,13 +479,14 @@ def _resume(model: keras.Model, checkpoint: Path) -> tuple[pd.DataFrame, int]:
             if not (path := checkpoint.with_stem(f"{checkpoint.stem}-unusable-{number}")).exists()
         )
         checkpoint.rename(aside)
+        batches.done = 0
         print(
             f"{checkpoint}: not usable ({reason}); it is now {aside.name}, and this training starts anew",
             flush=True,
         )
-        return pd.DataFrame(), 0
+        return pd.DataFrame(), 0, []
     write_csv(checkpoint.with_name(HISTORY), known)
-    return known, done
+    return known, done, state
 
 
 def _read_history(checkpoint: Path) -> tuple[pd.DataFrame, int]:
@@ -448,6 +509,25 @@ def _read_history(checkpoint: Path) -> tuple[pd.DataFrame, int]:
     return known, done
 
 
+def _read_within(model: keras.Model, batches: Batches, checkpoint: Path) -> list:
+    """Set ``batches.done``, prepare the network to go on there, and give its `_passing_state`."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        within = json.loads(archive.read(WITHIN)) if WITHIN in archive.namelist() else {"steps": 0}
+    if not within["steps"]:
+        return []
+    if not 0 < within["steps"] < batches.steps:
+        raise ValueError(f"it was written after {within['steps']} of an epoch's {batches.steps} steps")
+    batches.done = within["steps"]
+    # this machine may do more steps at once than are left
+    model.steps_per_execution = math.gcd(model.steps_per_execution, len(batches))
+    # Keras makes the variables of the curves when it first needs them
+    model.evaluate(batch_stream(Ordered(*batches[0], batches.batch_size)), verbose=0)
+    shapes = [tuple(variable.shape) for variable in _passing_state(model)]
+    if shapes != [np.shape(value) for value in within["state"]]:
+        raise ValueError("it was written inside an epoch of another network")
+    return within["state"]
+
+
 def _load_state(model: keras.Model, checkpoint: Path) -> None:
     """Load weights and optimizer state into a network whose precision may be another than the file's.
 
@@ -458,7 +538,8 @@ def _load_state(model: keras.Model, checkpoint: Path) -> None:
         with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as stored:
             wrapped = "inner_optimizer" in stored["optimizer"]
     own = model.optimizer
-    own.build(model.trainable_variables)
+    if not own.built:  # Keras would give the wrapper its variables twice
+        own.build(model.trainable_variables)
     inner = getattr(own, "inner_optimizer", own)
     state = [*model.variables, *own.variables]
     before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in state]
