@@ -214,12 +214,13 @@ class CaseStrips:
     def _list(self):
         """List the cases, or the slides; one of the case that was shown is shown."""
         unit, before = self.unit.value, self.name.value
-        self.busy = True
-        self.name.description = UNITS[unit]
-        self.name.options = [(text, name) for name, text in self.protocols.names(unit).items()]
+        names, name = self.protocols.names(unit), None
         if before:
-            other = next(name for name in UNITS if name != unit)
-            self.name.value = self.images.loc[self.images[other] == before, unit].iloc[0]
+            (other,) = UNITS.keys() - {unit}
+            name = self.images.loc[self.images[other] == before, unit].iloc[0]
+        self.busy, self.name.description = True, UNITS[unit]
+        self.name.options = [(text, value) for value, text in names.items()]
+        self.name.value = name or next(iter(names))
         self.busy = False
         self._draw()
 
