@@ -19,6 +19,8 @@ from PIL import Image, ImageOps
 
 from bcdlib.runs.places import in_colab
 
+# which of the widgets the keyboard acts on is hardly seen otherwise, over an image above all
+FOCUS = "<style>.bcdlib :focus-visible {outline: 3px solid #0072B2 !important; outline-offset: 1px}</style>"
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -53,7 +55,10 @@ class Panel:
     @cached_property
     def widget(self):
         """The widget, or None. A headless run never makes one: its state would swell the notebook."""
-        return self.build() if self.build else None
+        if not self.build:
+            return None
+        shown = widgets.VBox([widgets.HTML(FOCUS, layout=widgets.Layout(display="none")), self.build()])
+        return shown.add_class("bcdlib")
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data, metadata = {"text/plain": "<interactive panel>"}, {}

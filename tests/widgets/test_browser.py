@@ -45,7 +45,6 @@ NEEDED = {
         "code-06",
         "section-3-7",
         "browse-samples",
-        "follow-case",
     ],
     "05_evaluate": [
         "title",
@@ -257,7 +256,10 @@ def test_sample_browser(lab, page, screenshots):
     dropdown(page, "show").select_option(label="normalised")
     assert not set(changed(page, turned)) & set(turned)
     assert all(page.locator(".widget-html img").evaluate_all("images => images.map(image => image.alt)"))
-    page.get_by_title("Enlarge SOB").nth(2).focus()
+    page.get_by_title("Enlarge SOB").nth(1).focus()
+    page.keyboard.press("Tab")
+    focused = page.locator(":focus-visible")
+    assert focused.evaluate("button => getComputedStyle(button).outlineWidth") == "3px"
     keep(page, screenshots / f"samples-focus-{version}.png", "magnification")
     page.keyboard.press("Enter")
     page.get_by_text("normalised, 72 × 48 pixels").wait_for()
@@ -281,6 +283,7 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
         page.keyboard.type(value)
         page.keyboard.press("Enter")
         page.get_by_text(f"at threshold {float(value):.3f}").wait_for()
+        page.get_by_alt_text(f"marked at {float(value):.3f}").wait_for()
         seen[value] = numbers.locator("td").all_inner_texts()[1:]
     assert seen["0"][0] == seen["0"][2] == "0" and seen["1"] != seen["0"]  # all malignant, then all benign
     total = {value: sum(map(int, counts)) for value, counts in seen.items()}
