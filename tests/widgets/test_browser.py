@@ -297,6 +297,7 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
     chooser.value.set_files(file)
     page.get_by_text("mine <b>.png: ").wait_for()
     page.get_by_text(re.compile(r"^mine <b>.png: \w+, probability of malignant [01]\.\d")).wait_for()
+    page.get_by_alt_text(re.compile(r"^mine <b>.png: ")).wait_for()
     curve, explained = changed(page, before)
     assert curve == before[0] and explained != before[1]
     keep(page, screenshots / f"upload-{version}.png", "model")
@@ -333,7 +334,7 @@ def test_a_case_is_followed_by_keyboard(lab, made, page, screenshots):
 
 def option_of(page, text):
     """The value of the first option that starts so."""
-    option = page.locator("option", has_text=re.compile(f"^{re.escape(text)}: ")).first
+    option = page.locator("option", has_text=re.compile(rf"^{re.escape(text)}:\s")).first
     return option.get_attribute("value", timeout=60_000)
 
 
