@@ -358,7 +358,9 @@ def reliability_figure(table: pd.DataFrame):
                     marker=marker,
                     ref_line=column == "probability",
                 )
-        axis.set(xlabel="mean probability of malignant", ylabel="share malignant")
+        # the upper part is the legend's: curves reach 1
+        axis.set(xlabel="mean probability of malignant", ylabel="share malignant", ylim=(-0.05, 1.5))
+        axis.set_yticks(np.linspace(0, 1, 6))
         axis.legend(fontsize=7, loc="upper left")
     return _with_note(figure, table)
 
@@ -479,8 +481,8 @@ def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
             + lesson.guess_text(lesson.read_guess(run, guess), accuracy["value"]),
             f"AUC {bootstrap.interval_text(auc)}: of one malignant and one benign image, how often the "
             "malignant one gets the higher probability.",
-            f"At threshold 0.5 it finds {at_half['sensitivity']:.0%} of the malignant images, and leaves "
-            f"{at_half['specificity']:.0%} of the benign ones alone.",
+            f"At threshold 0.5 it finds {at_half['sensitivity']:.0%} of the malignant images, and calls "
+            f"{at_half['specificity']:.0%} of the benign ones benign.",
         ]
     )
 

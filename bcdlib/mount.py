@@ -384,13 +384,14 @@ def count_images(images: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame of int
-        Rows benign, malignant, total. For BreakHis and drawn tissue Table I of the paper: columns
+        Rows (``class``) benign, malignant, total. For BreakHis and drawn tissue Table I of the paper: columns
         ("counted", 40 ... "total"), then ("printed", 40 ... "total"). For other images see
         `custom.count_custom`.
     """
     if not breakhis.is_breakhis(images):
-        return custom.count_custom(images)
-    return pd.concat({"counted": breakhis.count_table_i(images), "printed": breakhis.TABLE_I_PRINTED}, axis=1)
+        return custom.count_custom(images).rename_axis("class")
+    counted = {"counted": breakhis.count_table_i(images), "printed": breakhis.TABLE_I_PRINTED}
+    return pd.concat(counted, axis=1).rename_axis("class")
 
 
 def counts_remark(run: Run) -> str:

@@ -97,7 +97,11 @@ def parameter_table(planned: list[Trial], profile: Profile, *, weights: str | No
     estimator, meanings = planned[0].estimator(profile, weights), {}
     for kind in reversed(type(estimator).__mro__):
         found = re.findall(r"^(\w[\w, ]*) : .*\n((?:    .*\n?)+)", inspect.getdoc(kind) or "", flags=re.M)
-        meanings |= {name: " ".join(text.split()) for names, text in found for name in names.split(", ")}
+        meanings |= {
+            name: " ".join(text.replace("`", "").split())
+            for names, text in found
+            for name in names.split(", ")
+        }
     values = {name: value for name, value in estimator.get_params().items() if name != "verbose"}
     return pd.DataFrame(
         {

@@ -4,6 +4,8 @@ In Colab and JupyterLab a `Panel` shows its widget. Run by papermill or nbconver
 an executed notebook still shows when it is opened later, and which the report takes.
 """
 
+import base64
+import html
 import io
 import os
 from collections.abc import Callable
@@ -17,6 +19,8 @@ from PIL import Image, ImageOps
 
 from bcdlib.runs.places import in_colab
 
+# which of the widgets the keyboard acts on is hardly seen otherwise, over an image above all
+FOCUS = "<style>.bcdlib :focus-visible {outline: 3px solid #0072B2 !important; outline-offset: 1px}</style>"
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -51,7 +55,10 @@ class Panel:
     @cached_property
     def widget(self):
         """The widget, or None. A headless run never makes one: its state would swell the notebook."""
-        return self.build() if self.build else None
+        if not self.build:
+            return None
+        shown = widgets.VBox([widgets.HTML(FOCUS, layout=widgets.Layout(display="none")), self.build()])
+        return shown.add_class("bcdlib")
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data, metadata = {"text/plain": "<interactive panel>"}, {}
@@ -64,34 +71,48 @@ class Panel:
         return data, metadata
 
 
-def png_bytes(image: np.ndarray, narrowest: int, widest: int) -> bytes:
-    """Encode an image as a PNG file, at a width that a widget can show.
+def image_html(image: np.ndarray, alt: str, *, narrowest: int = 1, widest: int, kind: str = "png") -> str:
+    """Encode an image as an HTML element, at a width that a widget can show.
+
+    ipywidgets' own Image has no text for those who cannot see it.
 
     Parameters
     ----------
     image : uint8 array (height, width, 3)
+    alt : str
+        What it shows, for those who cannot see it.
     narrowest : int
         An image narrower than this grows by a whole factor: each pixel is a visible square.
     widest : int
         A wider image is shrunk to this width.
+    kind : {"png", "webp"}
+        Without loss, or small.
 
     Examples
     --------
-    >>> small = np.zeros((2, 3, 3), np.uint8)
-    >>> Image.open(io.BytesIO(png_bytes(small, 10, 100))).size
-    (12, 8)
+    >>> image_html(np.zeros((2, 3, 3), np.uint8), "a slide", narrowest=10, widest=100)
+    '<img alt="a slide" ... src="data:image/png;base64,iVBOR...">'
     """
     shown = Image.fromarray(np.ascontiguousarray(image))
     shown.thumbnail((widest, shown.height), Image.Resampling.LANCZOS)
     shown = ImageOps.scale(shown, max(1, -(-narrowest // shown.width)), Image.Resampling.NEAREST)
     file = io.BytesIO()
-    shown.save(file, "PNG")
-    return file.getvalue()
+    shown.save(file, kind)
+    return _element(file.getvalue(), alt, kind)
 
 
-def figure_image(figure) -> bytes:
-    """Encode a matplotlib Figure as a PNG file, sharp where it is shown at 100 pixels an inch."""
-    return pylabtools.print_figure(figure, dpi=150, bbox_inches=None)
+def figure_html(figure, alt: str) -> str:
+    """Encode a matplotlib Figure as an HTML element, sharp where it is shown at 100 pixels an inch."""
+    content = pylabtools.print_figure(figure, dpi=150, bbox_inches=None)
+    return f'<div style="max-width:{100 * figure.get_figwidth():.0f}px">{_element(content, alt, "png")}</div>'
+
+
+def _element(content: bytes, alt: str, kind: str) -> str:
+    # decoded at once: where one image takes the place of another, nothing flickers
+    return (
+        f'<img alt="{html.escape(alt)}" decoding="sync" style="display:block;width:100%;height:auto" '
+        f'src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+    )
 
 
 def dropdown(name: str, options, width: str = "205px", **more):
@@ -103,11 +124,6 @@ def dropdown(name: str, options, width: str = "205px", **more):
         style={"description_width": "initial"},
         layout=widgets.Layout(width=width, max_width="100%"),
     )
-
-
-def image_widget(width: str):
-    """Make a ``widgets.Image`` that is narrower where the page is."""
-    return widgets.Image(format="png", layout=widgets.Layout(width=width, height="auto", max_width="100%"))
 
 
 def button(text: str, clicked: Callable):

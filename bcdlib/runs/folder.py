@@ -135,8 +135,8 @@ class Run:
     def table(self, name: str, values: pd.DataFrame, *, digits: int = 3, rows=None):
         """Write ``tables/<name>.csv``; return the table as notebooks and the report show it.
 
-        Without index, "-" where a metric is not defined, and with HTML escaped: names of files, slides and
-        methods come from outside.
+        Without index, unless it has a name, which then heads the first column. "-" where a metric is not
+        defined, and with HTML escaped: names of files, slides and methods come from outside.
 
         Parameters
         ----------
@@ -152,6 +152,7 @@ class Run:
         -------
         pandas.io.formats.style.Styler
         """
+        values = values.reset_index() if values.index.name else values
         write_csv(self.folder / "tables" / f"{name}.csv", values, for_reading=True)
         return (
             (values if rows is None else values.loc[rows])

@@ -1,1 +1,1 @@
-"""What answers to clicks: samples, threshold, upload."""
+"""What answers to clicks: samples, leakage, threshold, upload."""

@@ -17,7 +17,7 @@ from bcdlib.methods.parts import augmentation, backbones
 from bcdlib.plots import panel, style
 from bcdlib.runs.folder import Run
 
-FILTERS = ("class", "subtype", "magnification", "slide")
+FILTERS = ("class", "subtype", "magnification", "case", "slide")
 PAGE = 8  # images at a time
 ALL = ""
 
@@ -156,7 +156,7 @@ class SampleBrowser:
         self.filters = {name: panel.dropdown(name, ()) for name in FILTERS}
         self.view = panel.dropdown("show", list(views.views), value="resized")
         self.where, self.about = widgets.HTML(), widgets.HTML()
-        self.large = panel.image_widget("700px")
+        self.large = widgets.HTML(layout=widgets.Layout(width="700px", max_width="100%"))
         self.enlarged = widgets.VBox(
             [
                 self.about,
@@ -218,37 +218,31 @@ class SampleBrowser:
 
     def _enlarge(self, place: int):
         pixels, image = self.shown[place], self.images.iloc[self.rows[self.start + place]]
-        self.about.value = html.escape(
+        about = (
             f"{custom.image_caption(image)}: {self.view.value}, {pixels.shape[1]} × {pixels.shape[0]} pixels "
             f"({image['filename']})"
         )
-        self.large.value = panel.png_bytes(pixels, 500, 1400)
+        self.about.value = html.escape(about)
+        self.large.value = panel.image_html(pixels, about, narrowest=500, widest=1400)
         panel.show_widget(self.enlarged, True)
 
 
 class _Cell:
-    """An image with its caption, under a clear button: ipywidgets' images take no clicks."""
+    """An image with its caption, under a clear button: ipywidgets' HTML takes no clicks."""
 
     def __init__(self, clicked):
-        place = {"grid_area": "1 / 1 / 2 / 2", "height": "auto", "margin": "0"}
-        self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", **place))
-        self.over = widgets.Button(
-            style={"button_color": "transparent"}, layout=widgets.Layout(width="auto", **place)
-        )
+        place = {"grid_area": "1 / 1 / 2 / 2", "width": "auto", "height": "auto", "margin": "0"}
+        self.shown = widgets.HTML(layout=widgets.Layout(**place))
+        self.over = widgets.Button(style={"button_color": "transparent"}, layout=widgets.Layout(**place))
         self.over.on_click(clicked)
-        self.text = widgets.HTML()
-        self.box = widgets.VBox(
-            [
-                widgets.GridBox([self.image, self.over], layout={"grid_template_columns": "100%"}),
-                self.text,
-            ]
-        )
+        self.box = widgets.GridBox([self.shown, self.over], layout={"grid_template_columns": "100%"})
 
     def fill(self, pixels, image):
         """Show the pixels of an image and describe the image, a row of an image table."""
-        self.image.value = panel.png_bytes(pixels, 320, 400)
+        caption = custom.image_caption(image)
         self.over.tooltip = f"Enlarge {image['filename']}"
-        self.text.value = (
+        self.shown.value = (
+            f"{panel.image_html(pixels, caption, narrowest=320, widest=400)}"
             f'<div style="border-top:3px solid {style.COLOURS[image["class"]]};'
-            f'line-height:1.3;font-size:12px">{html.escape(custom.image_caption(image))}</div>'
+            f'line-height:1.3;font-size:12px">{html.escape(caption)}</div>'
         )

@@ -170,7 +170,7 @@ class ThresholdSlider:
             style={"description_width": "initial"},
             layout=widgets.Layout(width="420px", max_width="100%"),
         )
-        self.numbers, self.image = widgets.HTML(), panel.image_widget("520px")
+        self.numbers, self.image = widgets.HTML(), widgets.HTML()
         self.locked = panel.button("Locked", lambda: setattr(self.slider, "value", _locked(self.part)[0]))
         self.box = widgets.VBox(
             [
@@ -200,7 +200,9 @@ class ThresholdSlider:
     def _move(self):
         self.numbers.value = confusion_html(at_threshold(self.part, self.slider.value), self.slider.value)
         self.line.set_xdata([self.slider.value] * 2)
-        self.image.value = panel.figure_image(self.figure)
+        self.image.value = panel.figure_html(
+            self.figure, f"Sensitivity and specificity at each threshold, marked at {self.slider.value:.3f}"
+        )
 
 
 def confusion_html(found: dict, threshold: float) -> str:

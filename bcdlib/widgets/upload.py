@@ -58,7 +58,7 @@ class YourImage:
             self.upload = widgets.FileUpload(accept="image/*", **button)
             self.upload.observe(lambda _: self._ask(), "value")
         self.files: list[tuple[str, bytes]] = []  # chosen in Colab
-        self.answer, self.image = widgets.HTML(), panel.image_widget("520px")
+        self.answer, self.image = widgets.HTML(), widgets.HTML()
         self.box = widgets.VBox(
             [
                 self.model,
@@ -96,6 +96,5 @@ class YourImage:
         said = f"{name}: {answer.label}, {answer.summary}" if answer.label else f"{name}: nothing was asked"
         warning = f"<br><b>⚠ {html.escape(answer.warning)}</b>" if answer.warning else ""
         self.answer.value = f"<b>{html.escape(said)}</b>{warning}"
-        self.image.value = panel.figure_image(answer.figure)
-        self.image.layout.width = f"{100 * answer.figure.get_figwidth():.0f}px"
+        self.image.value = panel.figure_html(answer.figure, said)
         panel.show_widget(self.image, True)

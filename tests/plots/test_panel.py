@@ -1,6 +1,8 @@
 """Widget or figure; images as files."""
 
+import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -22,12 +24,14 @@ def test_who_can_answer_is_live(monkeypatch, allow):
     assert not panel.is_live()
 
 
-def decoded(content):
-    return np.asarray(Image.open(io.BytesIO(content)))
+def decoded(element):
+    content = re.search(r'src="data:image/png;base64,([^"]+)"', element)[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
 
 
 def test_small_images_grow_by_whole_pixels():
     small = np.arange(12, dtype=np.uint8).reshape(1, 4, 3)
-    grown = decoded(panel.png_bytes(small, 10, 100))
+    grown = decoded(panel.image_html(small, "small", narrowest=10, widest=100))
     assert np.array_equal(grown, small.repeat(3, 0).repeat(3, 1))
-    assert decoded(panel.png_bytes(np.zeros((20, 200, 3), np.uint8), 10, 100)).shape == (10, 100, 3)
+    wide = panel.image_html(np.zeros((20, 200, 3), np.uint8), '"<b>', narrowest=10, widest=100)
+    assert decoded(wide).shape == (10, 100, 3) and 'alt="&quot;&lt;b&gt;"' in wide

@@ -174,6 +174,7 @@ def check_run(folder):
 def check_headless(folder):
     """Where a live notebook has a widget, this one has a still image, and no widget at all."""
     cells = {"browse-samples": "03_visualize", "threshold-slider": "05_evaluate", "own-image": "05_evaluate"}
+    cells |= {"follow-case": "03_visualize", "follow-case-answers": "06_compare"}
     for cell, stage in cells.items():
         notebook = nbformat.read(folder / "notebooks" / f"{stage}.ipynb", as_version=4)
         (outputs,) = [c.outputs for c in notebook.cells if c["id"] == cell]

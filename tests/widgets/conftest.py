@@ -1,6 +1,8 @@
 """What the tests of widgets share."""
 
+import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -16,5 +18,11 @@ def run(tmp_path):
 
 @pytest.fixture
 def decoded():
-    """The pixels of a PNG file, from its bytes."""
-    return lambda content: np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    """The pixels of a PNG file, from its bytes or from an HTML element that holds them."""
+
+    def decode(content):
+        if isinstance(content, str):
+            content = base64.b64decode(re.search(r'src="data:image/\w+;base64,([^"]+)"', content)[1])
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+    return decode

@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 
 from bcdlib import compare, evaluate
+from bcdlib.data import splits
 from bcdlib.runs.folder import open_run_folder
 from bcdlib.suite.report import write_report
 from bcdlib.suite.run import run_suite
@@ -37,7 +38,14 @@ STAGES = STAGES[
 ]  # 06_compare's figure is drawn from 04's predictions: ten trials more would teach nothing here
 # what the widgets need of each notebook, by cell id: the rest is tested elsewhere and costs a minute
 NEEDED = {
-    "03_visualize": ["title", "get-bcdlib", "parameters", "code-06", "section-3-7", "browse-samples"],
+    "03_visualize": [
+        "title",
+        "get-bcdlib",
+        "parameters",
+        "code-06",
+        "section-3-7",
+        "browse-samples",
+    ],
     "05_evaluate": [
         "title",
         "setup",
@@ -48,9 +56,12 @@ NEEDED = {
         "section-5-13",
         "own-image",
     ],
+    "06_compare": ["title", "setup", "parameters", "code-06", "follow-case-answers"],
 }
+# in the place of 06_compare's own trials: those of 04_train
+COMPARED = "from bcdlib import evaluate\n\ncompared = evaluate.load_predictions(run)"
 # bytes of the images that are seen, as the page has decoded them
-IMAGES = """() => [...document.querySelectorAll('img.widget-image, .widget-image img')]
+IMAGES = """() => [...document.querySelectorAll('.widget-html img')]
     .filter(img => img.offsetParent && img.naturalWidth).map(img => {
         const canvas = document.createElement('canvas');
         [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
@@ -126,6 +137,8 @@ def lab(request, made, tmp_path_factory):
         words = {"data": made.settings["data"], "out": str(made.folder), "weights": "none"}
         parameters = next(c for c in notebook.cells if c["id"] == "parameters")
         parameters.source += "".join(f"\n{name} = {word!r}" for name, word in words.items())
+        if stage == "06_compare":
+            notebook.cells.insert(-1, nbformat.v4.new_code_cell(COMPARED))
         nbformat.write(notebook, folder / f"{stage}.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -210,7 +223,7 @@ def dropdown(page, label):
 
 def keep(page, path, label):
     """A screenshot of the widget that has something with this label in it."""
-    page.locator(".jp-OutputArea-child", has=page.get_by_text(label, exact=True)).screenshot(path=path)
+    page.locator(".jp-OutputArea-child", has=page.get_by_text(label, exact=True)).first.screenshot(path=path)
 
 
 def changed(page, before):
@@ -242,7 +255,13 @@ def test_sample_browser(lab, page, screenshots):
     assert not set(turned) & set(filtered)
     dropdown(page, "show").select_option(label="normalised")
     assert not set(changed(page, turned)) & set(turned)
-    page.get_by_title("Enlarge SOB").nth(2).click()
+    assert all(page.locator(".widget-html img").evaluate_all("images => images.map(image => image.alt)"))
+    page.get_by_title("Enlarge SOB").nth(1).focus()
+    page.keyboard.press("Tab")
+    focused = page.locator(":focus-visible")
+    assert focused.evaluate("button => getComputedStyle(button).outlineWidth") == "3px"
+    keep(page, screenshots / f"samples-focus-{version}.png", "magnification")
+    page.keyboard.press("Enter")
     page.get_by_text("normalised, 72 × 48 pixels").wait_for()
     keep(page, screenshots / f"samples-enlarged-{version}.png", "magnification")
     page.get_by_role("button", name="Close").click()
@@ -264,6 +283,7 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
         page.keyboard.type(value)
         page.keyboard.press("Enter")
         page.get_by_text(f"at threshold {float(value):.3f}").wait_for()
+        page.get_by_alt_text(f"marked at {float(value):.3f}").wait_for()
         seen[value] = numbers.locator("td").all_inner_texts()[1:]
     assert seen["0"][0] == seen["0"][2] == "0" and seen["1"] != seen["0"]  # all malignant, then all benign
     total = {value: sum(map(int, counts)) for value, counts in seen.items()}
@@ -277,9 +297,45 @@ def test_threshold_slider_and_upload(lab, page, screenshots, tmp_path):
     chooser.value.set_files(file)
     page.get_by_text("mine <b>.png: ").wait_for()
     page.get_by_text(re.compile(r"^mine <b>.png: \w+, probability of malignant [01]\.\d")).wait_for()
+    page.get_by_alt_text(re.compile(r"^mine <b>.png: ")).wait_for()
     curve, explained = changed(page, before)
     assert curve == before[0] and explained != before[1]
     keep(page, screenshots / f"upload-{version}.png", "model")
+
+
+def test_a_case_is_followed_by_keyboard(lab, made, page, screenshots):
+    address, version = lab
+    tested = {
+        name: set(splits.read_split(made, name).query("fold == 0 and role == 'test'")["filename"])
+        for name in ("image", "case")
+    }
+    images = made.images()
+    case = images.loc[images["filename"].isin(tested["case"]), "case"].iloc[0]
+    run_all(page, address, "06_compare")
+    dropdown(page, "case (accession number)").select_option(option_of(page, case))
+    slider = page.get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("Home")
+    page.get_by_text("magnification: train 100X+200X+400X").wait_for()
+    strips = page.locator(".widget-html", has=page.get_by_text(re.compile(r"^In test: ")))
+    assert strips.get_by_text(re.compile(r"^In training: ")).count() == 1
+    keep(page, screenshots / f"case-magnification-{version}.png", "protocol")
+    page.keyboard.press("End")
+    page.get_by_text("case: grouped by case").wait_for()
+    page.get_by_text(re.compile(r"none in training\. \d of \d+ answers are right\.")).wait_for()
+    assert strips.get_by_text(re.compile(r"^In training: ")).count() == 0
+    alts = strips.locator("img").evaluate_all("images => images.map(image => image.alt)")
+    assert len(alts) == (images["case"] == case).sum()
+    assert all(re.search(r"in test, predicted \w+ \([01]\.\d\d\), (right|wrong)$", alt) for alt in alts)
+    keep(page, screenshots / f"case-{version}.png", "protocol")
+    page.set_viewport_size({"width": 700, "height": 1600})
+    keep(page, screenshots / f"case-narrow-{version}.png", "protocol")
+
+
+def option_of(page, text):
+    """The value of the first option that starts so."""
+    option = page.locator("option", has_text=re.compile(rf"^{re.escape(text)}:\s")).first
+    return option.get_attribute("value", timeout=60_000)
 
 
 # ---------------------------------------------------------------- the report

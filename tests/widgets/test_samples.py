@@ -1,6 +1,7 @@
 """The browser of samples: filters, pages, views; and the figure of a headless run."""
 
 import base64
+import re
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -83,7 +84,11 @@ def test_stain_normalisation_is_offered_where_there_is_stain(cache):
 
 
 def captions(browser):
-    return [cell.text.value for cell in browser.cells if cell.box.layout.display != "none"]
+    return [
+        re.sub("<img[^>]*>", "", cell.shown.value)
+        for cell in browser.cells
+        if cell.box.layout.display != "none"
+    ]
 
 
 def test_sample_browser_filters_turns_and_enlarges(browser, decoded):
@@ -94,18 +99,21 @@ def test_sample_browser_filters_turns_and_enlarges(browser, decoded):
     assert len(captions(browser)) == 1 and browser.filters["magnification"].value == 200
     browser.filters["class"].value = "malignant"  # that slide is benign: the filter falls back to all
     assert browser.filters["slide"].value == samples.ALL and "1 to 8 of 12" in browser.where.value
-    first = [cell.image.value for cell in browser.cells]
+    first = [cell.shown.value for cell in browser.cells]
     browser._turn(1)
     assert "9 to 12 of 12" in browser.where.value and len(captions(browser)) == 4
-    assert not {cell.image.value for cell in browser.cells[:4]} & set(first)
+    assert not {cell.shown.value for cell in browser.cells[:4]} & set(first)
     browser._turn(1)
-    assert [cell.image.value for cell in browser.cells] == first
+    assert [cell.shown.value for cell in browser.cells] == first
     browser.view.value = "raw"
-    assert [cell.image.value for cell in browser.cells] != first
+    assert [cell.shown.value for cell in browser.cells] != first
     assert browser.enlarged.layout.display == "none"
     browser.cells[2].over.click()
     assert browser.enlarged.layout.display != "none" and "raw, 40 × 30 pixels" in browser.about.value
     assert decoded(browser.large.value).shape[1] >= 500
+    # for who cannot see the images: what they show, and what a click does
+    assert f'<img alt="{browser.about.value}"' in browser.large.value
+    assert 'alt="malignant, ' in browser.cells[2].shown.value and "SOB_M_" in browser.cells[2].over.tooltip
 
 
 def test_captions_are_escaped(cache):

@@ -76,6 +76,7 @@ def test_threshold_slider(table):
     assert (
         slider.numbers.value != before
         and slider.image.value != image
+        and "marked at 0.900" in slider.image.value
         and "at threshold 0.900" in slider.numbers.value
     )
     assert slider.locked.disabled  # nothing was locked for this split
