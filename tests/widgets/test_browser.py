@@ -322,7 +322,7 @@ def test_a_case_is_followed_by_keyboard(lab, made, page, screenshots):
     keep(page, screenshots / f"case-magnification-{version}.png", "protocol")
     page.keyboard.press("End")
     page.get_by_text("case: grouped by case").wait_for()
-    page.get_by_text(re.compile(r"none in training\. \d of \d+ answers are right\.")).wait_for()
+    page.get_by_text(re.compile(r"none in training\. \d+ of \d+ answers are right\.")).wait_for()
     assert strips.get_by_text(re.compile(r"^In training: ")).count() == 0
     alts = strips.locator("img").evaluate_all("images => images.map(image => image.alt)")
     assert len(alts) == (images["case"] == case).sum()
