@@ -187,6 +187,7 @@ class CaseStrips:
             description="all images of a",
             options=list(UNITS),
             style={"description_width": "initial", "button_width": "70px"},
+            layout=widgets.Layout(width="300px"),
         )
         self.name = panel.dropdown("", (), "420px")
         self.protocol = widgets.SelectionSlider(
