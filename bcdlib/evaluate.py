@@ -30,6 +30,7 @@ from bcdlib.explain.explanation import explain_image as explain_image
 from bcdlib.explain.explanation import explain_own_image as explain_own_image
 
 GROUP = ["method", "split"]
+MOST_SLIDES, MOST_GROUPS = 500, 50  # that a table lists; a million would take hours
 
 
 def lock(
@@ -192,7 +193,16 @@ def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
     With one class only, AUC and one of sensitivity and specificity are not defined. A slide is of one case:
     what other cases would give cannot be said from it, and there is no interval.
+
+    Of more than `MOST_SLIDES` slides those with the most wrong images are shown, of more than `MOST_GROUPS`
+    magnifications or subtypes those with the most images.
     """
+    most, wrong = MOST_GROUPS, True
+    if column == "slide":
+        most, wrong = MOST_SLIDES, (table["probability"] >= metrics.THRESHOLD) != table["label"]
+    if table[column].nunique() > most:
+        counts = table.assign(wrong=wrong).groupby(column)["wrong"].sum()
+        table = table[table[column].isin(counts.nlargest(most).index)]
     table = table.sort_values([*GROUP, column], kind="stable")  # before the gaps are filled: they come last
     unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
     table[column] = table[column].astype(object).where(~unknown, breakhis.UNKNOWN)
@@ -283,9 +293,9 @@ def near_duplicate_figure(run: Run, found: pd.DataFrame, most: int = 4):
 
 def confusion_figure(table: pd.DataFrame):
     """Draw confusion matrices at threshold 0.5, a panel a method and split; rows true, columns predicted."""
-    found, names = metrics.with_correct(table), np.array(breakhis.CLASSES)
-    found = found.assign(truth=names[found["label"]], predicted=names[found["predicted"]])
-    return _confusion_panels(found, names, size=3.6, colours="Purples")
+    found = metrics.with_correct(table).rename(columns={"label": "truth"})
+    # numbers, not words: a million of these take seconds to sort
+    return _confusion_panels(found, dict(enumerate(breakhis.CLASSES)), size=3.6, colours="Purples")
 
 
 def subtype_confusion_figure(table: pd.DataFrame):
@@ -294,7 +304,10 @@ def subtype_confusion_figure(table: pd.DataFrame):
     if found.empty:
         return style.note_figure('No method here learned the eight subtypes (task "subtype").')
     return _confusion_panels(
-        found.assign(truth=found["subtype"]), breakhis.SUBTYPES, size=4.6, colours="Blues"
+        found.assign(truth=found["subtype"]),
+        dict(zip(breakhis.SUBTYPES, breakhis.SUBTYPES)),
+        size=4.6,
+        colours="Blues",
     )
 
 
@@ -310,11 +323,17 @@ def _panels(table: pd.DataFrame, *, width: float, height: float):
     return figure, zip(axes[0], parts, strict=True)
 
 
-def _confusion_panels(table: pd.DataFrame, names, *, size: float, colours: str):
+def _confusion_panels(table: pd.DataFrame, names: dict, *, size: float, colours: str):
     figure, panels = _panels(table, width=size, height=size - 0.2)
     for axis, part in panels:
         ConfusionMatrixDisplay.from_predictions(
-            part["truth"], part["predicted"], labels=list(names), cmap=colours, colorbar=False, ax=axis
+            part["truth"],
+            part["predicted"],
+            labels=list(names),
+            display_labels=list(names.values()),
+            cmap=colours,
+            colorbar=False,
+            ax=axis,
         )
     return _with_note(figure, table)
 

@@ -117,7 +117,7 @@ def official_name(path: str) -> str:
     ('SOB_B_A-14-22549AB-40-001.png', 'mine/1.png')
     """
     path = clean_path(path)
-    match = _ANY_NAME.fullmatch(path)
+    match = "sob_" in path.lower() and _ANY_NAME.fullmatch(path)  # a table may hold a million other names
     return f"{match[1].upper()}.png" if match else path
 
 
@@ -236,7 +236,12 @@ def read_magnifications(cells: pd.Series) -> pd.Series:
 
 
 def slide_folders(images: pd.DataFrame) -> pd.Series:
-    """Name what counts as one slide: in BreakHis its folder (subtype and slide), elsewhere its name alone."""
+    """Name what counts as one slide: in BreakHis its folder (subtype and slide), elsewhere its name alone.
+
+    Numbers in place of names are of such folders already.
+    """
+    if pd.api.types.is_integer_dtype(images["slide"]):
+        return images["slide"]
     return (images["subtype"].astype(str) + "_" + images["slide"]).where(
         images["subtype"].isin(list(SUBTYPES)), images["slide"]
     )

@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
-from bcdlib.data import splits
+from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation.metrics import (
     METRICS,
@@ -32,7 +32,7 @@ KEY = ["filename", "seed"]
 FEWEST_CASES = 3  # of a class: with fewer, nothing is said about other cases
 ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can add
 MOST_UNITS = 10_000  # that are drawn one by one; see `bootstrap_cases`
-MOST_KINDS = 20_000  # pairs of label and probability that are told apart
+MOST_KINDS = 4_000  # pairs of label and probability that are told apart
 
 
 def bootstrap_cases(
@@ -298,6 +298,7 @@ def interval_table(
     """
     counts = [*by, "images", "slides", "cases"]
     rows: list[list] = []
+    predictions = number_names(predictions, by)
     points = metrics_table(predictions, by, threshold, keys=metrics)
     for (_, part), (_, point) in zip(
         predictions.groupby(list(by), sort=False), points.iterrows(), strict=True
@@ -315,6 +316,40 @@ def interval_table(
     columns = [*counts, "metric", "value", "low", "high", "low_by_image", "high_by_image"]
     table = pd.DataFrame(rows, columns=columns)
     return table if by_image else table[columns[:-2]]
+
+
+def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Put numbers in place of the names of images, slides and cases: a million texts are slow to compare.
+
+    Few names are numbered in their order, which says what a bootstrap draws; of many it does not matter.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        A predictions table, perhaps with numbers already.
+    by : sequence of str
+        Columns that stay as they are.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"filename": ["b", "a"], "subtype": ["A", "F"], "slide": "1", "case": "c"})
+    >>> number_names(table)[["filename", "slide", "case"]].values.tolist()
+    [[1, 0, 0], [0, 1, 0]]
+    """
+    numbers = {}
+    for column in ("filename", "slide", "case"):
+        names = predictions[column]
+        if column in by or pd.api.types.is_integer_dtype(names):
+            continue
+        if column == "slide":  # a slide folder each
+            codes = predictions.groupby(["subtype", "slide"], sort=False, dropna=False).ngroup().to_numpy()
+            found = breakhis.slide_folders(predictions[~pd.Series(codes).duplicated().to_numpy()])
+            codes = pd.factorize(found)[0][codes]
+        else:
+            codes, found = pd.factorize(names)
+        found = pd.Index(found).unique()
+        numbers[column] = found.argsort().argsort()[codes] if len(found) <= MOST_UNITS else codes
+    return predictions.assign(**numbers)
 
 
 def share_interval(predictions: pd.DataFrame, found, **options) -> tuple[float, float, float]:

@@ -376,9 +376,7 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
 
 def _with_breakhis_facts(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Hold the rows that have BreakHis names against these; their cases become accession numbers."""
-    known = table["filename"].map(
-        {file: breakhis.is_breakhis_name(file) for file in table["filename"].unique()}
-    )
+    known = table["filename"].isin(list(filter(breakhis.is_breakhis_name, table["filename"].unique())))
     facts = breakhis.images_table(table.loc[known, "filename"])
     wrong = breakhis.class_labels(facts) != table.loc[known, "label"].to_numpy()
     if wrong.any():
@@ -666,11 +664,12 @@ def cross_validation_table(
         the trials; they share training images, so it is no standard error.
     """
     key = [*by, "metric"]
-    single = metrics_table(predictions, (*by, "fold", "seed")).melt(list(by), list(metrics), "metric")
+    single = metrics_table(predictions, (*by, "fold", "seed"), keys=metrics)
+    single = single.melt(list(by), list(metrics), "metric")
     spread = single.groupby(key)["value"].agg(
         trials="count", mean="mean", sd="std", lowest="min", highest="max"
     )
-    pooled = metrics_table(predictions, by).melt(
+    pooled = metrics_table(predictions, by, keys=metrics).melt(
         [*by, "cases"], list(metrics), "metric", "pooled", ignore_index=False
     )
     table = pooled.sort_index(kind="stable").merge(spread, on=key)  # the metrics of a group together

@@ -325,8 +325,7 @@ def selective_accuracy(
         at = part["threshold"] if "threshold" in part else metrics.THRESHOLD
         certain = np.abs(_logit(part["probability"]) - _logit(at))
         part = metrics.with_correct(part, at).iloc[np.argsort(-certain, kind="stable")]
-        # numbers in the order of the names: a million texts are slow to count for each share
-        part = part.assign(**{name: pd.factorize(part[name], sort=True)[0] for name in ("filename", "case")})
+        part = bootstrap.number_names(part)
         for share in shares:
             kept = part.iloc[: max(1, round(share * len(part)))]
             interval = bootstrap.share_interval(kept, kept["correct"], repeats=_REPEATS)

@@ -39,7 +39,8 @@ def clean_path(text: str) -> str:
     >>> clean_path(".\\ward 3\\a.png"), clean_path("ward 3//./a.png")
     ('ward 3/a.png', 'ward 3/a.png')
     """
-    path = clean_text(text).replace("\\", "/")
+    path = clean_text(text)
+    path = path.replace("\\", "/") if "\\" in path else path
     # said at once of most: a table may hold a million
     return str(PurePosixPath(path)) if "//" in path or "./" in path else path
 

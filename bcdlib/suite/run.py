@@ -8,13 +8,15 @@ import pandas as pd
 
 from bcdlib import methods, mount, preprocess
 from bcdlib.data import breakhis, custom, sources
-from bcdlib.errors import check_known
+from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation import metrics, thresholds
 from bcdlib.methods.parts import backbones
 from bcdlib.runs import places, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.suite.report import write_report
 from bcdlib.trials.notebook import STAGES, execute_notebook
+
+_MOST_COMPARED = 60
 
 
 def absolute_parameters(parameters: dict) -> dict:
@@ -136,6 +138,12 @@ def evaluation_parameters(
         there is no such rule or calibration.
     """
     table = metrics.read_predictions(predictions)
+    found = table[["method", "split"]].drop_duplicates()
+    if len(found) > _MOST_COMPARED:
+        raise InputError(
+            f"{predictions}: has {len(found)} pairs of method and split, the first {found.iloc[0].tolist()}; "
+            f"at most {_MOST_COMPARED} are drawn side by side: write one name for all rows of a method"
+        )
     known = table[:0]
     if validation:
         known = thresholds.match_validation(metrics.read_predictions(validation), table)
