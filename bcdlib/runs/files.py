@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pandas as pd
 
 from bcdlib.errors import InputError, one_line
