@@ -1,5 +1,6 @@
 """The paper's recipe on the compiled model and the trial; resuming, saving and loading."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -166,6 +167,22 @@ def test_same_seed_same_result_other_seed_another(cache):
     np.testing.assert_array_equal(first, fitted(0))
     assert np.abs(first - fitted(1)).max() > 1e-6
     np.testing.assert_allclose(first.sum(axis=1), 1)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow's graphs")
+def test_the_graph_of_a_training_goes_with_its_network():
+    """Or a night of trials fills the memory."""
+    X = np.zeros((4, 8), "float32")
+    kept = []
+    for _ in range(2):
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1, activation="sigmoid")])
+        model.compile("rmsprop", "mse")
+        batches = fitting.Batches(X, np.arange(4.0) % 2, 4, None, seed=0)
+        fitting.fit_network(model, batches, None, epochs=1, seed=0)
+        del model
+        keras.utils.clear_session()
+        kept.append(sum(type(thing).__name__ == "FuncGraph" for thing in gc.get_objects()))
+    assert kept[0] == kept[1]
 
 
 def test_registry():
