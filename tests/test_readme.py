@@ -18,6 +18,7 @@ from PIL import Image
 
 from bcdlib.__main__ import main
 from bcdlib.data.breakhis import class_labels, known_images
+from bcdlib.evaluation import bootstrap, recorded
 from bcdlib.suite.pictures import picture_sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,21 @@ def test_files_that_it_names_are_there():
     assert len(places) >= 7
     for place in filter(None, sum(places, ())):
         assert (ROOT / place).is_file(), place
+
+
+def test_its_table_is_the_record():
+    found = recorded.read_recording("protocols")
+    (table,) = re.findall(r"<!-- record -->(.*?)<!-- /record -->", README, flags=re.S)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n") if "`" in line]
+    sources = [found.metrics.query(f"method == '{name}'") for name in ("resnet50-head", "resnet50", "robust")]
+    sources.append(found.differences.query("first == 'robust' and second == 'resnet50-head'"))
+    for row, source in zip(rows, sources, strict=True):
+        stored = source[source["split"] == "case"].set_index("metric")
+        told = [
+            bootstrap.interval_text(stored.loc[name])
+            for name in ("auc", "auc_within", "case_auc", "accuracy")
+        ]
+        assert [cell.removeprefix("+") for cell in row[1:]] == told
 
 
 @pytest.mark.parametrize("name", picture_sources())
