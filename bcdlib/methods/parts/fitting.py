@@ -434,7 +434,7 @@ def fit_network(
 def _registering_nothing():
     """Take back what TensorFlow registers meanwhile as gradients.
 
-    Keras' optimizers register one in each training, and TensorFlow keeps it for ever with the graph behind it:
+    Keras' optimizers register one in each training, and TensorFlow keeps it and the graph behind it for ever:
     350 MB for each trial that fine-tunes ResNet-50.
     """
     if keras.backend.backend() != "tensorflow":
