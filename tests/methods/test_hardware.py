@@ -36,6 +36,15 @@ def shared(backend, where, what):
     return json.loads(found), said
 
 
+def test_networks_of_several_trials_are_no_mistake(caplog):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("of TensorFlow")
+    for _ in range(7):
+        inputs = keras.Input((2,))
+        keras.Model(inputs, keras.layers.Dense(1)(inputs)).predict(np.zeros((2, 2)), verbose=0)
+    assert "retracing" not in caplog.text
+
+
 def difference(one, two, name):
     assert len(one[name]) == len(two[name])
     return np.abs(np.subtract(one[name], two[name])).max()

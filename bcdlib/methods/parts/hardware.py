@@ -6,6 +6,7 @@ one.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 
@@ -15,6 +16,9 @@ from bcdlib.errors import InputError
 
 LIMIT = "BCD_DEVICES"  # environment variable: how many devices may be used at most
 XLA = {"auto": "auto", "on": True, "off": False}  # Keras' jit_compile; its "auto" compiles but on a CPU
+
+# each trial has a network of its own, which TensorFlow, after the fifth, takes for a mistake
+logging.getLogger("tensorflow").addFilter(lambda record: "tf.function retracing" not in record.getMessage())
 
 
 def available_devices() -> list[str]:
