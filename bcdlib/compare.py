@@ -372,6 +372,31 @@ def recorded_note(name: str, run: Run | None = None) -> str:
     )
 
 
+def recorded_shared_cases(run: Run | None = None) -> pd.DataFrame:
+    """Read what the shared cases of published splits were worth on real images, in accuracy.
+
+    Parameters
+    ----------
+    run : Run, optional
+        As in `recorded_protocol_table`.
+
+    Returns
+    -------
+    DataFrame
+        A row a method, split and part of the test images: accuracy with and without the shared cases in
+        training, and the difference with its 95 % interval; images, cases, draws.
+
+    Examples
+    --------
+    >>> recorded_shared_cases().loc[0, ["method", "split", "images"]].tolist()
+    ['resnet50-head', 'eva', 51]
+    """
+    found = pd.read_csv(recorded.recorded_folder() / "shared_cases.csv").query("metric == 'accuracy'")
+    found = found.assign(difference=found.apply(bootstrap.interval_text, axis=1)).reset_index(drop=True)
+    columns = ["method", "split", "test images", "with", "without", "difference", "images", "cases", "draws"]
+    return found[columns] if _of_breakhis(run) else found[columns].iloc[:0]
+
+
 def _of_breakhis(run: Run | None) -> bool:
     return run is None or breakhis.is_breakhis(run.images())
 
