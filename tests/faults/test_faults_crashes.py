@@ -52,7 +52,7 @@ def walk(start, folder, record_property) -> int:
     return point - 1
 
 
-@pytest.mark.parametrize("models", [False, True])
+@pytest.mark.parametrize("models", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_preprocess_and_compare_with_a_store(models, tiny, warm, tmp_path, record_property):
     (tmp_path / "colours.py").write_text(METHOD.replace("np.save(path", "np.save(open(path, 'wb')"))
     place = tmp_path / "walked"
