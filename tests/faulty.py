@@ -170,11 +170,17 @@ def black_and_white(array, rng):
 
 def rgba(array, rng):
     alpha = rng.integers(0, 256, array.shape[:2], dtype="uint8")
-    return encode(np.dstack([array, alpha])), USED, array
+    return encode(np.dstack([array, alpha])), USED, on_white(array, alpha)
 
 
 def grey_with_alpha(array, rng):
-    return encode(np.dstack([array[..., 0], array[..., 1]])), USED, np.dstack([array[..., 0]] * 3)
+    grey = np.dstack([array[..., 0]] * 3)
+    return encode(np.dstack([array[..., 0], array[..., 1]])), USED, on_white(grey, array[..., 1])
+
+
+def on_white(array, alpha):
+    share = alpha[..., None] / 255
+    return np.rint(array * share + 255 * (1 - share)).astype("uint8")
 
 
 def cmyk_jpeg(array, rng):

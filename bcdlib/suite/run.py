@@ -16,7 +16,6 @@ from bcdlib.runs.folder import Run
 from bcdlib.suite.report import write_report
 from bcdlib.trials.notebook import STAGES, execute_notebook
 
-
 _MOST_COMPARED = 60
 
 
@@ -142,8 +141,9 @@ def evaluation_parameters(
     found = table[["method", "split"]].drop_duplicates()
     if len(found) > _MOST_COMPARED:
         raise InputError(
-            f"{predictions}: has {len(found)} pairs of method and split, the first {found.iloc[0].tolist()}; at "
-            f"most {_MOST_COMPARED} are drawn side by side: write one name for all rows of a method"
+            f"{predictions}: has {len(found)} pairs of method and split, first {', '.join(found.iloc[0])}; "
+            f"at most {_MOST_COMPARED} are drawn side by side: write one name for "
+            "all rows of a method"
         )
     known = table[:0]
     if validation:
