@@ -32,7 +32,8 @@ KEY = ["filename", "seed"]
 FEWEST_CASES = 3  # of a class: with fewer, nothing is said about other cases
 ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can add
 MOST_UNITS = 10_000  # that are drawn one by one; see `bootstrap_cases`
-MOST_KINDS = 4_000  # pairs of label and probability that are told apart
+MOST_KINDS = 20_000  # pairs of label and probability that are told apart
+LEVELS = 1_000  # of probability, where there are more
 
 
 def bootstrap_cases(
@@ -127,7 +128,7 @@ def _count_kinds(
     used = table[columns]
     if metric.of == "probability" and len(used.drop_duplicates()) > MOST_KINDS:
         rank = used["probability"].rank(method="min")
-        level = (rank * (MOST_KINDS // 4) / len(used)).astype(int)
+        level = (rank * LEVELS / len(used)).astype(int)
         used = used.assign(probability=used["probability"].groupby(level).transform("mean"))
     kind = used.groupby(columns, sort=False).ngroup().to_numpy()
     kinds = used[~pd.Series(kind, index=used.index).duplicated()].reset_index(drop=True)

@@ -91,5 +91,5 @@ def test_a_cache_that_was_recorded_must_be_there(tmp_path):
 def test_settings_of_a_stranger(tmp_path, text):
     (tmp_path / "settings.json").write_text(text, encoding="latin-1")
     assert not is_run_folder(tmp_path)
-    with pytest.raises(InputError, match="no readable settings.json there; run 01_mount"):
+    with pytest.raises(InputError, match="settings.json: cannot be read .*; name another run folder"):
         open_run_folder(tmp_path).settings  # noqa: B018
