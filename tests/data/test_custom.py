@@ -288,7 +288,7 @@ def test_tables_and_words_of_own_images(tmp_path):
     words = mount.counts_remark(run) + mount.references(run)
     assert "magnification of 10 images is not known" in words
     assert not any(word in words for word in ("652", "Table I", "Spanhol", "CC BY"))
-    assert mount.overview(run, scan)["found"]["manifest"] == str(csv)
+    assert mount.overview(run, scan)["found"]["manifest"] == csv.name
 
 
 def test_words_of_breakhis_stay(tiny, tmp_path):
