@@ -319,11 +319,14 @@ def compare(
     cluster.check_scheduler(options["scheduler"])
     if shared_cases and (choose or not splits):
         raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
+    many = seeds or (DRAWS if shared_cases else 1)
+    if seed + many > 2**32:
+        raise InputError(f"--seed {seed}: with {many} seeds from there on the last is beyond {2**32 - 1}")
     settings = profiles.get_profile(profile, folds=folds)
     asked = {
         "method_names": comparison.expand_methods(split_words(methods)),
         "split_names": split_words(splits),
-        "seeds": range(seed, seed + (seeds or (DRAWS if shared_cases else 1))),
+        "seeds": range(seed, seed + many),
         "trainable": options.pop("trainable"),
         "weights": weights,
     }

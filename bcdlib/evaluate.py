@@ -491,7 +491,8 @@ def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
         for metric in ("accuracy", "auc")
     )
     part = table[(table["split"] == strictest) & (table["method"] == accuracy["method"])]
-    share, at_half = part["label"].mean(), metrics.metrics_table(part).iloc[0]
+    share = part["label"].mean()
+    at_half = metrics.metrics_table(part, keys=["sensitivity", "specificity"]).iloc[0]
     return lesson.findings_text(
         [
             f"Under the strictest split here, `{strictest}`: accuracy "

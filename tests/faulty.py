@@ -169,14 +169,18 @@ def black_and_white(array, rng):
 
 
 def rgba(array, rng):
-    alpha = rng.choice(np.uint8([0, 255]), array.shape[:2])
-    return encode(np.dstack([array, alpha])), USED, np.where(alpha[..., None], array, 255).astype("uint8")
+    alpha = rng.integers(0, 256, array.shape[:2], dtype="uint8")
+    return encode(np.dstack([array, alpha])), USED, on_white(array, alpha)
 
 
 def grey_with_alpha(array, rng):
-    alpha = rng.choice(np.uint8([0, 255]), array.shape[:2])
-    grey = np.where(alpha, array[..., 0], 255).astype("uint8")
-    return encode(np.dstack([array[..., 0], alpha])), USED, np.dstack([grey] * 3)
+    grey = np.dstack([array[..., 0]] * 3)
+    return encode(np.dstack([array[..., 0], array[..., 1]])), USED, on_white(grey, array[..., 1])
+
+
+def on_white(array, alpha):
+    share = alpha[..., None] / 255
+    return np.rint(array * share + 255 * (1 - share)).astype("uint8")
 
 
 def cmyk_jpeg(array, rng):

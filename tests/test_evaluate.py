@@ -1,12 +1,15 @@
 """What the leak line says of predictions that were made elsewhere."""
 
 import pandas as pd
+import pytest
 
 from bcdlib import evaluate
 from bcdlib.data import published_splits
 from bcdlib.data.breakhis import class_labels, known_images
+from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
 from bcdlib.runs.folder import open_run_folder
+from bcdlib.suite.run import evaluation_parameters
 
 
 def predictions(*names, fold=None):
@@ -34,3 +37,34 @@ def test_predictions_on_a_published_split_are_recognised(tmp_path):
         )
     alone = evaluate.leak_lines(run, predictions("eva-2025-02")[:-1])
     assert "the list" not in alone and alone.endswith("filename and role.")
+
+
+def many(n):
+    """Rows of n slides of one image each, the first thousand wrong."""
+    numbers = pd.Series(range(n)).astype(str)
+    table = pd.DataFrame({"filename": numbers + ".png", "slide": "s" + numbers, "case": "c" + numbers})
+    table = table.assign(magnification=40, subtype="t" + numbers, label=[number % 2 for number in range(n)])
+    table = table.assign(probability=table["label"] * 0.8 + 0.1, fold=0, method="m", split="s", seed=0)
+    table.loc[:399, "probability"] = 1 - table.loc[:399, "probability"]
+    return table
+
+
+def test_tables_by_group_are_bounded(monkeypatch):
+    """A million slides or words for subtypes would take hours: the worst slides, the largest groups."""
+    monkeypatch.setattr(evaluate, "MOST_SLIDES", 400)
+    monkeypatch.setattr(evaluate, "MOST_GROUPS", 3)
+    table = many(2000)
+    found = evaluate.metrics_by(table, "slide")
+    assert len(found) == 400 and (found["accuracy"] == 0).all()
+    table.loc[:1999, "subtype"] = [
+        f"t{min(number // 500, 5)}" if number < 1900 else str(number) for number in range(2000)
+    ]
+    assert set(evaluate.metrics_by(table, "subtype")["subtype"]) == {"t0", "t1", "t2"}
+
+
+def test_methods_that_are_names_of_files_are_refused(tmp_path):
+    many(100).assign(method=lambda table: table["filename"]).to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(
+        InputError, match="p.csv: has 100 pairs of method and split, first 0.png, s; at most 60"
+    ):
+        evaluation_parameters(tmp_path / "p.csv", rule="youden", sensitivity=0.9, calibration="none")

@@ -32,7 +32,8 @@ KEY = ["filename", "seed"]
 FEWEST_CASES = 3  # of a class: with fewer, nothing is said about other cases
 ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can add
 MOST_UNITS = 10_000  # that are drawn one by one; see `bootstrap_cases`
-MOST_KINDS = 4_000  # pairs of label and probability that are told apart
+MOST_KINDS = 20_000  # pairs of label and probability that are told apart
+LEVELS = 1_000  # of probability, where there are more
 
 
 def bootstrap_cases(
@@ -124,7 +125,7 @@ def _count_kinds(
     columns = ["label", metric.of, *(["fold"] if metric.within_folds else [])]
     rows = table[columns].assign(place=place[table[unit]].to_numpy(), times=1.0)
     if metric.of == "probability" and len(rows[columns].drop_duplicates()) > MOST_KINDS:
-        level = (rows["probability"].rank(method="min") * (MOST_KINDS // 4) / len(rows)).astype(int)
+        level = (rows["probability"].rank(method="min") * LEVELS / len(rows)).astype(int)
         rows["probability"] = rows["probability"].groupby(level).transform("mean")
     units = place.max() + 1
     if added and metric.rate:

@@ -73,8 +73,10 @@ def write_recording(
     Raises
     ------
     InputError
-        If an image is not BreakHis's by its name, or `against` is not among the methods.
+        If an image is not BreakHis's by its name, `against` is not among the methods, or the name is a path.
     """
+    if not name or name != Path(name).name:
+        raise InputError(f"{name!r}: not a plain name for a recording; it becomes the name of files")
     if not breakhis.is_breakhis(predictions):
         raise InputError(
             "only predictions of BreakHis images are recorded: all else must follow from their names"

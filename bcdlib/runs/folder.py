@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, one_line
 from bcdlib.runs.files import atomic_write, read_json, write_csv, write_json
 
 TRIAL_COLUMNS = ["method", "split", "fold", "seed"]  # name a trial in a predictions table
@@ -43,12 +43,15 @@ class Run:
         InputError
             If no stage has written here yet.
         """
-        try:
-            return read_json(self.folder / "settings.json")
-        except (OSError, ValueError):
+        file = self.folder / "settings.json"
+        if not file.is_file():
             raise InputError(
-                f"{self.folder}: no readable settings.json there; run 01_mount with this run folder first"
-            ) from None
+                f"{self.folder}: no settings.json there; run 01_mount with this run folder first"
+            )
+        try:
+            return read_json(file)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: cannot be read ({one_line(error)}); name another run folder") from None
 
     def recorded(self) -> dict:
         """Give the settings; empty if no stage has written here yet."""

@@ -141,8 +141,9 @@ def evaluation_parameters(
     found = table[["method", "split"]].drop_duplicates()
     if len(found) > _MOST_COMPARED:
         raise InputError(
-            f"{predictions}: has {len(found)} pairs of method and split, the first {found.iloc[0].tolist()}; "
-            f"at most {_MOST_COMPARED} are drawn side by side: write one name for all rows of a method"
+            f"{predictions}: has {len(found)} pairs of method and split, first {', '.join(found.iloc[0])}; "
+            f"at most {_MOST_COMPARED} are drawn side by side: write one name for "
+            "all rows of a method"
         )
     known = table[:0]
     if validation:

@@ -317,3 +317,61 @@ def test_pages_and_scans_cost_no_time():
         decode.decode_image(picture[:-2] + picture[last:-2] * 2000 + picture[-2:])
     assert time.process_time() - started < 1
     assert decode.decode_image(picture).shape == (46, 70, 3)
+
+
+@pytest.mark.parametrize(
+    "made, words",
+    [
+        (lambda jpeg, png: jpeg[:2] + b"\xff" * 30_000_000 + jpeg[2:], "a JPEG of more than 100000 segments"),
+        (lambda jpeg, png: jpeg[:2] + b"\xff\xfe\0\2" * 2_000_000 + jpeg[2:], "more than 100000 segments"),
+        (lambda jpeg, png: png[:33] + chunk(b"IDAT", b"") * 1_000_000 + png[33:], "more than 100000 chunks"),
+        (lambda jpeg, png: png[:33] + chunk(b"prVt", b"") * 1_000_000 + png[33:], "more than 100000 chunks"),
+    ],
+)
+def test_millions_of_small_parts_cost_no_time(made, words):
+    content = made(encode(smooth(), "JPEG"), encode(smooth()))
+    started = time.process_time()
+    with pytest.raises(ValueError, match=words):
+        decode.decode_image(content)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    "start, kind",
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "an AVIF"),
+        (bytes(128) + b"DICM", "a DICOM file"),
+        (b"8BPS\0\1", "a Photoshop file"),
+        (b"\n<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG"),
+        (encode(smooth(), "WEBP"), "a WebP"),
+        (encode(smooth(), "JPEG2000"), "a JPEG 2000"),
+        (encode(smooth(), "GIF"), "a GIF"),
+    ],
+)
+def test_other_formats_under_an_images_name_are_told(start, kind):
+    with pytest.raises(ValueError, match=f"not a PNG, JPEG, TIFF or BMP image but {kind}"):
+        decode.decode_image(start)
+
+
+@pytest.mark.parametrize("tag", [256, 257, 322, 323, 324, 325])
+def test_tiles_that_say_nothing_of_themselves(tag):
+    """Tags that are not there, or 0: one word for it, not Python's."""
+    tags = {256: 32, 257: 32, 258: (8, 8, 8), 259: 34712, 262: 2, 322: 16, 323: 16, 324: 8, 325: 9}
+    for value in (None, 0) if tag < 324 else (None,):
+        made = {key: found for key, found in (tags | {tag: value}).items() if found is not None}
+        if tag in (322, 323) and value is None:
+            continue  # then it has strips
+        content = io.BytesIO()
+        entries = b""
+        for key, found in sorted(made.items()):
+            values = found if isinstance(found, tuple) else (found,)
+            packed = struct.pack(f"<{len(values)}H", *values)
+            where = (
+                packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", 8 + 2 + 12 * len(made) + 4)
+            )
+            entries += struct.pack("<HHI", key, 3, len(values)) + where
+        content.write(b"II*\0\x08\0\0\0" + struct.pack("<H", len(made)) + entries + bytes(4))
+        content.write(struct.pack("<3H", 8, 8, 8))
+        with pytest.raises(ValueError, match="damaged: it does not say how large it and its tiles are"):
+            decode.decode_image(content.getvalue())

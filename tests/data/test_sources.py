@@ -353,3 +353,14 @@ def test_what_lies_near_a_path_at_which_nothing_is(tmp_path):
     }.items():
         with pytest.raises(InputError, match=re.escape(f"{tmp_path / name}: {words}")):
             sources.open_source(tmp_path / name)
+
+
+def test_the_checksum_at_the_end_of_a_tar_gz_is_looked_at(places, tmp_path):
+    """Images without checksums of their own, as TIFF, would pass for sound; it stands behind the filling."""
+    content = bytearray(places["tar.gz"].read_bytes())
+    content[-6] ^= 1
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    with pytest.raises(
+        InputError, match="a.tar.gz: not a readable tar archive .*; remove it and download it"
+    ):
+        sources.open_source(tmp_path / "a.tar.gz").names()

@@ -115,6 +115,8 @@ def test_what_is_not_recorded(tmp_path, monkeypatch):
     foreign = predictions().assign(filename=lambda t: "mine-" + t["filename"])
     with pytest.raises(InputError, match="BreakHis"):
         recorded.write_recording("one", foreign, "w", commands=[], against="a")
+    with pytest.raises(InputError, match="not a plain name"):
+        recorded.write_recording("../one", predictions(), "w", commands=[], against="a")
     assert not list(tmp_path.iterdir())
 
 

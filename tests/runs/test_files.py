@@ -163,3 +163,33 @@ def test_formulas_are_defused_where_people_read(tmp_path):
     assert (tmp_path / "a.csv").read_text() == "name,value\n'=cmd(),-1.5\n'+1,2.0\n'@x,3.0\n-,4.0\na,5.0\n"
     write_csv(tmp_path / "a.csv", table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv"), table)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_at_once_and_row_by_row_are_the_same(tmp_path, end):
+    """A table without quotation marks is read at once; packed, the same is read row by row."""
+    cells = [
+        "007",
+        "7",
+        "1.0",
+        " a b ",
+        "NA",
+        "",
+        "Mu\u0308ller",
+        "x\u200by",
+        "\u2028",
+        "1e5",
+        "-0",
+        "#",
+        "nan",
+    ]
+    rows = [
+        f"{number}.png,{cell},{other}"
+        for number, cell in enumerate(cells)
+        for other in cells
+        if cell or other
+    ]
+    text = "\ufeff" + end.join(["path, Label ,GROUP", *rows, "", ""])
+    plain, packed = read(tmp_path, text), read(tmp_path, gzip.compress(text.encode()), "m.csv.gz")
+    pd.testing.assert_frame_equal(plain, packed, check_column_type=False)
+    assert len(plain) == len(rows) and plain.index[-1] == len(rows) + 1

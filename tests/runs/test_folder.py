@@ -11,7 +11,7 @@ from PIL import Image
 from bcdlib.data import breakhis
 from bcdlib.errors import InputError
 from bcdlib.runs.files import write_csv
-from bcdlib.runs.folder import has_cache, open_run_folder
+from bcdlib.runs.folder import has_cache, is_run_folder, open_run_folder
 
 
 def test_open_run_makes_the_folder(tmp_path, monkeypatch):
@@ -85,3 +85,11 @@ def test_a_cache_that_was_recorded_must_be_there(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "cache.json").write_text("{}")
     assert has_cache(run)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"data"', "[" * 100_000, '{"data": ', "\xe9"])
+def test_settings_of_a_stranger(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text, encoding="latin-1")
+    assert not is_run_folder(tmp_path)
+    with pytest.raises(InputError, match="settings.json: cannot be read .*; name another run folder"):
+        open_run_folder(tmp_path).settings  # noqa: B018
