@@ -292,7 +292,8 @@ def test_ten_minutes_lie_between_checkpoints_at_most(epoch, writing, tmp_path, m
     apart = np.diff([0.0, *written])
     assert written[-1] == pytest.approx(epochs * epoch)
     # a step, and an epoch's last one with the curves, cannot be divided
-    assert apart.max() <= max(600, (1 + tail) * epoch / (steps + tail))
+    allowed = max(600, (1 + tail) * epoch / (steps + tail))
+    assert apart.max() <= allowed * (1 + 1e-9)  # sums of floats
     said = checkpoint.seconds_apart(epoch)
     assert said <= 600 and (apart <= max(said, 15) + epoch).all(), "it is less often than was said"
     if writing == 0.1 and epoch < 600:
