@@ -1,11 +1,14 @@
 """The command line as a user meets it: figures, and one clear line with exit status 2 for bad input."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import keras
 import numpy as np
@@ -13,7 +16,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bcdlib.__main__ import cli
 from bcdlib.data.breakhis import class_labels, known_images
+from bcdlib.runs import noise
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +28,22 @@ def bcdlib(*arguments, **env):
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=600
     )
+
+
+def here(*arguments, **env):
+    """The same in this process, where Python and Keras have started already."""
+    written = io.StringIO(), io.StringIO()
+    with (
+        patch.object(noise, "drop_noise"),
+        patch.object(sys, "argv", ["bcdlib", *map(str, arguments)]),
+        patch.dict(os.environ, env),
+        contextlib.redirect_stdout(written[0]),
+        contextlib.redirect_stderr(written[1]),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli()
+    stdout, stderr = (text.getvalue() for text in written)
+    return subprocess.CompletedProcess(arguments, ended.value.code or 0, stdout, stderr)
 
 
 def refused(done, *words):
@@ -42,29 +63,29 @@ def test_help_lists_commands_that_exist():
 @pytest.mark.parametrize("command", [("run", "--data"), ("verify",)])
 def test_bad_data(tmp_path, command):
     out = ["--out", tmp_path / "out"] if command[0] == "run" else []
-    refused(bcdlib(*command, tmp_path / "nowhere", *out), "nowhere", "no such")
+    refused(here(*command, tmp_path / "nowhere", *out), "nowhere", "no such")
     (tmp_path / "empty").mkdir()
-    refused(bcdlib(*command, tmp_path / "empty", *out), "empty")
+    refused(here(*command, tmp_path / "empty", *out), "empty")
     (tmp_path / "cats").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "cats" / "cat.png")
-    refused(bcdlib(*command, tmp_path / "cats", *out), "cats", "no BreakHis image")
+    refused(here(*command, tmp_path / "cats", *out), "cats", "no BreakHis image")
     (tmp_path / "broken.zip").write_bytes(b"PK not a zip")
-    refused(bcdlib(*command, tmp_path / "broken.zip", *out), "broken.zip", "not a readable zip")
+    refused(here(*command, tmp_path / "broken.zip", *out), "broken.zip", "not a readable zip")
 
 
 def test_bad_words(tiny, tmp_path):
     out = ["--data", tiny, "--out", tmp_path / "out"]
-    refused(bcdlib("run", *out, "--profile", "huge"), "huge", "demo")
-    refused(bcdlib("run", *out, "--only", "07_dance"), "07_dance")
-    refused(bcdlib("run", *out, "--weights", tmp_path / "none"), "none", "no such folder")
-    refused(bcdlib("compare", *out, "--methods", "resnet5000"), "resnet5000")
+    refused(here("run", *out, "--profile", "huge"), "huge", "demo")
+    refused(here("run", *out, "--only", "07_dance"), "07_dance")
+    refused(here("run", *out, "--weights", tmp_path / "none"), "none", "no such folder")
+    refused(here("compare", *out, "--methods", "resnet5000"), "resnet5000")
     refused(
-        bcdlib("compare", *out, "--splits", "astrology", "--weights", "none", BCD_CACHE=str(tmp_path)),
+        here("compare", *out, "--splits", "astrology", "--weights", "none", BCD_CACHE=str(tmp_path)),
         "astrology",
     )
-    refused(bcdlib("audit", "--split", "astrology"), "astrology")
+    refused(here("audit", "--split", "astrology"), "astrology")
     (tmp_path / "file").touch()
-    refused(bcdlib("run", "--data", tiny, "--out", tmp_path / "file" / "run"), "cannot write")
+    refused(here("run", "--data", tiny, "--out", tmp_path / "file" / "run"), "cannot write")
 
 
 def test_quick_needs_weights(tiny, tmp_path):

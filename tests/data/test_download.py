@@ -172,20 +172,20 @@ def changed(seconds_ago):
 @pytest.mark.parametrize(
     "validators, resumes",
     [
-        (changed(3600), True),
-        (changed(5), False),  # within its second a file may change twice
-        ({"ETag": 'W/"weak"', **changed(3600)}, False),
-        ({"Last-Modified": "yesterday"}, False),
+        (lambda: changed(3600), True),
+        (lambda: changed(5), False),  # within its second a file may change twice
+        (lambda: {"ETag": 'W/"weak"', **changed(3600)}, False),
+        (lambda: {"Last-Modified": "yesterday"}, False),
     ],
 )
 def test_fetch_joins_only_what_a_strong_validator_vouches_for(site, tmp_path, validators, resumes):
     """Without one the file may have changed in between: here it has, and the server does not say so."""
-    site.validators = validators
+    site.validators = validators()
     break_off(site)
     site.payload = PAYLOAD if resumes else PAYLOAD[::-1]
     check(get(site), tmp_path, site.payload)
     assert site.seen[0].get("Range") == ("bytes=300000-" if resumes else None)
-    assert site.seen[0].get("If-Range") == (validators["Last-Modified"] if resumes else None)
+    assert site.seen[0].get("If-Range") == (site.validators["Last-Modified"] if resumes else None)
 
 
 def test_fetch_known_checksum(site, tmp_path):
