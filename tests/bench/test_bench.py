@@ -72,6 +72,7 @@ def test_peers_resize_as_we_do(breakhis, tmp_path):
     assert np.abs(np.concatenate([np.asarray(batch[0]) for batch in antialiased]) - ours).mean() < 1
 
 
+@pytest.mark.thorough
 def test_the_command(tiny, tmp_path):
     words = [sys.executable, "-m", "tests.bench", "--data", tiny, "--only", "ingest", "--only", "batches"]
     words += ["--pairs", "2", "--out", tmp_path / "out", "--json"]

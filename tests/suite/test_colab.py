@@ -102,7 +102,8 @@ def test_the_upload_that_failed_to_install_does_not_stop(colab, tmp_path):
 def test_all_six_one_after_the_other_with_a_user(tiny, colab):
     """As a user does: each notebook by itself, with no run folder named."""
     for stage in STAGES:
-        colab.run(stage, answers=True, data=str(tiny), weights="none")
+        quick = {"epochs": 1} if stage == "04_train" else {}
+        colab.run(stage, answers=True, data=str(tiny), weights="none", **quick)
     assert colab.asked == 1
     run = colab.mine / "bcdlib" / f"{tiny.name}-demo"
     assert (run / "predictions.csv").is_file() and (run / "figures" / "table_ii.svg").is_file()
