@@ -388,8 +388,8 @@ def recorded_shared_cases(run: Run | None = None) -> pd.DataFrame:
 
     Examples
     --------
-    >>> recorded_shared_cases().loc[0, ["method", "split", "images"]].tolist()
-    ['resnet50-head', 'eva', 51]
+    >>> recorded_shared_cases()["split"].nunique()
+    7
     """
     found = pd.read_csv(recorded.recorded_folder() / "shared_cases.csv").query("metric == 'accuracy'")
     found = found.assign(difference=found.apply(bootstrap.interval_text, axis=1)).reset_index(drop=True)
