@@ -12,6 +12,7 @@ import pandas as pd
 from bcdlib import methods
 from bcdlib.data import breakhis, cache, splits
 from bcdlib.evaluation import metrics, published
+from bcdlib.methods.parts import backbones
 from bcdlib.plots import style
 from bcdlib.runs import lesson
 from bcdlib.runs.folder import Run
@@ -263,6 +264,7 @@ def network_figure(model: keras.Model | None):
     return figure
 
 
+@backbones.one_try()
 def train_trials(
     run: Run,
     profile: Profile,

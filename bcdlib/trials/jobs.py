@@ -13,6 +13,7 @@ import pandas as pd
 
 from bcdlib.data import sources
 from bcdlib.data.cache import PixelCache, build_cache, open_cache
+from bcdlib.methods.parts import backbones
 from bcdlib.runs.profiles import Profile
 from bcdlib.trials import cluster, store
 from bcdlib.trials.trial import Result, Trial, load_trial, run_trial
@@ -20,6 +21,7 @@ from bcdlib.trials.trial import Result, Trial, load_trial, run_trial
 _TYPES = {"filename": str, "slide": str, "case": str}
 
 
+@backbones.one_try()
 def run_trials(
     planned: list[Trial],
     cache: PixelCache,

@@ -169,6 +169,7 @@ class Result:
 
 # BLAS sums in another order with other numbers of threads: with one, results do not depend on the cores
 @threadpool_limits.wrap(limits=1, user_api="blas")
+@backbones.one_try()
 def run_trial(
     trial: Trial,
     cache: PixelCache,

@@ -327,6 +327,27 @@ def test_a_download_that_failed_may_be_tried_again(monkeypatch):
     backbones._download.cache_clear()
 
 
+def test_a_download_that_failed_is_tried_once_a_comparison(monkeypatch):
+    """Or each trial waits for the network anew, and some may start from other weights than the rest."""
+    tries = []
+
+    def constructor(include_top, weights):
+        tries.append(weights)
+        raise OSError("no network")
+
+    about = backbones.ARCHITECTURES["resnet50"]._replace(constructor=constructor)
+    monkeypatch.setitem(backbones.ARCHITECTURES, "resnet50", about)
+    backbones._download.cache_clear()
+    for number in (1, 2):
+        with backbones.one_try():
+            for _ in range(3):
+                label = backbones.find_weights("resnet50", "imagenet", required=False).label
+                assert label == "random initial weights (ImageNet's could not be had)"
+            with pytest.raises(InputError, match="cannot be downloaded"):
+                backbones.find_weights("resnet50", "imagenet")
+        assert len(tries) == number, "tried again by the next comparison"
+
+
 def test_structure_loss_by_hand():
     y = np.array([[0.0], [0.0], [1.0]])
     output = np.array([[0.5, 0, 0], [0.2, 3, 4], [0.9, 0, 1]], dtype="float32")

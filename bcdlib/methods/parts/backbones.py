@@ -1,5 +1,6 @@
 """Convolutional bases: their constructors, their weights, and their normalisation as layers."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable
@@ -84,17 +85,40 @@ def choose_weights(weights: str | None = None) -> str:
     return weights or os.environ.get("BCD_WEIGHTS_DIR") or "imagenet"
 
 
+_failed: dict[str, InputError] | None = None  # inside `one_try`: the downloads that failed
+
+
+@contextlib.contextmanager
+def one_try():
+    """Try each download once inside: what failed for one trial is not tried again for the next.
+
+    So all trials of a comparison start from the same weights, and a machine without network does not wait
+    for every one of them.
+    """
+    global _failed
+    outer, _failed = _failed, {} if _failed is None else _failed
+    try:
+        yield
+    finally:
+        _failed = outer
+
+
 @functools.cache
 def _download(architecture: str) -> None:
     """Get Keras' ImageNet weights, once a process; what failed, and raised InputError, may be tried again."""
     if not ARCHITECTURES[architecture].downloads:
         raise InputError(f"Keras has no ImageNet weights of {architecture}")
+    if _failed and architecture in _failed:
+        raise _failed[architecture]
     try:
         ARCHITECTURES[architecture].constructor(include_top=False, weights="imagenet")
     except Exception as error:  # urllib, ssl, OSError, Keras' own: all mean that the download failed
-        raise InputError(
+        failure = InputError(
             f"ImageNet weights of {architecture} cannot be downloaded ({error})".splitlines()[0]
-        ) from None
+        )
+        if _failed is not None:
+            _failed[architecture] = failure
+        raise failure from None
 
 
 def find_weights(architecture: str, weights: str | None = None, required: bool = True) -> Weights:
