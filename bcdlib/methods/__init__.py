@@ -11,6 +11,7 @@ import importlib.util
 import pkgutil
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,9 @@ def get_method(name: str) -> type[Method]:
     return _only_method(importlib.import_module(f"bcdlib.methods.{name}"), name)
 
 
+_LOADING = threading.RLock()  # a second thread must not find a module that is half loaded
+
+
 def _only_method(module, name) -> type[Method]:
     found = {
         value
@@ -138,25 +142,26 @@ def _own_method(file: Path) -> type[Method]:
     # as it stands: an edited file is another module; one that was loaded is not loaded again
     digest = hashlib.sha256(f"{file.absolute()}\0".encode() + file.read_bytes()).hexdigest()[:12]
     module_name = f"bcdlib_method_{file.stem}_{digest}"
-    if module_name in sys.modules:
-        return _only_method(sys.modules[module_name], file)
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look there
-    try:
-        with explain_errors(file):
-            spec.loader.exec_module(module)
-            kind = _only_method(module, file)
-            own = [vars(base) for base in kind.__mro__ if base.__module__ == module_name]
-            if not any("key" in names for names in own):  # not that of a method from which it is derived
-                kind.key = file.stem
-            if not any("title" in names for names in own):
-                kind.title = kind.key
-            kind().get_params()
-    except BaseException:
-        del sys.modules[module_name]
-        raise
-    return kind
+    with _LOADING:
+        if module_name in sys.modules:
+            return _only_method(sys.modules[module_name], file)
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # dataclasses and pickle look there
+        try:
+            with explain_errors(file):
+                spec.loader.exec_module(module)
+                kind = _only_method(module, file)
+                own = [vars(base) for base in kind.__mro__ if base.__module__ == module_name]
+                if not any("key" in names for names in own):  # not that of a method from which it is derived
+                    kind.key = file.stem
+                if not any("title" in names for names in own):
+                    kind.title = kind.key
+                kind().get_params()
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+        return kind
 
 
 @contextlib.contextmanager
