@@ -292,7 +292,8 @@ def match_validation(validation: pd.DataFrame, predictions: pd.DataFrame) -> pd.
     if len(both):
         raise InputError(
             f"{len(both)} of {len(matched)} validation images are test images of the same trial, the first "
-            f"{both['filename'].iloc[0]}; a threshold is chosen on images that are not tested"
+            f"{both['filename'].iloc[0]}; leave them out of the validation table: a "
+            "threshold is chosen on images that are not tested"
         )
     tested = predictions[[*TRIAL_COLUMNS, "case"]].drop_duplicates()
     shared = matched.merge(tested, on=[*TRIAL_COLUMNS, "case"])["case"].unique()
