@@ -346,7 +346,7 @@ def roc_figure(table: pd.DataFrame):
             RocCurveDisplay.from_predictions(
                 part["label"],
                 part["probability"],
-                name=f"{method}, split {split} ({part['case'].nunique()} cases)",
+                name=f"{method}, split {split}, {part['case'].nunique()} cases",
                 ax=axis,
             )
     axis.plot([0, 1], [0, 1], color=style.PUBLISHED, linestyle=":", label="chance")

@@ -249,8 +249,8 @@ def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = 
         models.predicted_class(probability), probability, calibrated, warning, nearest[NEAREST_COLUMNS], None
     )
     record = models.trial_record(model_file)
-    made = f" ({record['method']}, split {record['split']})" if record else ""
-    texts = [answer.summary.capitalize() + made, verdict, DISCLAIMER]
+    made = f"{record['method']}, split {record['split']}: " if record else ""
+    texts = [made + answer.summary, verdict, DISCLAIMER]
     captions = [
         title,
         models.prediction_caption(probability)
