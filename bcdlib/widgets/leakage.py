@@ -60,6 +60,8 @@ class Protocols:
 
     Attributes
     ----------
+    images : DataFrame
+        The cache's image table, with ``row`` (of the cache), by slide and magnification.
     splits : dict of str to DataFrame
         Those that 02_preprocess made; that which shares the most with training is the first.
     methods : list of str
@@ -68,6 +70,8 @@ class Protocols:
 
     def __init__(self, run: Run, cache, predictions: pd.DataFrame | None = None):
         self.cache = cache
+        images = cache.images.assign(row=np.arange(len(cache.images)))
+        self.images = images.sort_values(["slide", "magnification", "filename"])
         self.splits = {
             name: splits.read_split(run, name) for name in splits.available_splits(run, splits.PROTOCOLS)
         }
@@ -79,7 +83,7 @@ class Protocols:
 
     def names(self, unit: str) -> dict[str, str]:
         """Describe each case or slide in a few words; those of cases with several slides first."""
-        images = self.cache.images
+        images = self.images
         images = images.assign(of=images.groupby("case")["slide"].transform("nunique"))
         found = images.groupby(unit).agg(of=("of", "max"), slides=("slide", "nunique"), n=("of", "size"))
         return {
@@ -104,8 +108,7 @@ class Protocols:
             cache), ``fold``, ``role``; of test images that were predicted also ``probability`` (of malignant)
             and ``correct`` (else missing).
         """
-        images = self.cache.images
-        images = images.assign(row=np.arange(len(images)))[images["filename"].isin(filenames)]
+        images = self.images[self.images["filename"].isin(filenames)]
         shown = images.merge(roles_of(self.splits[protocol], filenames), on="filename")
         answers = self.answers[self.answers["method"] == method]
         if answers.empty:
@@ -137,7 +140,7 @@ def case_figure(protocols: Protocols, columns: int = 8):
     -------
     matplotlib Figure
     """
-    images, case = protocols.cache.images, next(iter(protocols.names("case")))
+    images, case = protocols.images, next(iter(protocols.names("case")))
     part = images[images["case"] == case]
     turns = visualize.take_turns(part["slide"] + " " + part["magnification"].astype(str), seed=0)
     part = part.iloc[np.sort(turns[:columns])]
@@ -145,7 +148,7 @@ def case_figure(protocols: Protocols, columns: int = 8):
     for name in protocols.splits:
         found = protocols.under(name, part["filename"], next(iter(protocols.methods), ""))
         found = found.set_index("filename").reindex(part["filename"])
-        shown += list(protocols.cache.pixels[protocols.cache.rows(part["filename"])])
+        shown += list(protocols.cache.pixels[part["row"]])
         captions += [_short_caption(row) for row in found.itertuples()]
         colours += [COLOURS.get(role, "none") for role in found["role"]]
     figure = style.image_grid(
@@ -182,7 +185,7 @@ class CaseStrips:
     """The widget of `follow_case`; `box` is what is shown."""
 
     def __init__(self, protocols: Protocols):
-        self.protocols, self.images, self.busy = protocols, protocols.cache.images, False
+        self.protocols, self.images, self.busy = protocols, protocols.images, False
         self.unit = widgets.ToggleButtons(
             description="all images of a",
             options=list(UNITS),
