@@ -327,6 +327,22 @@ def test_a_download_that_failed_may_be_tried_again(monkeypatch):
     backbones._download.cache_clear()
 
 
+def test_a_comparison_tries_a_download_once_where_random_weights_will_do(monkeypatch):
+    """Else every trial says anew that it downloads, and some might start from other weights than the rest."""
+    tries = []
+
+    def constructor(include_top, weights):
+        tries.append(weights)
+        raise OSError("no network")
+
+    about = backbones.ARCHITECTURES["resnet50"]._replace(constructor=constructor)
+    monkeypatch.setitem(backbones.ARCHITECTURES, "resnet50", about)
+    backbones._download.cache_clear()
+    found = [backbones.find_all(["resnet50"], "imagenet", required=False) for _ in range(3)]
+    assert not any(one["resnet50"].pretrained for one in found) and len(tries) == 1
+    backbones._download.cache_clear()
+
+
 def test_structure_loss_by_hand():
     y = np.array([[0.0], [0.0], [1.0]])
     output = np.array([[0.5, 0, 0], [0.2, 3, 4], [0.9, 0, 1]], dtype="float32")

@@ -85,16 +85,15 @@ def choose_weights(weights: str | None = None) -> str:
 
 
 @functools.cache
-def _download(architecture: str) -> None:
-    """Get Keras' ImageNet weights, once a process; what failed, and raised InputError, may be tried again."""
+def _download(architecture: str) -> str:
+    """Get Keras' ImageNet weights, once a process; return why they cannot be had, or an empty text."""
     if not ARCHITECTURES[architecture].downloads:
-        raise InputError(f"Keras has no ImageNet weights of {architecture}")
+        return f"Keras has no ImageNet weights of {architecture}"
     try:
         ARCHITECTURES[architecture].constructor(include_top=False, weights="imagenet")
     except Exception as error:  # urllib, ssl, OSError, Keras' own: all mean that the download failed
-        raise InputError(
-            f"ImageNet weights of {architecture} cannot be downloaded ({error})".splitlines()[0]
-        ) from None
+        return f"ImageNet weights of {architecture} cannot be downloaded ({error})".splitlines()[0]
+    return ""
 
 
 def find_weights(architecture: str, weights: str | None = None, required: bool = True) -> Weights:
@@ -125,11 +124,7 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
         return Weights(None, "random initial weights")
     if weights == "imagenet":
         path, label = weights, "ImageNet weights (Keras)"
-        try:
-            _download(architecture)
-            problem = ""
-        except InputError as error:
-            problem = str(error)
+        problem = _download(architecture)
     else:
         folder = Path(weights).expanduser().absolute()
         if not folder.is_dir():
@@ -140,6 +135,7 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
     if not problem:
         return Weights(str(path), label)
     if required:
+        _download.cache_clear()  # where the user has seen to it, the next call tries again
         raise InputError(
             f"{problem}; name a folder that has {architecture}_notop.weights.h5 with --weights or "
             "BCD_WEIGHTS_DIR, or start from random weights with --weights none"
@@ -160,7 +156,7 @@ def find_all(
     if required and not any(w.pretrained for w in found.values()):
         for name in found:
             if ARCHITECTURES[name].downloads:
-                # raises; or the user asked for none, or a download succeeds now
+                # raises, unless the user asked for none
                 found[name] = find_weights(name, weights, required=True)
     return found
 
