@@ -483,9 +483,7 @@ def as_json(table: pd.DataFrame) -> str:
 def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
     """Say in three lines what the predictions are worth, as Markdown; `guess` as in `guess_figure`."""
     found = bootstrap.interval_table(table, ["accuracy", "auc"], by_image=False)
-    strictest = next(
-        (name for name in splits.STRICTEST if name in set(found["split"])), found["split"].iloc[0]
-    )
+    strictest = min(found["split"], key=splits.strictness)
     accuracy, auc = (
         found[(found["split"] == strictest) & (found["metric"] == metric)].iloc[0]
         for metric in ("accuracy", "auc")

@@ -119,7 +119,7 @@ def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: i
         Without a model in this run its ``warning`` and its figure say so.
     """
     trials = [part for _, part in table.groupby(TRIAL_COLUMNS, sort=False)]
-    for part in sorted(trials, key=lambda part: models.strictness(part["split"].iloc[0])):
+    for part in sorted(trials, key=lambda part: splits.strictness(part["split"].iloc[0])):
         folder = trial_folder(run, part.iloc[0])
         if folder is None:
             continue
