@@ -138,7 +138,12 @@ def _body(notebook) -> str:
             if cell.source.startswith(PROTOCOLS):
                 cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": SEE_ABOVE})]
             for output in cell.outputs:
-                output.get("data", {}).pop(panel.VIEW, None)
+                data = output.get("data", {})
+                data.pop(panel.VIEW, None)
+                if "text/html" in data:  # tables have the report's look, which fits phones and paper
+                    data["text/html"] = re.sub(
+                        r"<style.*?</style>\s*", "", data["text/html"], flags=re.DOTALL
+                    )
             cell.metadata["alt"] = f"Figure of section {heading}"
     return HTMLExporter(
         config={"TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": {"hide-in-report"}}},
