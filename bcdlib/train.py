@@ -70,7 +70,7 @@ def methods_table(run: Run) -> pd.DataFrame:
     """List the methods: key, what it is, who published it, and the accuracy printed in the paper's Table II.
 
     Any of them, or a file with a method of one's own, can be trained here. For images of the user's own the
-    last two are left out: they speak of BreakHis.
+    last two columns are left out: they are about BreakHis.
     """
     printed = published.TABLE_II.set_index("key")
     kinds = {key: methods.get_method(key) for key in methods.method_names()}
@@ -378,7 +378,7 @@ def predictions_figure(run: Run, results: list[Result], per_class: int = 4, *, s
     )
     images, names = cache.run_cache(run), breakhis.CLASSES
     captions = [
-        f"{names[row.label]}, called {names[row.predicted]}\n"
+        f"{names[row.label]}, predicted {names[row.predicted]}\n"
         f"P(malignant) {row.probability:.2f}: {'right' if row.correct else 'wrong'}"
         for row in table.itertuples()
     ]
@@ -392,7 +392,7 @@ def predictions_figure(run: Run, results: list[Result], per_class: int = 4, *, s
 
 
 def findings(results: list[Result]) -> str:
-    """Say in a line a trial, and one more, how training ended and what the test part says, as Markdown."""
+    """Say how each training ended and what its test part says, as Markdown, a line a trial and one more."""
     lines = []
     for result in results:
         test = metrics.metrics_table(result.predictions).iloc[0]
@@ -402,9 +402,12 @@ def findings(results: list[Result]) -> str:
             f"`{result.trial.split}`: accuracy {learned}{test['accuracy']:.3f} on {test['images']} test "
             f"images of {test['cases']} cases; AUC {test['auc']:.3f}."
         )
-    share = max(results[-1].predictions["label"].mean(), 1 - results[-1].predictions["label"].mean())
+    larger = results[-1].predictions["label"].value_counts(normalize=True).max()
     return lesson.findings_text(
-        [*lines, f"Always saying the larger class is right for {share:.3f} of the last trial's test images."]
+        [
+            *lines,
+            f"Always predicting the larger class is right for {larger:.3f} of the last trial's test images.",
+        ]
     )
 
 
@@ -420,5 +423,5 @@ def check_exercise(profile: Profile, results: list[Result], answer: float | None
         truth,
         tolerance=0.1 * truth,
         lesson=f"{len(results[0].history)} epochs x {steps} batches x {estimator.batch_size} / {images} "
-        "images: as often it could learn an image by heart.",
+        "images: so many chances to learn each image by heart.",
     )
