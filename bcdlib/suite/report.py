@@ -30,7 +30,7 @@ LOSSLESS = 200_000  # bytes; a figure that is larger without loss holds photogra
 def write_report(run: Run) -> dict:
     """Write ``report.html`` and ``summary.json`` from what stands in the run folder; return the summary.
 
-    Both are made to be handed on: of folders of this machine they have the names only.
+    Both are meant to be passed on: folders of this machine are named without their paths.
     """
     settings = {key: places.name_only(value) for key, value in run.settings.items()}
     summary = {
@@ -174,7 +174,7 @@ def _webp(png: bytes) -> str:
 
 
 def _without_folders(html: str, run: Run) -> str:
-    """Leave of paths on this machine (in messages of errors, for example) what is below a known folder."""
+    """Cut the known folders of this machine from paths, in error messages for example."""
     recorded = [run.settings.get(name) or "" for name in ("source", "manifest", "cache")]
     folders = {Path(path).parent for path in (run.folder, *recorded) if Path(path).is_absolute()}
     folders |= {Path(__file__).resolve().parents[2], places.cache_root(), Path.cwd(), Path.home()}

@@ -22,7 +22,7 @@ UNITS = {"case": "case (accession number)", "slide": "slide"}
 
 
 def roles_of(split: pd.DataFrame, filenames) -> pd.DataFrame:
-    """Say what some images are for, in the fold of a split that tests most of them.
+    """Look up the roles of some images, in the fold of a split that tests most of them.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def roles_of(split: pd.DataFrame, filenames) -> pd.DataFrame:
 
 
 class Protocols:
-    """What the protocols of a run do with its images, and what was predicted under them.
+    """The roles that a run's protocols give to its images, and what was predicted under them.
 
     Parameters
     ----------
@@ -63,9 +63,9 @@ class Protocols:
     images : DataFrame
         The cache's image table, with ``row`` (of the cache), by slide and magnification.
     splits : dict of str to DataFrame
-        Those that 02_preprocess made; that which shares the most with training is the first.
+        Those that 02_preprocess made; the first one shares the most with training.
     methods : list of str
-        Those that predictions are at hand of.
+        Those of which there are predictions.
     """
 
     def __init__(self, run: Run, cache, predictions: pd.DataFrame | None = None):
@@ -92,7 +92,7 @@ class Protocols:
         }
 
     def under(self, protocol: str, filenames, method: str = "") -> pd.DataFrame:
-        """Look up what images are for under a protocol, and what was predicted.
+        """Look up the roles of images under a protocol, and what was predicted.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ def follow_case(run: Run, cache, predictions: pd.DataFrame | None = None) -> pan
 
 
 def case_figure(protocols: Protocols, columns: int = 8):
-    """Draw images of the first case, a row a protocol; frames and captions say what they are for.
+    """Draw images of the first case, a row a protocol; frames and captions say which role each has.
 
     Returns
     -------
@@ -251,7 +251,7 @@ class CaseStrips:
         text += f"{tests.sum()} of its images are in test, {(~tests).sum() or 'none'} in training"
         text += " or validation" * ("validation" in set(shown["role"]))
         if unit == "slide" and (kin := self._of_other_slides(shown)):
-            text += f", and {kin} of other slides of its case"
+            text += f"; {kin} of other slides of its case are in training or validation"
         answered = shown["correct"].dropna()
         return f"{text}." + f" {answered.sum()} of {len(answered)} answers are right." * (len(answered) > 0)
 
@@ -264,7 +264,7 @@ class CaseStrips:
 
 
 def strip_html(shown: pd.DataFrame, pixels: np.ndarray, role: str) -> str:
-    """Write images of one role as a row of HTML that wraps, each with its text for who cannot see it.
+    """Write images of one role as a row of HTML that wraps, each with a text for those who cannot see it.
 
     Parameters
     ----------
