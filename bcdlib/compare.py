@@ -120,7 +120,9 @@ def protocol_figure(
             xlabel=f"{metrics.METRICS[metric].label} on test images",
         )
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
-    note = f"{', '.join(predictions['method'].unique())}; {_trials_text(predictions)}; 95 % intervals"
+    if found["split"].nunique() > 1 and set(found["split"]) <= set(splits.PROTOCOLS):
+        figure.suptitle("From top to bottom the test images have less in common with training", fontsize=10)
+    note = f"{_trials_text(predictions, named=True)}; 95 % intervals"
     return _with_note(figure, note, predictions)
 
 
@@ -131,15 +133,17 @@ def _with_note(figure, note: str, predictions: pd.DataFrame):
     return figure
 
 
-def _trials_text(predictions: pd.DataFrame) -> str:
-    """Folds and seeds; by method where they differ."""
+def _trials_text(predictions: pd.DataFrame, *, named: bool = False) -> str:
+    """Folds and seeds; by method where they differ, else after the names of the methods if `named`."""
     counts = predictions.groupby("method", sort=False)[["fold", "seed"]].nunique()
     texts = [
         f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
         for row in counts.itertuples()
     ]
     by_method = (f"{method} {text}" for method, text in zip(counts.index, texts, strict=True))
-    return texts[0] if len(set(texts)) == 1 else ", ".join(by_method)
+    if len(set(texts)) > 1:
+        return ", ".join(by_method)
+    return f"{', '.join(counts.index)}; {texts[0]}" if named else texts[0]
 
 
 def gap_text(predictions: pd.DataFrame) -> str:
