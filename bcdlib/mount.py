@@ -434,7 +434,7 @@ def findings(run: Run) -> str:
         [
             f"{len(images)} images, but only {breakhis.count_slide_folders(images)} slides of "
             f"{images['case'].nunique()} cases: what can be said about the "
-            "next patient depends on the cases.",
+            "next patient depends on the number of cases.",
             f"{100 * share.iloc[0]:.1f} % of the images are {share.index[0]}: whoever always says so is "
             "right that often.",
             "Some cases have more than one slide: a split that keeps slides apart may still have such a "

@@ -188,12 +188,17 @@ def recipe_text(
         for name, value in config.items()
         if name == "learning_rate" or (name != "name" and value != usual[name])
     )
-    loss, metric = estimator.build_loss(), estimator.build_metric()
+    loss, metric = (
+        repr(one) if isinstance(one, str) else _called(one)
+        for one in (estimator.build_loss(), estimator.build_metric())
+    )
     return RECIPE.format(
         optimizer=f"keras.optimizers.{type(model.optimizer).__name__}({optimizer})",
-        loss=_called(loss),
-        metric=_called(metric),
-        what="features of the frozen base" if estimator.frozen else "images, augmented anew each time",
+        loss=loss,
+        metric=metric,
+        what="features of the frozen base"
+        if estimator.frozen
+        else "images" + ", augmented anew each time" * estimator.augment,
         images=images,
         batch=estimator.batch_size,
         epochs=estimator.epochs,
@@ -211,7 +216,7 @@ def _epoch(trial: Trial, estimator: methods.KerasMethod) -> tuple[int, int]:
 
 
 def _called(thing) -> str:
-    return repr(thing) if isinstance(thing, str) else getattr(thing, "name", None) or thing.__name__
+    return thing if isinstance(thing, str) else getattr(thing, "name", None) or thing.__name__
 
 
 def print_network(model: keras.Model | None) -> None:
@@ -365,8 +370,7 @@ def _loss_label(trial: Trial) -> str:
     kind = methods.get_method(trial.method)
     if not issubclass(kind, methods.KerasMethod):
         return "loss"
-    loss = kind(task=trial.task, **methods.method_settings(trial.method)).build_loss()
-    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or loss.__name__
+    name = _called(kind(task=trial.task, **methods.method_settings(trial.method)).build_loss())
     return f"loss ({'MSE' if name in ('mse', 'mean_squared_error') else name.replace('_', ' ')})"
 
 
