@@ -83,11 +83,11 @@ def protocol_figure(
     found = found.sort_values(
         "split", key=lambda names: pd.Categorical(names, list(splits.PROTOCOLS)), kind="stable"
     )
-    methods, share = found["method"].unique(), predictions["label"].mean()
+    methods, larger = found["method"].unique(), predictions["label"].value_counts(normalize=True).max()
     figure, axes = style.make_figure(
         1, 2, width=9, height=0.5 * (found["metric"] == "accuracy").sum() + 1.7, sharey=True
     )
-    floors = (("accuracy", max(share, 1 - share), "always the larger class"), ("auc", 0.5, "chance"))
+    floors = (("accuracy", larger, "always the larger class"), ("auc", 0.5, "chance"))
     for axis, (metric, floor, what) in zip(axes, floors, strict=True):
         rows = found[found["metric"] == metric].iloc[::-1].reset_index(drop=True)
         names = [
@@ -98,11 +98,18 @@ def protocol_figure(
         for method, colour in zip(methods, itertools.cycle(style.SERIES)):
             part = rows[rows["method"] == method]
             axis.errorbar(
-                part["value"], part.index, xerr=_reach(part), fmt="o", color=colour, capsize=4, markersize=7
+                part["value"],
+                part.index,
+                xerr=bootstrap.error_bars(part),
+                fmt="o",
+                color=colour,
+                capsize=4,
+                markersize=7,
             )
         for place, value in rows["value"].items():
             text = f"{value:.2f}" if rows["low"].notna()[place] else f"{value:.2f}, interval cannot be said"
-            axis.annotate(text, (value, place), (0, 7), textcoords="offset points", ha="center")
+            white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # no line runs through a number
+            axis.annotate(text, (value, place), (0, 7), textcoords="offset points", ha="center", bbox=white)
         axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
         if metric == "accuracy":
             style.mark_guess(axis, guess)
@@ -113,13 +120,10 @@ def protocol_figure(
             xlabel=f"{metrics.METRICS[metric].label} on test images",
         )
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
-    note = f"{', '.join(predictions['method'].unique())}; {_trials_text(predictions)}; 95 % intervals"
+    if found["split"].nunique() > 1 and set(found["split"]) <= set(splits.PROTOCOLS):
+        figure.suptitle("From top to bottom the test images have less in common with training", fontsize=10)
+    note = f"{_trials_text(predictions, named=True)}; 95 % intervals"
     return _with_note(figure, note, predictions)
-
-
-def _reach(rows: pd.DataFrame, value: str = "value") -> list[pd.Series]:
-    """How far error bars reach to both sides."""
-    return [(rows[value] - rows["low"]).clip(0), (rows["high"] - rows[value]).clip(0)]
 
 
 def _with_note(figure, note: str, predictions: pd.DataFrame):
@@ -129,15 +133,17 @@ def _with_note(figure, note: str, predictions: pd.DataFrame):
     return figure
 
 
-def _trials_text(predictions: pd.DataFrame) -> str:
-    """Folds and seeds; by method where they differ."""
+def _trials_text(predictions: pd.DataFrame, *, named: bool = False) -> str:
+    """Folds and seeds; by method where they differ, else after the names of the methods if `named`."""
     counts = predictions.groupby("method", sort=False)[["fold", "seed"]].nunique()
     texts = [
         f"{row.fold} fold{'s' * (row.fold > 1)} x {row.seed} seed{'s' * (row.seed > 1)}"
         for row in counts.itertuples()
     ]
     by_method = (f"{method} {text}" for method, text in zip(counts.index, texts, strict=True))
-    return texts[0] if len(set(texts)) == 1 else ", ".join(by_method)
+    if len(set(texts)) > 1:
+        return ", ".join(by_method)
+    return f"{', '.join(counts.index)}; {texts[0]}" if named else texts[0]
 
 
 def gap_text(predictions: pd.DataFrame) -> str:
@@ -151,11 +157,11 @@ def gap_text(predictions: pd.DataFrame) -> str:
         if {"image", "case"} <= set(by_split):
             accuracy = metrics.metrics_table(part).set_index("split")["accuracy"]
             paired = bootstrap.paired_difference(by_split["image"], by_split["case"])
-            share = by_split["case"]["label"].mean()
+            larger = by_split["case"]["label"].value_counts(normalize=True).max()
             lines.append(
                 f"**{html.escape(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
-                f"{accuracy['case']:.3f} with a split by case (always guessing the larger class: "
-                f"{max(share, 1 - share):.3f}).** The difference, {paired['value']:+.3f} "
+                f"{accuracy['case']:.3f} with a split by case (always predicting the larger class: "
+                f"{larger:.3f}).** The difference, {paired['value']:+.3f} "
                 f"(95 % interval {bootstrap.range_text(paired['low'], paired['high'])}, "
                 f"{paired['cases']} cases), is what recognising slides rather than disease is worth."
             )
@@ -163,21 +169,24 @@ def gap_text(predictions: pd.DataFrame) -> str:
 
 
 def findings(predictions: pd.DataFrame, guess: float | None = None) -> str:
-    """Say in three lines what the comparison showed, as Markdown; `guess` as in `protocol_figure`."""
+    """Say in a few lines what the comparison showed, as Markdown; `guess` as in `protocol_figure`."""
     found = bootstrap.interval_table(predictions, ["accuracy"], by_image=False)
     known = [name for name in splits.STRICTEST if name in set(found["split"])] or list(found["split"])
     strict, loose = (found[found["split"] == name].iloc[0] for name in (known[0], known[-1]))
-    share = predictions.loc[predictions["split"] == strict["split"], "label"].mean()
-    return lesson.findings_text(
-        [
-            f"`{loose['split']}` says {bootstrap.interval_text(loose)}, "
-            f"`{strict['split']}` says {bootstrap.interval_text(strict)}: the same network.",
-            f"Always saying the larger class is right for {max(share, 1 - share):.3f} of the images under "
-            f"`{strict['split']}`." + lesson.guess_text(guess, strict["value"]),
-            f"From one to the other {loose['value'] - strict['value']:+.3f}: a published number can be held "
-            "against these only if its split shares no more with training.",
+    labels = predictions.loc[predictions["split"] == strict["split"], "label"]
+    lines = [
+        f"Accuracy under `{strict['split']}`: {bootstrap.interval_text(strict)}. Always predicting the "
+        f"larger class: {labels.value_counts(normalize=True).max():.3f}."
+        + lesson.guess_text(guess, strict["value"])
+    ]
+    if strict["split"] != loose["split"]:
+        lines += [
+            f"The same network under `{loose['split']}`: {bootstrap.interval_text(loose)}. "
+            f"The difference is {loose['value'] - strict['value']:+.3f}.",
+            f"A published number may be compared with that under `{strict['split']}` only if its split "
+            "shares no more with training.",
         ]
-    )
+    return lesson.findings_text(lines)
 
 
 def check_exercise(answer: float | None) -> str:
@@ -211,14 +220,15 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
         key, method, kind (published or measured), accuracy, low, high (percent; the 95 % interval over
         cases of measured rows), measured on, images, cases, weights. Methods in the order of their
         published accuracy, those without one first. Only the measured rows if an image is not BreakHis's
-        (by its name): published numbers say nothing about other images. The name of a method whose base was
-        random and stayed so says that it is not comparable.
+        (by its name): published numbers say nothing about other images. The name of a method with a frozen
+        random base says that it is not comparable.
     """
     paper = published.TABLE_II
     table = pd.concat([_measured(one) for one in predictions], ignore_index=True)
     if all(breakhis.is_breakhis(one) for one in predictions):
         named = paper.assign(method=paper["research"] + ": " + paper["method"], kind="published")
         table = pd.concat([named[["key", "method", "kind", "accuracy", "measured on"]], table])
+    table[["images", "cases"]] = table[["images", "cases"]].astype("Int64")  # whole, though some are missing
     table["order"] = table["key"].map(paper.set_index("key")["accuracy"]).fillna(100)
     # descending, "published" comes before "measured"
     return table.sort_values(
@@ -264,7 +274,13 @@ def table_ii_figure(table: pd.DataFrame):
         if rows.any():
             axis.barh(places[rows], table["accuracy"][rows], color=colour, height=0.85, label=label)
     axis.errorbar(
-        table["accuracy"], places, xerr=_reach(table, "accuracy"), fmt="none", ecolor="black", capsize=2, lw=1
+        table["accuracy"],
+        places,
+        xerr=bootstrap.error_bars(table, "accuracy"),
+        fmt="none",
+        ecolor="black",
+        capsize=2,
+        lw=1,
     )
     for place, accuracy in zip(places, table["accuracy"], strict=True):
         axis.text(1, place, f"{accuracy:.1f}", va="center", fontsize=8, color="white", weight="bold")
@@ -419,7 +435,12 @@ def recorded_difference_figure(name: str, run: Run | None = None):
     for axis, metric in zip(axes, shown, strict=True):
         part = rows[rows["metric"] == metric].set_index("label").loc[order]
         axis.errorbar(
-            part["value"], range(len(part)), xerr=_reach(part), fmt="o", color=style.MEASURED, capsize=3
+            part["value"],
+            range(len(part)),
+            xerr=bootstrap.error_bars(part),
+            fmt="o",
+            color=style.MEASURED,
+            capsize=3,
         )
         axis.axvline(0, color="black", linestyle=":")
         axis.set_yticks(range(len(part)), order, fontsize=8)

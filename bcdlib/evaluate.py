@@ -30,7 +30,7 @@ from bcdlib.explain.explanation import explain_image as explain_image
 from bcdlib.explain.explanation import explain_own_image as explain_own_image
 
 GROUP = ["method", "split"]
-MOST_SLIDES, MOST_GROUPS = 500, 50  # that a table lists; a million would take hours
+MOST_SLIDES, MOST_GROUPS = 500, 50  # in a table: the intervals of a million groups would take hours
 
 
 def lock(
@@ -140,9 +140,9 @@ def guess_figure(run: Run, table: pd.DataFrame, guess: float = 0):
     """
     found = bootstrap.interval_table(table, ["accuracy"], by_image=False).iloc[::-1].reset_index(drop=True)
     figure, axis = style.make_figure(width=8, height=0.6 * len(found) + 1.6)
-    reach = [(found["value"] - found["low"]).clip(0), (found["high"] - found["value"]).clip(0)]
+    bars = bootstrap.error_bars(found)
     axis.errorbar(
-        found["value"], found.index, xerr=reach, fmt="o", color=style.MEASURED, capsize=4, label="measured"
+        found["value"], found.index, xerr=bars, fmt="o", color=style.MEASURED, capsize=4, label="measured"
     )
     style.mark_guess(axis, lesson.read_guess(run, guess))
     axis.set_yticks(
@@ -153,7 +153,7 @@ def guess_figure(run: Run, table: pd.DataFrame, guess: float = 0):
         ylim=(-0.6, len(found) - 0.4),
         xlabel="accuracy on test images, 95 % interval over cases",
     )
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=2, fontsize=8, frameon=False)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
     return _with_note(figure, table)
 
 
@@ -346,7 +346,7 @@ def roc_figure(table: pd.DataFrame):
             RocCurveDisplay.from_predictions(
                 part["label"],
                 part["probability"],
-                name=f"{method}, split {split} ({part['case'].nunique()} cases)",
+                name=f"{method}, split {split}, {part['case'].nunique()} cases",
                 ax=axis,
             )
     axis.plot([0, 1], [0, 1], color=style.PUBLISHED, linestyle=":", label="chance")
@@ -409,7 +409,7 @@ def _with_note(figure, table: pd.DataFrame):
     started = metrics.weights_note(table)
     notes = ["started from " + started] if started else []
     if any(metrics.overlapping_folds(part) for _, part in table.groupby(GROUP)):
-        notes.append("an image that several folds test counts once a fold")
+        notes.append("an image that is tested in several folds counts once in each")
     if notes:
         figure.supxlabel("; ".join(notes), fontsize=8)
     return figure
@@ -483,26 +483,23 @@ def as_json(table: pd.DataFrame) -> str:
 def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
     """Say in three lines what the predictions are worth, as Markdown; `guess` as in `guess_figure`."""
     found = bootstrap.interval_table(table, ["accuracy", "auc"], by_image=False)
-    strictest = next(
-        (name for name in splits.STRICTEST if name in set(found["split"])), found["split"].iloc[0]
-    )
+    strictest = min(found["split"], key=splits.strictness)
     accuracy, auc = (
         found[(found["split"] == strictest) & (found["metric"] == metric)].iloc[0]
         for metric in ("accuracy", "auc")
     )
     part = table[(table["split"] == strictest) & (table["method"] == accuracy["method"])]
-    share = part["label"].mean()
     at_half = metrics.metrics_table(part, keys=["sensitivity", "specificity"]).iloc[0]
     return lesson.findings_text(
         [
             f"Under the strictest split here, `{strictest}`: accuracy "
-            f"{bootstrap.interval_text(accuracy)} on {accuracy['cases']} cases. Always saying the larger "
-            f"class: {max(share, 1 - share):.3f}."
+            f"{bootstrap.interval_text(accuracy)} on {accuracy['cases']} cases. Always predicting the larger "
+            f"class: {part['label'].value_counts(normalize=True).max():.3f}."
             + lesson.guess_text(lesson.read_guess(run, guess), accuracy["value"]),
-            f"AUC {bootstrap.interval_text(auc)}: of one malignant and one benign image, how often the "
-            "malignant one gets the higher probability.",
-            f"At threshold 0.5 it finds {at_half['sensitivity']:.0%} of the malignant images, and calls "
-            f"{at_half['specificity']:.0%} of the benign ones benign.",
+            f"AUC {bootstrap.interval_text(auc)}: in this share of pairs of a malignant and a benign image, "
+            "the malignant one gets the higher probability.",
+            f"At threshold 0.5 it recognises {100 * at_half['sensitivity']:.0f} % of the malignant images "
+            f"and {100 * at_half['specificity']:.0f} % of the benign ones.",
         ]
     )
 
@@ -518,6 +515,6 @@ def check_exercise(table: pd.DataFrame, answer: float | None) -> str:
         answer,
         truth,
         tolerance=0.1 * truth,
-        lesson="So much narrower would be the interval of whoever takes the images of one patient for "
-        "independent.",
+        lesson="Whoever takes the images of one patient for independent reports an interval that is too "
+        "narrow by this factor.",
     )

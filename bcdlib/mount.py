@@ -430,14 +430,17 @@ def findings(run: Run) -> str:
     """Say in three lines what 01_mount found, as Markdown."""
     images = run.images()
     share = images["class"].value_counts(normalize=True)
-    several = _several_slides(images)
     return lesson.findings_text(
         [
             f"{len(images)} images, but only {breakhis.count_slide_folders(images)} slides of "
-            f"{images['case'].nunique()} cases: cases are what the next patient is one of.",
-            f"{share.iloc[0]:.1%} of the images are {share.index[0]}: to say so always is right as often.",
-            f"{several} case{'s' * (several != 1)} with more than one slide: where slides are kept apart, "
-            "these cases can still stand on both sides.",
+            f"{images['case'].nunique()} cases: what can be said about the "
+            "next patient depends on the number of cases.",
+            f"{100 * share.iloc[0]:.1f} % of the images are {share.index[0]}: whoever always says so is "
+            "right that often.",
+            "Some cases have more than one slide: a split that keeps slides apart may still have such a "
+            "case in training and in test."
+            if _several_slides(images)
+            else "No case has more than one slide: a split that keeps slides apart keeps cases apart.",
         ]
     )
 
@@ -447,7 +450,7 @@ def check_exercise(run: Run, answer: float | None) -> str:
     return lesson.check_answer(
         answer,
         _several_slides(run.images()),
-        lesson="A split that keeps slides apart does not keep these cases apart.",
+        lesson="A split that only keeps slides apart may have these cases in training and in test.",
     )
 
 

@@ -174,7 +174,7 @@ def splits_note(table: pd.DataFrame) -> str:
     left_out = table.loc[(table["split"] == "case") & (table["folds"] == 0), "what it is"]
     if left_out.empty:
         return ""
-    strictest = next(name for name in splits.STRICTEST if name in set(table.loc[table["folds"] > 0, "split"]))
+    strictest = min(table.loc[table["folds"] > 0, "split"], key=splits.strictness)
     return (
         f"**No split by case is possible ({left_out.iloc[0].removeprefix('left out: ')}). "
         f"The strictest that is possible is `{strictest}`: {splits.PROTOCOLS[strictest]}. "
@@ -241,7 +241,7 @@ def findings(run: folder.Run, cache: PixelCache, table: pd.DataFrame) -> str:
     """Say in three lines what 02_preprocess made, as Markdown; `table` is from `write_splits`."""
     made = table.loc[table["folds"] > 0, "split"].tolist()
     lines = [f"{len(cache.images)} images of {cache.size[0]} x {cache.size[1]} pixels are ready."]
-    for name in dict.fromkeys([made[0], next(name for name in splits.STRICTEST if name in made)]):
+    for name in dict.fromkeys([made[0], min(made, key=splits.strictness)]):
         overlap = splits.split_overlap(splits.fold_of(splits.read_split(run, name), 0), run.images())
         lines.append(f"`{name}`, first fold: {splits.overlap_line(overlap.iloc[0])}")
     return lesson.findings_text(lines)

@@ -71,7 +71,7 @@ def methods_table(run: Run) -> pd.DataFrame:
     """List the methods: key, what it is, who published it, and the accuracy printed in the paper's Table II.
 
     Any of them, or a file with a method of one's own, can be trained here. For images of the user's own the
-    last two are left out: they speak of BreakHis.
+    last two columns are left out: they are about BreakHis.
     """
     printed = published.TABLE_II.set_index("key")
     kinds = {key: methods.get_method(key) for key in methods.method_names()}
@@ -189,12 +189,17 @@ def recipe_text(
         for name, value in config.items()
         if name == "learning_rate" or (name != "name" and value != usual[name])
     )
-    loss, metric = estimator.build_loss(), estimator.build_metric()
+    loss, metric = (
+        repr(one) if isinstance(one, str) else _called(one)
+        for one in (estimator.build_loss(), estimator.build_metric())
+    )
     return RECIPE.format(
         optimizer=f"keras.optimizers.{type(model.optimizer).__name__}({optimizer})",
-        loss=_called(loss),
-        metric=_called(metric),
-        what="features of the frozen base" if estimator.frozen else "images, augmented anew each time",
+        loss=loss,
+        metric=metric,
+        what="features of the frozen base"
+        if estimator.frozen
+        else "images" + ", augmented anew each time" * estimator.augment,
         images=images,
         batch=estimator.batch_size,
         epochs=estimator.epochs,
@@ -212,7 +217,7 @@ def _epoch(trial: Trial, estimator: methods.KerasMethod) -> tuple[int, int]:
 
 
 def _called(thing) -> str:
-    return repr(thing) if isinstance(thing, str) else getattr(thing, "name", None) or thing.__name__
+    return thing if isinstance(thing, str) else getattr(thing, "name", None) or thing.__name__
 
 
 def print_network(model: keras.Model | None) -> None:
@@ -367,8 +372,7 @@ def _loss_label(trial: Trial) -> str:
     kind = methods.get_method(trial.method)
     if not issubclass(kind, methods.KerasMethod):
         return "loss"
-    loss = kind(task=trial.task, **methods.method_settings(trial.method)).build_loss()
-    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or loss.__name__
+    name = _called(kind(task=trial.task, **methods.method_settings(trial.method)).build_loss())
     return f"loss ({'MSE' if name in ('mse', 'mean_squared_error') else name.replace('_', ' ')})"
 
 
@@ -380,7 +384,7 @@ def predictions_figure(run: Run, results: list[Result], per_class: int = 4, *, s
     )
     images, names = cache.run_cache(run), breakhis.CLASSES
     captions = [
-        f"{names[row.label]}, called {names[row.predicted]}\n"
+        f"{names[row.label]}, predicted {names[row.predicted]}\n"
         f"P(malignant) {row.probability:.2f}: {'right' if row.correct else 'wrong'}"
         for row in table.itertuples()
     ]
@@ -394,7 +398,7 @@ def predictions_figure(run: Run, results: list[Result], per_class: int = 4, *, s
 
 
 def findings(results: list[Result]) -> str:
-    """Say in a line a trial, and one more, how training ended and what the test part says, as Markdown."""
+    """Say how each training ended and what its test part says, as Markdown, a line a trial and one more."""
     lines = []
     for result in results:
         test = metrics.metrics_table(result.predictions).iloc[0]
@@ -404,9 +408,12 @@ def findings(results: list[Result]) -> str:
             f"`{result.trial.split}`: accuracy {learned}{test['accuracy']:.3f} on {test['images']} test "
             f"images of {test['cases']} cases; AUC {test['auc']:.3f}."
         )
-    share = max(results[-1].predictions["label"].mean(), 1 - results[-1].predictions["label"].mean())
+    larger = results[-1].predictions["label"].value_counts(normalize=True).max()
     return lesson.findings_text(
-        [*lines, f"Always saying the larger class is right for {share:.3f} of the last trial's test images."]
+        [
+            *lines,
+            f"Always predicting the larger class is right for {larger:.3f} of the last trial's test images.",
+        ]
     )
 
 
@@ -422,5 +429,5 @@ def check_exercise(profile: Profile, results: list[Result], answer: float | None
         truth,
         tolerance=0.1 * truth,
         lesson=f"{len(results[0].history)} epochs x {steps} batches x {estimator.batch_size} / {images} "
-        "images: as often it could learn an image by heart.",
+        "images: so many chances to learn each image by heart.",
     )

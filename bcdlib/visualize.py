@@ -242,21 +242,21 @@ def findings(cache) -> str:
         [
             f"{len(counts)} subtypes, from {counts.iloc[-1]} images ({_subtype_name(counts.index[-1])}) to "
             f"{counts.iloc[0]} ({_subtype_name(counts.index[0])}).",
-            f"Slides differ in brightness from {bright.min():.0f} to {bright.max():.0f} (of 255), and "
-            "neither flips nor zooms change that.",
-            f"{share:.0%} of all differences in mean colour between images are differences between slides: a "
-            "network can know a slide again by its colour alone.",
+            f"The mean brightness of a slide lies between {bright.min():.0f} and {bright.max():.0f} (of "
+            "255), and neither flips nor zooms change it.",
+            f"{100 * share:.0f} % of the variance of the images' mean colour lies between slides: a "
+            "network can recognise a slide by its colour alone.",
         ]
     )
 
 
 def check_exercise(cache, answer: float | None) -> str:
-    """Check the exercise of 03_visualize: the accuracy, in percent, of always saying the larger class."""
+    """Check the exercise of 03_visualize: the accuracy, in percent, of always predicting the larger class."""
     return lesson.check_answer(
         answer,
         100 * cache.images["class"].value_counts(normalize=True).max(),
         tolerance=0.6,
-        lesson="An accuracy means nothing before it is held against this one.",
+        lesson="Compare any accuracy with this one first.",
     )
 
 

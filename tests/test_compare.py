@@ -101,6 +101,7 @@ def test_a_frozen_random_base_is_called_not_comparable_beside_published_numbers(
         "lenet5": "lenet5",
     }
     assert (table["kind"] == "published").sum() == 11
+    assert table[["images", "cases"]].dtypes.eq("Int64").all()  # shown as 640, not as 640.00
     labels = [label.get_text() for label in compare.table_ii_figure(table).axes[0].get_yticklabels()]
     assert sum("not comparable" in label for label in labels) == 1
     # pre-trained weights elsewhere: the same table without it

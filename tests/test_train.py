@@ -165,6 +165,14 @@ def test_no_recipe_for_what_keras_does_not_fit(run, prior):
         assert "no such call" in train.recipe_text(planned, TINY, model, weights="none")
 
 
+@pytest.mark.parametrize("augment", [True, False])
+def test_the_recipe_says_whether_images_are_augmented(run, augment):
+    chosen = {"method": f"lenet5:augment={augment}"}
+    planned = train.plan_trials(run, TINY, split_names=["case"], **chosen)
+    model = train.build_network(run, TINY, weights="none", **chosen)
+    assert ("augmented" in train.recipe_text(planned, TINY, model, weights="none")) == augment
+
+
 def test_all_methods_and_all_parameters_are_listed(run, tmp_path):
     table = train.methods_table(run).set_index("method")
     assert table.loc["resnet50", "printed (%)"] == 99.10 and np.isnan(table.loc["robust", "printed (%)"])
@@ -189,5 +197,5 @@ def test_what_was_found_and_the_exercise(run):
     shown = [axes.get_xlabel() for axes in figure.axes]
     assert len(shown) == 4 and [text.split(",")[0] for text in shown] == ["benign"] * 2 + ["malignant"] * 2
     for text in shown:
-        truth, said = re.match(r"(\w+), called (\w+)", text).groups()
+        truth, said = re.match(r"(\w+), predicted (\w+)", text).groups()
         assert text.endswith("right" if truth == said else "wrong")

@@ -383,6 +383,17 @@ def make_feasible_split(
     return made, f"{fewest} folds instead of {folds}: {fewest} {protocol}s have {name} images"
 
 
+def strictness(split: str) -> int:
+    """Return the rank of a split's protocol for sorting, the strictest first, unknown ones last.
+
+    Examples
+    --------
+    >>> sorted(["my_split", "image", "case"], key=strictness)
+    ['case', 'image', 'my_split']
+    """
+    return STRICTEST.index(split) if split in STRICTEST else len(STRICTEST)
+
+
 def available_splits(run: folder.Run, wanted: Iterable[str]) -> tuple[str, ...]:
     """Select those of the wanted protocols that 02_preprocess made; if none, the strictest that it made.
 
@@ -399,7 +410,7 @@ def available_splits(run: folder.Run, wanted: Iterable[str]) -> tuple[str, ...]:
             f"{run.folder / 'splits'}: no split there yet; run 02_preprocess with this run folder first"
         )
     chosen = tuple(name for name in wanted if name in there or name not in PROTOCOLS)
-    return chosen or (next(name for name in STRICTEST if name in there),)
+    return chosen or (min(there, key=strictness),)
 
 
 def read_split(run: folder.Run, name: str) -> pd.DataFrame:

@@ -554,3 +554,15 @@ def interval_text(row) -> str:
     '0.710 (0.600 to 0.810)'
     """
     return "-" if np.isnan(row.value) else f"{row.value:.3f} ({range_text(row.low, row.high)})"
+
+
+def error_bars(rows: pd.DataFrame, value: str = "value") -> list[pd.Series]:
+    """Return how far intervals reach below and above the values, as matplotlib's ``xerr`` takes it.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"value": [0.7], "low": 0.6, "high": 0.9})
+    >>> [reach.round(2).tolist() for reach in error_bars(rows)]
+    [[0.1], [0.2]]
+    """
+    return [(rows[value] - rows["low"]).clip(0), (rows["high"] - rows[value]).clip(0)]

@@ -17,7 +17,7 @@ TABLE_II = pd.DataFrame(
             "Gour et al., 2020",
             "Customized ResHist [152- Residual Learning-CNN]",
             84.34,
-            "2 classes, without augmentation (92.52 with)",
+            "2 classes, without augmentation; 92.52 with",
         ),
         (
             "hybrid_cnn",

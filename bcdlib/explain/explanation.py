@@ -119,7 +119,7 @@ def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: i
         Without a model in this run its ``warning`` and its figure say so.
     """
     trials = [part for _, part in table.groupby(TRIAL_COLUMNS, sort=False)]
-    for part in sorted(trials, key=lambda part: models.strictness(part["split"].iloc[0])):
+    for part in sorted(trials, key=lambda part: splits.strictness(part["split"].iloc[0])):
         folder = trial_folder(run, part.iloc[0])
         if folder is None:
             continue
@@ -249,8 +249,8 @@ def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = 
         models.predicted_class(probability), probability, calibrated, warning, nearest[NEAREST_COLUMNS], None
     )
     record = models.trial_record(model_file)
-    made = f" ({record['method']}, split {record['split']})" if record else ""
-    texts = [answer.summary.capitalize() + made, verdict, DISCLAIMER]
+    made = f"{record['method']}, split {record['split']}: " if record else ""
+    texts = [made + answer.summary, verdict, DISCLAIMER]
     captions = [
         title,
         models.prediction_caption(probability)

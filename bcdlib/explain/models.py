@@ -74,17 +74,6 @@ def true_caption(row) -> str:
     return f"true class {breakhis.CLASSES[int(row['label'])]}"
 
 
-def strictness(split: str) -> int:
-    """Return the rank of a split's protocol for sorting, the strictest first, unknown ones last.
-
-    Examples
-    --------
-    >>> sorted(["my_split", "image", "case"], key=strictness)
-    ['case', 'image', 'my_split']
-    """
-    return splits.STRICTEST.index(split) if split in splits.STRICTEST else len(splits.STRICTEST)
-
-
 def trial_record(model_file) -> dict:
     """Return what ``trial.json`` beside a model says; empty if there is none."""
     record = Path(model_file).with_name("trial.json")
@@ -112,6 +101,6 @@ def saved_models(run: Run) -> dict[str, Path]:
                 f"{record['method']}, split {record['split']}, fold {record['fold']}, seed {record['seed']}"
             )
             found.append(
-                (strictness(record["split"]), name, file.with_name("trial.json").stat().st_mtime, file)
+                (splits.strictness(record["split"]), name, file.with_name("trial.json").stat().st_mtime, file)
             )
     return {name: file for _, name, _, file in sorted(found)}

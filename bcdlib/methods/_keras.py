@@ -19,38 +19,36 @@ class KerasMethod(KerasTraining):
     Parameters
     ----------
     trainable : "all" or "head"
-        Fine-tune the whole network, or train the head on the frozen bases' features: computed once,
-        standardised by the training images.
+        "all" fine-tunes the whole network; "head" trains the head only, on features of the frozen bases that
+        are computed once and standardised by the training images.
     task : "binary" or "subtype"
         Benign or malignant, or the eight tumour types.
     stain : None, "macenko" or "reinhard"
         Stain normalisation in front of the network, its target fitted on the training images.
     weights : str, optional
-        As in `backbones.find_weights`.
+        What the bases start from: "imagenet", "none" (random), or a folder of weights files.
     pretrained_required : bool
-        Whether random weights in place of ImageNet's are an error; see `backbones.find_all`.
+        Whether it is an error if ImageNet's weights cannot be had; otherwise random ones take their place.
     epochs, steps_per_epoch : int
-        How many epochs, and batches in each; no steps: as many as show every training image once.
+        Number of epochs, and of batches in each; None: as many batches as show every training image once.
     batch_size : int
         Images in a batch.
     learning_rate : float
-        Of the optimizer.
+        The optimizer's step size.
     batch_norm : float, "frozen" or None
-        Momentum of the bases' batch norm layers, or ImageNet's statistics as they are; see
-        `profiles.Profile`.
+        Momentum of the bases' batch norm layers (None: Keras' own); "frozen" keeps ImageNet's statistics.
     augment : bool
-        Whether training batches of ``trainable="all"`` are augmented; see `build_augmentation`.
+        Whether training batches are augmented; only where the whole network is trained.
     augmented_copies : int
-        With frozen bases: how many copies of each training image, augmented by
-        `augmentation.default_augmentation`, the head is trained on beside it.
+        With frozen bases: how many augmented copies of each training image the head is trained on as well.
     precision : str
-        What the whole network computes in; "auto": what pays on this machine (`hardware.dtype_policy`).
+        Number format of a whole network's computations; "auto": the fastest suitable one on this machine.
     xla : str
-        Whether the network is compiled by XLA; "auto": where that pays.
+        Whether the network is compiled by XLA; "auto": where it is faster.
     steps_per_execution : int
-        Batches that are trained at one go; 0: what pays here, of a head alone whole epochs.
+        Batches trained in one call of the backend; 0: chosen for this machine (for a head, a whole epoch).
     seed : int
-        Of initial weights, order of images, augmentation and dropout.
+        Seed of initial weights, order of images, augmentation and dropout.
     verbose : int or "auto"
         As in ``keras.Model.fit``.
 

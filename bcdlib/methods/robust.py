@@ -22,12 +22,12 @@ class Robust(KerasMethod):
     Parameters
     ----------
     size : str
-        "WIDTHxHEIGHT" at which the images are looked at, whatever the profile's size: read from the source
-        again. "cache" takes the images as they are given.
+        "WIDTHxHEIGHT" to which the images are resized, read from the source again, whatever the profile's
+        size is. "cache" takes the images as they are given.
     stages : str
         Which stages of ResNet-50, as digits 2 to 5.
     deviations : bool
-        Channels' standard deviations beside their means.
+        Whether the channels' standard deviations are features too, beside their means.
     C : float
         Inverse strength of the head's L2 penalty, as in scikit-learn's LogisticRegression; features are
         standardised.

@@ -52,23 +52,6 @@ def make_figure(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: 
     return figure, axes
 
 
-def axes_or_new(ax, *, width: float, height: float):
-    """Return the figure of `ax` and `ax`, or those of a new figure if `ax` is None.
-
-    Parameters
-    ----------
-    ax : matplotlib Axes, optional
-    width, height : float
-        Of a new figure, in inches.
-
-    Returns
-    -------
-    figure : matplotlib Figure
-    ax : matplotlib Axes
-    """
-    return make_figure(width=width, height=height) if ax is None else (ax.figure, ax)
-
-
 def _sharpen() -> None:
     """Let notebooks draw figures with twice the pixels: sharp on today's screens, and as large as before."""
     if getattr(get_ipython(), "kernel", None) is not None:

@@ -157,11 +157,18 @@ class Run:
         """
         values = values.reset_index() if values.index.name else values
         write_csv(self.folder / "tables" / f"{name}.csv", values, for_reading=True)
+        shown = values if rows is None else values.loc[rows]
+        # words begin at the left and keep room for a few of them: by themselves notebooks do neither
+        words = {
+            column: [{"selector": "th, td", "props": f"text-align: left; min-width: {width}ch"}]
+            for column, values in shown.items()
+            if (width := min(30, max((len(text) for text in values if isinstance(text, str)), default=0)))
+        }
         return (
-            (values if rows is None else values.loc[rows])
-            .style.hide(axis="index")
+            shown.style.hide(axis="index")
             .format(precision=digits, na_rep="-", escape="html")
             .format_index(escape="html", axis="columns")
+            .set_table_styles(words)
         )
 
     def figure(self, name: str, figure):

@@ -8,24 +8,28 @@ from bcdlib.runs.folder import Run
 
 
 def record_guess(run: Run, guess: float) -> str:
-    """Keep the reader's guess of the accuracy on the next patient in the run's settings.
+    """Record the reader's guess of the accuracy on the next patient in the run's settings.
 
     Parameters
     ----------
     run : Run
     guess : float
-        In percent; 0 is none, and leaves one that was kept before.
+        In percent; 0: none, and one that was recorded before stays.
 
     Returns
     -------
     str
-        What to say to it, in Markdown.
+        What was recorded, in Markdown.
     """
-    read_guess(run, guess)  # refuses what is no percentage
-    if not guess:
+    recorded = read_guess(run, guess)  # refuses what is no percentage
+    if recorded is None:
         return "No guess yet: write one into `guess` above, and run that cell and this one again."
-    run.record(guess=guess)
-    return f"Your guess: **{guess:g} %** on the next patient. 05_evaluate and 06_compare measure it."
+    if guess:
+        run.record(guess=guess)
+    return (
+        f"Your guess: **{100 * recorded:g} %** on the next patient. 05_evaluate and 06_compare show it "
+        "beside what is measured."
+    )
 
 
 def read_guess(run: Run, guess: float = 0) -> float | None:
@@ -43,7 +47,7 @@ def read_guess(run: Run, guess: float = 0) -> float | None:
 
 
 def guess_text(guess: float | None, value: float) -> str:
-    """Hold a guess against a measured accuracy (shares, 0..1), in a sentence; empty without a guess.
+    """Compare a guess with a measured accuracy (shares, 0..1), in a sentence; empty without a guess.
 
     Examples
     --------
@@ -61,7 +65,7 @@ def guess_text(guess: float | None, value: float) -> str:
 
 
 def findings_text(lines: list[str]) -> str:
-    """Write what was found as a Markdown list; slides and subtypes that it names may be called anything."""
+    """Write lines as a Markdown list, with HTML escaped: a slide that they name may be called anything."""
     return "\n".join(f"- {html.escape(line, quote=False)}" for line in lines)
 
 

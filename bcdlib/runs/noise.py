@@ -1,4 +1,4 @@
-"""The start-up notes of libraries, which would bury the one line that counts: kept from the terminal."""
+"""Keep the start-up messages of libraries from the terminal, where they would bury the line that counts."""
 
 import os
 import re
@@ -30,8 +30,8 @@ while data := os.read(0, 2**16):
 def drop_noise() -> None:
     """Filter what libraries in C, and processes that are started here, write to stderr from now on.
 
-    It takes a process: a thread could wait for what holds Python's lock, and a crash's last words must come
-    through. What Python itself writes here goes to stderr as ever.
+    A process of its own does it: a thread could wait for Python's lock, and the last message of a crash must
+    come through. What this Python writes goes to stderr unfiltered.
     """
     try:
         kept = os.dup(2)
@@ -52,7 +52,7 @@ def drop_noise() -> None:
 
 
 class WithoutNoise:
-    r"""A text file that others' noise does not reach: give it whole lines.
+    r"""Pass text on to a file, without the noise in it; to be given whole lines.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class WithoutNoise:
         self.file = file
 
     def write(self, text: str) -> None:
-        """Write the lines of a text that are no noise."""
+        """Write the lines of a text that are not noise."""
         self.file.write("".join(line for line in re.split(r"(?<=[\r\n])", text) if not re.match(NOISE, line)))
 
     def flush(self) -> None:

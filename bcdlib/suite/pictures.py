@@ -1,4 +1,4 @@
-"""README's two pictures, drawn by a command, and what tells whether they are older than what draws them."""
+"""Draw README's two pictures, and tell by a digest whether they are out of date."""
 
 import hashlib
 import inspect
@@ -12,7 +12,7 @@ from bcdlib.runs import files
 
 
 def draw_pictures(root, run_folder) -> None:
-    """Draw README's two pictures anew; what they were drawn with is noted in the files (`picture_sources`).
+    """Draw README's two pictures anew, and store in the files what they were drawn with (`picture_sources`).
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def draw_pictures(root, run_folder) -> None:
 
 
 def picture_sources() -> dict[str, str]:
-    """Give a digest of what each of README's pictures is drawn with: the code, and the register's table."""
+    """Return, for each of README's pictures, a digest of the code and the table that it is drawn with."""
     register = (published_splits.LISTS / "index.csv").read_text(encoding="utf-8")
     look = inspect.getsource(style.make_figure)
     drawn_with = {

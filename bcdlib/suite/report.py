@@ -30,7 +30,7 @@ LOSSLESS = 200_000  # bytes; a figure that is larger without loss holds photogra
 def write_report(run: Run) -> dict:
     """Write ``report.html`` and ``summary.json`` from what stands in the run folder; return the summary.
 
-    Both are made to be handed on: of folders of this machine they have the names only.
+    Both are meant to be passed on: folders of this machine are named without their paths.
     """
     settings = {key: places.name_only(value) for key, value in run.settings.items()}
     summary = {
@@ -138,7 +138,12 @@ def _body(notebook) -> str:
             if cell.source.startswith(PROTOCOLS):
                 cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": SEE_ABOVE})]
             for output in cell.outputs:
-                output.get("data", {}).pop(panel.VIEW, None)
+                data = output.get("data", {})
+                data.pop(panel.VIEW, None)
+                if "text/html" in data:  # tables have the report's look, which fits phones and paper
+                    data["text/html"] = re.sub(
+                        r"<style.*?</style>\s*", "", data["text/html"], flags=re.DOTALL
+                    )
             cell.metadata["alt"] = f"Figure of section {heading}"
     return HTMLExporter(
         config={"TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": {"hide-in-report"}}},
@@ -169,7 +174,7 @@ def _webp(png: bytes) -> str:
 
 
 def _without_folders(html: str, run: Run) -> str:
-    """Leave of paths on this machine (in messages of errors, for example) what is below a known folder."""
+    """Cut the known folders of this machine from paths, in error messages for example."""
     recorded = [run.settings.get(name) or "" for name in ("source", "manifest", "cache")]
     folders = {Path(path).parent for path in (run.folder, *recorded) if Path(path).is_absolute()}
     folders |= {Path(__file__).resolve().parents[2], places.cache_root(), Path.cwd(), Path.home()}

@@ -142,8 +142,7 @@ def evaluation_parameters(
     if len(found) > _MOST_COMPARED:
         raise InputError(
             f"{predictions}: has {len(found)} pairs of method and split, first {', '.join(found.iloc[0])}; "
-            f"at most {_MOST_COMPARED} are drawn side by side: write one name for "
-            "all rows of a method"
+            f"at most {_MOST_COMPARED} are drawn side by side: give all rows of a method the same name"
         )
     known = table[:0]
     if validation:

@@ -22,7 +22,7 @@ UNITS = {"case": "case (accession number)", "slide": "slide"}
 
 
 def roles_of(split: pd.DataFrame, filenames) -> pd.DataFrame:
-    """Say what some images are for, in the fold of a split that tests most of them.
+    """Look up the roles of some images, in the fold of a split that tests most of them.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def roles_of(split: pd.DataFrame, filenames) -> pd.DataFrame:
 
 
 class Protocols:
-    """What the protocols of a run do with its images, and what was predicted under them.
+    """The roles that a run's protocols give to its images, and what was predicted under them.
 
     Parameters
     ----------
@@ -60,14 +60,18 @@ class Protocols:
 
     Attributes
     ----------
+    images : DataFrame
+        The cache's image table, with ``row`` (of the cache), by slide and magnification.
     splits : dict of str to DataFrame
-        Those that 02_preprocess made; that which shares the most with training is the first.
+        Those that 02_preprocess made; the first one shares the most with training.
     methods : list of str
-        Those that predictions are at hand of.
+        Those of which there are predictions.
     """
 
     def __init__(self, run: Run, cache, predictions: pd.DataFrame | None = None):
         self.cache = cache
+        images = cache.images.assign(row=np.arange(len(cache.images)))
+        self.images = images.sort_values(["slide", "magnification", "filename"])
         self.splits = {
             name: splits.read_split(run, name) for name in splits.available_splits(run, splits.PROTOCOLS)
         }
@@ -79,7 +83,7 @@ class Protocols:
 
     def names(self, unit: str) -> dict[str, str]:
         """Describe each case or slide in a few words; those of cases with several slides first."""
-        images = self.cache.images
+        images = self.images
         images = images.assign(of=images.groupby("case")["slide"].transform("nunique"))
         found = images.groupby(unit).agg(of=("of", "max"), slides=("slide", "nunique"), n=("of", "size"))
         return {
@@ -88,7 +92,7 @@ class Protocols:
         }
 
     def under(self, protocol: str, filenames, method: str = "") -> pd.DataFrame:
-        """Look up what images are for under a protocol, and what was predicted.
+        """Look up the roles of images under a protocol, and what was predicted.
 
         Parameters
         ----------
@@ -104,8 +108,7 @@ class Protocols:
             cache), ``fold``, ``role``; of test images that were predicted also ``probability`` (of malignant)
             and ``correct`` (else missing).
         """
-        images = self.cache.images
-        images = images.assign(row=np.arange(len(images)))[images["filename"].isin(filenames)]
+        images = self.images[self.images["filename"].isin(filenames)]
         shown = images.merge(roles_of(self.splits[protocol], filenames), on="filename")
         answers = self.answers[self.answers["method"] == method]
         if answers.empty:
@@ -131,13 +134,13 @@ def follow_case(run: Run, cache, predictions: pd.DataFrame | None = None) -> pan
 
 
 def case_figure(protocols: Protocols, columns: int = 8):
-    """Draw images of the first case, a row a protocol; frames and captions say what they are for.
+    """Draw images of the first case, a row a protocol; frames and captions say which role each has.
 
     Returns
     -------
     matplotlib Figure
     """
-    images, case = protocols.cache.images, next(iter(protocols.names("case")))
+    images, case = protocols.images, next(iter(protocols.names("case")))
     part = images[images["case"] == case]
     turns = visualize.take_turns(part["slide"] + " " + part["magnification"].astype(str), seed=0)
     part = part.iloc[np.sort(turns[:columns])]
@@ -145,7 +148,7 @@ def case_figure(protocols: Protocols, columns: int = 8):
     for name in protocols.splits:
         found = protocols.under(name, part["filename"], next(iter(protocols.methods), ""))
         found = found.set_index("filename").reindex(part["filename"])
-        shown += list(protocols.cache.pixels[protocols.cache.rows(part["filename"])])
+        shown += list(protocols.cache.pixels[part["row"]])
         captions += [_short_caption(row) for row in found.itertuples()]
         colours += [COLOURS.get(role, "none") for role in found["role"]]
     figure = style.image_grid(
@@ -182,7 +185,7 @@ class CaseStrips:
     """The widget of `follow_case`; `box` is what is shown."""
 
     def __init__(self, protocols: Protocols):
-        self.protocols, self.images, self.busy = protocols, protocols.cache.images, False
+        self.protocols, self.images, self.busy = protocols, protocols.images, False
         self.unit = widgets.ToggleButtons(
             description="all images of a",
             options=list(UNITS),
@@ -248,7 +251,7 @@ class CaseStrips:
         text += f"{tests.sum()} of its images are in test, {(~tests).sum() or 'none'} in training"
         text += " or validation" * ("validation" in set(shown["role"]))
         if unit == "slide" and (kin := self._of_other_slides(shown)):
-            text += f", and {kin} of other slides of its case"
+            text += f"; {kin} of other slides of its case are in training or validation"
         answered = shown["correct"].dropna()
         return f"{text}." + f" {answered.sum()} of {len(answered)} answers are right." * (len(answered) > 0)
 
@@ -261,7 +264,7 @@ class CaseStrips:
 
 
 def strip_html(shown: pd.DataFrame, pixels: np.ndarray, role: str) -> str:
-    """Write images of one role as a row of HTML that wraps, each with its text for who cannot see it.
+    """Write images of one role as a row of HTML that wraps, each with a text for those who cannot see it.
 
     Parameters
     ----------

@@ -113,7 +113,7 @@ def rates_figure(table: pd.DataFrame, title: str, ax=None):
     -------
     matplotlib Figure
     """
-    figure, ax = style.axes_or_new(ax, width=5.2, height=3.6)
+    figure, ax = style.make_figure(width=5.2, height=3.6) if ax is None else (ax.figure, ax)
     curve = threshold_rates(table, np.linspace(0, 1, 501))
     for rate, kind, dashes in (("sensitivity", "malignant", "-"), ("specificity", "benign", "--")):
         ax.plot(

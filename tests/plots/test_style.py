@@ -24,9 +24,8 @@ def test_a_place_without_image_has_its_caption_as_text():
     assert [text.get_text() for text in empty.texts] == ["two"]
 
 
-def test_axes_are_given_or_new():
+def test_a_figure_is_closed():
     before = plt.get_fignums()  # of other tests
-    figure, ax = style.axes_or_new(None, width=3, height=2)
+    figure, ax = style.make_figure(width=3, height=2)
     assert ax.figure is figure and figure.get_size_inches().tolist() == [3, 2]
-    assert style.axes_or_new(ax, width=9, height=9) == (figure, ax)
     assert plt.get_fignums() == before  # closed: a notebook shows it as a cell's value only

@@ -1,9 +1,11 @@
 """The run folder, and messages that say which stage is missing."""
 
 import json
+import re
 import xml.etree.ElementTree
 
 import matplotlib.figure
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -60,6 +62,14 @@ def test_table(tmp_path):
     table = pd.DataFrame({"method": ["paper"], "accuracy": [0.125]})
     assert "paper" in open_run_folder(tmp_path).table("all", table).to_html()
     assert (tmp_path / "tables" / "all.csv").read_text() == "method,accuracy\npaper,0.125\n"
+
+
+def test_words_of_a_table_begin_at_the_left_and_have_room(tmp_path):
+    table = pd.DataFrame({"method": ["paper", "x" * 80], "accuracy": [0.125, np.nan], "note": ["", None]})
+    shown = open_run_folder(tmp_path).table("all", table).to_html()
+    rules = dict(re.findall(r" td\.(col\d) {\s*(.*?);\s*}", shown, flags=re.DOTALL))
+    assert rules == {"col0": "text-align: left;\n  min-width: 30ch"}  # numbers and empty columns need none
+    assert "<td" not in open_run_folder(tmp_path).table("none", table.iloc[:0]).to_html()
 
 
 def test_save_figure_writes_png_and_svg(tmp_path):

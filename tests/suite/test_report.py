@@ -117,6 +117,11 @@ def test_nothing_of_the_data_becomes_html(html):
     assert "run &amp; &lt;b&gt;" in html
 
 
+def test_tables_have_the_look_of_the_report(html):
+    body = html.split("<body>")[1]
+    assert "<table id=" in body and "<style" not in body
+
+
 def test_nothing_is_asked_of_the_network(html):
     assert not re.findall(r'<[a-z]+ [^<>]*\b(?:src|srcset|action|data)="(?!data:)', html)
     assert not re.findall(r"<(?:link|iframe|object|embed|base)\b|@import|url\(", html)

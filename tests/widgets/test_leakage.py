@@ -97,6 +97,14 @@ def test_what_is_shared_is_said(strips, run, cache):
     assert ("4 of other slides of its case" in strips.said.value) == (len(known) == 4)
 
 
+def test_images_stand_by_slide_and_magnification(strips):
+    strips.protocol.value = "case"  # all in test
+    captions = re.findall(r"<figcaption[^>]*>(.*?)<br>", strips.strips.value)
+    assert [caption.split(", ", 1)[1] for caption in captions] == [
+        f"{m}X, slide 99-10001{slide}" for slide in "AB" for m in (40, 100, 200, 400)
+    ]
+
+
 def test_answers_of_the_fold_that_tests_them(strips):
     strips.protocol.value = "image"
     tested = counts(strips)["test"]
@@ -137,6 +145,8 @@ def test_a_headless_run_shows_a_figure(run, cache, predictions, monkeypatch):
     }
     rows = [axis.get_ylabel() for axis in bare.figure.axes[::8]]
     assert rows == ["magnification", "image", "slide", "case"]
+    columns = [axis.get_title() for axis in bare.figure.axes[:8]]
+    assert columns == [f"99-10001{slide}\n{m}X" for slide in "AB" for m in (40, 100, 200, 400)]
     captions = [axis.get_xlabel() for axis in answered.figure.axes]
     assert captions[-8:] == ["test\n0.90, wrong"] * 8 and captions[:8].count("test") == 2
     assert "test\n0.10, right" in captions[8:16] and "training" in captions[8:16]

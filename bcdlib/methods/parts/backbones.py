@@ -204,7 +204,7 @@ def weights_label(found: dict[str, Weights], *, frozen: bool = False) -> str:
     >>> weights_label({})
     'no pre-trained weights'
     >>> weights_label({"resnet50": find_weights("resnet50", "none")}, frozen=True)
-    'random initial weights (frozen random base: not comparable)'
+    'random initial weights, frozen random base: not comparable'
     """
     labels = {weights.label for weights in found.values()}
     if len(labels) == 1:
@@ -212,7 +212,7 @@ def weights_label(found: dict[str, Weights], *, frozen: bool = False) -> str:
     else:
         text = ", ".join(f"{name}: {weights.label}" for name, weights in found.items())
     random = not all(weights.pretrained for weights in found.values())
-    return f"{text} ({NOT_COMPARABLE})" if frozen and random else text or "no pre-trained weights"
+    return f"{text}, {NOT_COMPARABLE}" if frozen and random else text or "no pre-trained weights"
 
 
 def append_normalisation(x, architecture: str, name: str = "normalisation"):
