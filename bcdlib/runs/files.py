@@ -407,6 +407,8 @@ def _read_plain(path, text: io.TextIOWrapper, what: str, required, optional) -> 
     if any(sign in content for sign in (b'"', b"\r", b"\0")):
         return None
     header = content[: ends[0]].decode("utf-8-sig").split(",")
+    if _is_excels(header):
+        return None
     places = _find_columns(path, header, what, required, optional)
     found = pd.read_csv(
         io.BytesIO(content),
@@ -444,8 +446,8 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
             )
         if not "".join(row).strip():
             continue
-        if not width and row[0].strip().lower().startswith("sep="):
-            continue  # Excel's own line, which says what separates the columns
+        if not width and _is_excels(row):
+            continue
         if not width:
             places, width = _find_columns(path, row, what, required, optional), len(row)
             continue
@@ -464,6 +466,11 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
     if not rows:
         raise InputError(f"{path}: the table has no rows")
     return pd.DataFrame(rows, index=lines, columns=list(places), dtype=object).apply(_clean_column)
+
+
+def _is_excels(first: list[str]) -> bool:
+    """Whether this is Excel's own first line, which says what separates the columns."""
+    return first[0].strip().lower().startswith("sep=")
 
 
 def _find_columns(path, header: list[str], what: str, required, optional) -> dict[str, int]:

@@ -193,3 +193,9 @@ def test_at_once_and_row_by_row_are_the_same(tmp_path, end):
     plain, packed = read(tmp_path, text), read(tmp_path, gzip.compress(text.encode()), "m.csv.gz")
     pd.testing.assert_frame_equal(plain, packed, check_column_type=False)
     assert len(plain) == len(rows) and plain.index[-1] == len(rows) + 1
+
+
+def test_excels_own_line_may_have_as_many_commas_as_the_table(tmp_path):
+    (tmp_path / "a.csv").write_text("sep=,\nfilename,role\na.png,test\n")
+    table = read_user_csv(tmp_path / "a.csv", "split table", ("filename",), ("role",))
+    assert table.to_dict("index") == {3: {"filename": "a.png", "role": "test"}}
