@@ -28,7 +28,7 @@ def test_predictions_on_a_published_split_are_recognised(tmp_path):
     run = open_run_folder(tmp_path)
     text = evaluate.leak_lines(run, predictions("eva-2025-02", "breakhis-case-40x"))
     assert text.startswith("These predictions were made elsewhere")
-    assert "- split `my &lt;eva-2025-02&gt;`: these are the test images of the list `eva-2025-02` (" in text
+    assert "- split `my <eva-2025-02>`: these are the test images of the list `eva-2025-02` (" in text
     assert "183 of 602 test images are of a case that is also in training" in text
     assert "the list `breakhis-case-40x` (bcdlib, version 1; 0 of " in text
     for rows in (predictions("breakhis-case-5fold"), predictions("breakhis-case-5fold", fold=2)):

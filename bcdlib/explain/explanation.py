@@ -6,7 +6,6 @@ All models are plain Keras files. A model that lies in a trial's folder also has
 """
 
 import dataclasses
-import html
 import textwrap
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from bcdlib.explain import gradcam, models, ood
 from bcdlib.methods._saved import SavedMethod
 from bcdlib.plots import style
 from bcdlib.runs.folder import MODEL, TRIAL_COLUMNS, Run, has_cache, trial_folder
+from bcdlib.runs.names import in_markdown
 
 SHOWN = 4  # nearest training images in a figure
 NEAREST_COLUMNS = ["filename", "slide", "case", "class", "distance"]
@@ -63,7 +63,7 @@ class Explanation:
     @property
     def line(self) -> str:
         """Class, probability and warning as Markdown."""
-        warning = html.escape(self.warning, quote=False)  # it may name a file
+        warning = in_markdown(self.warning)  # it may name a file
         if not self.label:
             return warning
         warning = f"\n\n**{warning}**" if warning else ""

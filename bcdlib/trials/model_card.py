@@ -10,7 +10,7 @@ from bcdlib import __version__
 from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
-from bcdlib.runs import files, places
+from bcdlib.runs import files, names, places
 
 CARD_NAME = "model-card.md"
 _NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
@@ -65,7 +65,7 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
             },
             protocol=_protocol(facts["split"]),
             overlap=overlap,
-            leaks=splits.overlap_line(overlap),
+            leaks=names.in_markdown(splits.overlap_line(overlap)),
             metrics=shown.to_dict("records"),
         ),
     )
