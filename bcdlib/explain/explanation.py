@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import cache, custom, decode, splits
+from bcdlib.data import cache, custom, decode, sources, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import thresholds
 from bcdlib.explain import gradcam, models, ood
@@ -88,15 +88,16 @@ def explain_image(model_file, image) -> Explanation:
     InputError
         If model or image cannot be read.
     """
-    model = models.load_model(model_file)
+    model, content, reason = models.load_model(model_file), image, ""
+    if not isinstance(image, bytes):  # neither a pipe nor gigabytes
+        path = Path(image)
+        [(_, content, reason)] = sources.FolderSource(path.parent).read([path.name])
     try:
-        content = image if isinstance(image, bytes) else Path(image).read_bytes()
-        shown = decode.decode_image(content, model.size)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{'the image' if isinstance(image, bytes) else image}: "
-            f"{getattr(error, 'strerror', None) or error}"
-        ) from None
+        shown = None if reason else decode.decode_image(content, model.size)
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        raise InputError(f"{'the image' if isinstance(image, bytes) else image}: {reason}")
     return _explain(model, model_file, shown)
 
 
