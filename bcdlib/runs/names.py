@@ -60,8 +60,7 @@ def in_markdown(text: str) -> str:
     """
     parts = _CODE.split(text)
     parts[::2] = [
-        _MARKS.sub(lambda sign: f"&#{ord(sign[0])};", html.escape(part, quote=False))
-        for part in parts[::2]
+        _MARKS.sub(lambda sign: f"&#{ord(sign[0])};", html.escape(part, quote=False)) for part in parts[::2]
     ]
     return "".join(parts)
 

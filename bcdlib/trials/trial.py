@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from bcdlib import methods
 from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_seed
 from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods._base import TASKS, Method, malignant_probability, predict_checked, wanted
 from bcdlib.methods.parts import backbones, features, fitting, hardware
@@ -61,6 +61,9 @@ class Trial:
     trainable: str = "all"
     task: str = "binary"
     stain: str | None = None
+
+    def __post_init__(self):
+        check_seed(self.seed)
 
     def __str__(self):
         return f"{self.label}, split {self.split}, fold {self.fold}, seed {self.seed}"
