@@ -513,7 +513,8 @@ def check_exercise(table: pd.DataFrame, answer: float | None) -> str:
     Asked of the last method and split of the table.
     """
     row = bootstrap.interval_table(table, ["accuracy"]).iloc[-1]
-    truth = (row["high"] - row["low"]) / (row["high_by_image"] - row["low_by_image"])
+    by_image = row["high_by_image"] - row["low_by_image"]  # 0 if all is right, or all wrong
+    truth = (row["high"] - row["low"]) / by_image if by_image else float("nan")
     return lesson.check_answer(
         answer,
         truth,
