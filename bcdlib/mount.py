@@ -301,7 +301,7 @@ def start_run(
         "profile": profile,
         "data_seed": seed,
     }
-    known = run.settings if (run.folder / "settings.json").is_file() else {}
+    known = run.recorded()
     if known and any(known.get(key) != value for key, value in made_from.items()):
         write_json(run.folder / "settings.json", {"data": str(data)})  # until all is written, there is no run
         run.drop_results(keep=("01_mount.ipynb",))

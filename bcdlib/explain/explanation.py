@@ -90,8 +90,7 @@ def explain_image(model_file, image) -> Explanation:
     """
     model, content, reason = models.load_model(model_file), image, ""
     if not isinstance(image, bytes):  # neither a pipe nor gigabytes
-        path = Path(image)
-        [(_, content, reason)] = sources.FolderSource(path.parent).read([path.name])
+        [(_, content, reason)] = sources.FolderSource(Path()).read([image])
     try:
         shown = None if reason else decode.decode_image(content, model.size)
     except ValueError as error:

@@ -25,6 +25,7 @@ import pandas as pd
 from bcdlib.errors import InputError, one_line
 from bcdlib.runs.names import clean_text
 
+TEXTS = {"slide": str, "case": str}  # columns of our own tables that pandas must not take for numbers
 CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, see bford.info/cachedir
 # what libraries without error numbers say of a full disk; the last is NumPy's
 _FULL = ("no space left", "quota exceeded", "errno = 28", "requested and")

@@ -167,7 +167,7 @@ class Result:
     @property
     def held_out(self) -> str:
         """The part of the second curves: "validation", "test" (as the paper drew them), or "" (none)."""
-        return json.loads((self.folder / "trial.json").read_text())["curves_on"]
+        return files.read_json(self.folder / "trial.json")["curves_on"]
 
 
 # BLAS sums in another order with other numbers of threads: with one, results do not depend on the cores
@@ -377,13 +377,13 @@ def _weights_content(estimator: Method) -> dict[str, str] | str:
 
 def load_trial(trial: Trial, folder) -> Result:
     """Read a finished trial from its folder."""
-    folder, types = Path(folder), {"slide": str, "case": str}
+    folder = Path(folder)
     history = folder / "history.csv"
     return Result(
         trial,
         folder,
-        predictions=pd.read_csv(folder / "predictions.csv", dtype=types),
-        validation=pd.read_csv(folder / "validation.csv", dtype=types),
+        predictions=pd.read_csv(folder / "predictions.csv", dtype=files.TEXTS),
+        validation=pd.read_csv(folder / "validation.csv", dtype=files.TEXTS),
         history=pd.read_csv(history) if history.is_file() else None,
     )
 
@@ -403,7 +403,7 @@ def add_predictions(path, *tables: pd.DataFrame, replaced: pd.MultiIndex | None 
     """
     new = pd.concat(tables) if tables else pd.DataFrame()
     if Path(path).is_file():
-        old = pd.read_csv(path, dtype={"slide": str, "case": str})
+        old = pd.read_csv(path, dtype=files.TEXTS)
         if replaced is None:
             replaced = pd.MultiIndex.from_frame(new[TRIAL_COLUMNS])
         others = old[~pd.MultiIndex.from_frame(old[replaced.names]).isin(replaced)]

@@ -113,6 +113,10 @@ def test_a_model_alone(run, tmp_path, texts):
         evaluate.explain_image(tmp_path / "model.keras", b"not an image")
     with pytest.raises(InputError, match=r"no\.keras"):
         evaluate.explain_image(tmp_path / "no.keras", tmp_path / "grey.png")
+    (tmp_path / "trial.json").write_text("[")
+    with pytest.raises(InputError, match="trial.json: cannot be read .*; move the model"):
+        evaluate.predict_files(tmp_path / "model.keras", [tmp_path / "grey.png"])
+    (tmp_path / "trial.json").unlink()
     alone = evaluate.predict_files(tmp_path / "model.keras", [tmp_path / "grey.png"])
     assert list(alone) == ["file", "probability", "class", "reason"]
 
