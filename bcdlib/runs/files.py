@@ -369,17 +369,17 @@ def _no_csv(path, why: str) -> InputError:
     return InputError(f"{path}: not a readable CSV ({why})")
 
 
-def _open_table(path) -> io.TextIOWrapper:
-    file: io.BufferedReader | gzip.GzipFile = open(path, "rb")
-    if file.peek(2).startswith(b"\x1f\x8b"):
-        file = gzip.open(file)
-    start = file.read(2**12)  # of a .gz that is cut off, this says so
-    file.seek(0)
-    kind = next((kind for mark, kind in _NO_CSV.items() if start.startswith(mark)), "")
-    if kind or b"\0" in start:
-        file.close()
-        raise _no_csv(path, f"it is {kind or 'text in UTF-16, or no text'}; {_SAVE}")
-    return io.TextIOWrapper(file, "utf-8-sig", newline="")
+@contextlib.contextmanager
+def _open_table(path) -> Iterator[io.TextIOWrapper]:
+    with open(path, "rb") as plain:  # gzip leaves it open
+        file = gzip.open(plain) if plain.peek(2).startswith(b"\x1f\x8b") else plain
+        start = file.read(2**12)  # of a .gz that is cut off, this says so
+        file.seek(0)
+        kind = next((kind for mark, kind in _NO_CSV.items() if start.startswith(mark)), "")
+        if kind or b"\0" in start:
+            raise _no_csv(path, f"it is {kind or 'text in UTF-16, or no text'}; {_SAVE}")
+        with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            yield text
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:

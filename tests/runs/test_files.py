@@ -1,5 +1,6 @@
 """Files that are whole or not there, and copies near the machine."""
 
+import contextlib
 import errno
 import gzip
 import json
@@ -199,3 +200,19 @@ def test_excels_own_line_may_have_as_many_commas_as_the_table(tmp_path):
     (tmp_path / "a.csv").write_text("sep=,\nfilename,role\na.png,test\n")
     table = read_user_csv(tmp_path / "a.csv", "split table", ("filename",), ("role",))
     assert table.to_dict("index") == {3: {"filename": "a.png", "role": "test"}}
+
+
+@pytest.mark.parametrize("cut", [None, -40, 12])
+def test_a_packed_table_is_closed(tmp_path, cut):
+    """What refers to an error would keep it open: some file systems cannot remove it then."""
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"filename,role\na,test\n" * 5000)[:cut])
+    with contextlib.ExitStack() as kept:
+        if cut:
+            kept.enter_context(pytest.raises(InputError, match="cut off"))
+        with pytest.MonkeyPatch.context() as patch:
+            opened = []
+            patch.setattr(
+                "builtins.open", lambda *a, _open=open, **k: opened.append(_open(*a, **k)) or opened[-1]
+            )
+            read_user_csv(tmp_path / "a.csv.gz", "split table", ("filename",))
+    assert opened and all(file.closed for file in opened)
