@@ -125,11 +125,11 @@ def run(out, only, sweep_file, scheduler, **parameters):
     from bcdlib.suite import run, sweep
     from bcdlib.trials import cluster
 
-    cluster.check_scheduler(scheduler)
-    if scheduler != "none" and not sweep_file:
+    if scheduler != "none" and not sweep_file:  # before anything that it needs is asked for
         raise InputError(
             f"--scheduler {scheduler}: without --sweep there is one piece of work; compare knows it too"
         )
+    cluster.check_scheduler(scheduler)
     if sweep_file and only:
         raise InputError(
             f"--only {only[0]}: does not go with --sweep, which runs {' and '.join(sweep.SWEEP_STAGES)}"
