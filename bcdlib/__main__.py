@@ -15,7 +15,7 @@ if not sys.stderr.isatty():
 import click
 
 from bcdlib import __version__
-from bcdlib.errors import InputError, StageError, TerminalText, printable, split_words
+from bcdlib.errors import LAST_SEED, InputError, StageError, TerminalText, printable, split_words
 from bcdlib.runs import noise
 
 # All other imports stand in the commands: `--help` must not wait for pandas, nor `audit` for Keras.
@@ -34,7 +34,7 @@ manifest_option = click.Option(
 )
 seed_option = click.Option(
     ["--seed"],
-    type=click.IntRange(0, 2**32 - 1),
+    type=click.IntRange(0, LAST_SEED),
     default=0,
     show_default=True,
     help="Seed of every random choice.",
@@ -125,11 +125,11 @@ def run(out, only, sweep_file, scheduler, **parameters):
     from bcdlib.suite import run, sweep
     from bcdlib.trials import cluster
 
-    cluster.check_scheduler(scheduler)
-    if scheduler != "none" and not sweep_file:
+    if scheduler != "none" and not sweep_file:  # before anything that it needs is asked for
         raise InputError(
             f"--scheduler {scheduler}: without --sweep there is one piece of work; compare knows it too"
         )
+    cluster.check_scheduler(scheduler)
     if sweep_file and only:
         raise InputError(
             f"--only {only[0]}: does not go with --sweep, which runs {' and '.join(sweep.SWEEP_STAGES)}"
@@ -320,8 +320,8 @@ def compare(
     if shared_cases and (choose or not splits):
         raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
     many = seeds or (DRAWS if shared_cases else 1)
-    if seed + many > 2**32:
-        raise InputError(f"--seed {seed}: with {many} seeds from there on the last is beyond {2**32 - 1}")
+    if seed + many - 1 > LAST_SEED:
+        raise InputError(f"--seed {seed}: with {many} seeds from there on the last is beyond {LAST_SEED}")
     settings = profiles.get_profile(profile, folds=folds)
     asked = {
         "method_names": comparison.expand_methods(split_words(methods)),

@@ -1,6 +1,5 @@
 """Compare methods under one protocol, one method under all protocols, and both with published numbers."""
 
-import html
 import itertools
 import textwrap
 
@@ -11,6 +10,7 @@ from bcdlib.evaluation import bootstrap, metrics, published, recorded
 from bcdlib.plots import style
 from bcdlib.runs import files, lesson
 from bcdlib.runs.folder import Run
+from bcdlib.runs.names import in_markdown
 from bcdlib.trials import comparison
 
 # isort: split
@@ -32,7 +32,7 @@ NOT_HERE = "Recorded on BreakHis: not shown beside images of your own."
 
 def failures_text(run: Run) -> str:
     """List the trials that failed, in Markdown."""
-    found = [f"- {html.escape(line)}" for line in comparison.failed_trials(run)]
+    found = [f"- {in_markdown(line)}" for line in comparison.failed_trials(run)]
     return "\n".join(["**Trials that failed:**", "", *found]) if found else "No trial failed."
 
 
@@ -159,7 +159,7 @@ def gap_text(predictions: pd.DataFrame) -> str:
             paired = bootstrap.paired_difference(by_split["image"], by_split["case"])
             larger = by_split["case"]["label"].value_counts(normalize=True).max()
             lines.append(
-                f"**{html.escape(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
+                f"**{in_markdown(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
                 f"{accuracy['case']:.3f} with a split by case (always predicting the larger class: "
                 f"{larger:.3f}).** The difference, {paired['value']:+.3f} "
                 f"(95 % interval {bootstrap.range_text(paired['low'], paired['high'])}, "

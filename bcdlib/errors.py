@@ -4,6 +4,7 @@ import re
 import shlex
 
 _CURSOR_UP = "\x1b[A"  # from progress bars
+LAST_SEED = 2**32 - 1  # what NumPy, scikit-learn and Keras take
 LONGEST = 2000  # characters; a damaged table may hold a "name" of megabytes
 
 
@@ -121,6 +122,23 @@ def check_known(what: str, value, known) -> None:
         raise InputError(
             f"unknown {what} {value!r}; known are {', '.join(str(name) or repr(name) for name in known)}"
         )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what NumPy, scikit-learn or Keras would not take for a seed.
+
+    Raises
+    ------
+    InputError
+
+    Examples
+    --------
+    >>> check_seed(-1)
+    Traceback (most recent call last):
+    bcdlib.errors.InputError: seed -1: give a whole number from 0 to 4294967295
+    """
+    if not 0 <= seed <= LAST_SEED:
+        raise InputError(f"seed {seed}: give a whole number from 0 to {LAST_SEED}")
 
 
 class StageError(RuntimeError):

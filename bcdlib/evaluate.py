@@ -1,6 +1,5 @@
 """Evaluate a predictions table: leaks, metrics with intervals, threshold, calibration, referral."""
 
-import html
 import itertools
 import json
 from pathlib import Path
@@ -17,6 +16,7 @@ from bcdlib.explain import explanation, models
 from bcdlib.plots import style
 from bcdlib.runs import lesson
 from bcdlib.runs.folder import TRIAL_COLUMNS, Run
+from bcdlib.runs.names import in_markdown
 
 # isort: split
 # for notebooks, which call verbs only
@@ -221,7 +221,7 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
     A split of BreakHis is held against the register of published ones; of predictions that were made
     elsewhere, the stored splits that test exactly these images are named.
     """
-    notes = [f"- {html.escape(note)}" for note in metrics.prediction_notes(table)]
+    notes = [f"- {in_markdown(note)}" for note in metrics.prediction_notes(table)]
     if not (run.folder / "images.csv").is_file():
         made_elsewhere = (
             "These predictions were made elsewhere: what their model was trained on is not known here. "
@@ -234,12 +234,12 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
         split = run.read_csv(f"splits/{name}.csv", "02_preprocess")
         split = split[split["fold"].isin(part["fold"])]
         lines += [
-            f"- split `{html.escape(name)}`, fold {int(row['fold'])}: "
-            f"**{html.escape(splits.overlap_line(row))}**"  # it may name slides
+            f"- {in_markdown(f'split `{name}`')}, fold {int(row['fold'])}: "
+            f"**{in_markdown(splits.overlap_line(row))}**"  # it may name slides
             for _, row in splits.split_overlap(split, images).iterrows()
         ]
         if name in published_splits.list_names():
-            lines.append(f"  A list: {html.escape(published_splits.describe_list(name))}.")
+            lines.append(f"  A list: {in_markdown(published_splits.describe_list(name))}.")
         elif breakhis.is_breakhis(images):
             fitted = split.replace({"role": {"validation": "train"}})  # fitted or chosen on
             counts = published_splits.count_overlap(fitted, images)
@@ -249,7 +249,7 @@ def leak_lines(run: Run, table: pd.DataFrame) -> str:
 
 def _recognised_lines(table: pd.DataFrame) -> list[str]:
     return [
-        f"- split `{html.escape(name)}`: these are the test images of the list `{found}` "
+        f"- {in_markdown(f'split `{name}`')}: these are the test images of the list `{found}` "
         f"({published_splits.describe_list(found)})."
         for name, part in table.groupby("split", sort=False)
         for found in published_splits.recognise(part["filename"])
@@ -510,7 +510,8 @@ def check_exercise(table: pd.DataFrame, answer: float | None) -> str:
     Asked of the last method and split of the table.
     """
     row = bootstrap.interval_table(table, ["accuracy"]).iloc[-1]
-    truth = (row["high"] - row["low"]) / (row["high_by_image"] - row["low_by_image"])
+    by_image = row["high_by_image"] - row["low_by_image"]  # 0 if all is right, or all wrong
+    truth = (row["high"] - row["low"]) / by_image if by_image else float("nan")
     return lesson.check_answer(
         answer,
         truth,

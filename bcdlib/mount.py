@@ -12,7 +12,7 @@ import pandas as pd
 
 from bcdlib.data import breakhis, custom, sources
 from bcdlib.data.download import ARCHIVE_URL, download_archive, find_kaggle_copy
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_seed
 from bcdlib.errors import split_words as split_words  # for notebooks, as is the next
 from bcdlib.runs import lesson
 from bcdlib.runs.environment import check_backend
@@ -287,6 +287,7 @@ def start_run(
         If there is no such data set, or no image in it, or `manifest` cannot be used.
     """
     manifest = find_manifest(data, manifest)
+    check_seed(seed)
     source = find_data(data, seed=seed, progress=progress)
     scan = custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
     if str(data) == "kaggle":
@@ -300,7 +301,7 @@ def start_run(
         "profile": profile,
         "data_seed": seed,
     }
-    known = run.settings if (run.folder / "settings.json").is_file() else {}
+    known = run.recorded()
     if known and any(known.get(key) != value for key, value in made_from.items()):
         write_json(run.folder / "settings.json", {"data": str(data)})  # until all is written, there is no run
         run.drop_results(keep=("01_mount.ipynb",))

@@ -109,6 +109,17 @@ def test_a_frozen_random_base_is_called_not_comparable_beside_published_numbers(
     assert not compare.table_ii(other)["method"].str.contains("comparable").any()
 
 
+@pytest.mark.parametrize(
+    "seeds, words", [((), "no seed named"), ((-1,), "seed -1: give"), ((2**32,), "seed 4294")]
+)
+def test_seeds_that_are_none(run, tmp_path, seeds, words):
+    names = [method_file(tmp_path)]
+    with pytest.raises(InputError, match=words):
+        comparison.run_comparison(
+            run, PROFILE, method_names=names, split_names=["case"], seeds=seeds, progress=False
+        )
+
+
 def test_earlier_comparisons_of_the_run_stay(run, tmp_path):
     one, two = method_file(tmp_path, "one"), method_file(tmp_path, "two")
     comparison.run_comparison(run, PROFILE, method_names=[one], split_names=["image", "case"], progress=False)

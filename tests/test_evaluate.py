@@ -28,7 +28,7 @@ def test_predictions_on_a_published_split_are_recognised(tmp_path):
     run = open_run_folder(tmp_path)
     text = evaluate.leak_lines(run, predictions("eva-2025-02", "breakhis-case-40x"))
     assert text.startswith("These predictions were made elsewhere")
-    assert "- split `my &lt;eva-2025-02&gt;`: these are the test images of the list `eva-2025-02` (" in text
+    assert "- split `my <eva-2025-02>`: these are the test images of the list `eva-2025-02` (" in text
     assert "183 of 602 test images are of a case that is also in training" in text
     assert "the list `breakhis-case-40x` (bcdlib, version 1; 0 of " in text
     for rows in (predictions("breakhis-case-5fold"), predictions("breakhis-case-5fold", fold=2)):
@@ -40,7 +40,7 @@ def test_predictions_on_a_published_split_are_recognised(tmp_path):
 
 
 def many(n):
-    """Rows of n slides of one image each, the first thousand wrong."""
+    """Rows of n slides of one image each, the first 400 wrong."""
     numbers = pd.Series(range(n)).astype(str)
     table = pd.DataFrame({"filename": numbers + ".png", "slide": "s" + numbers, "case": "c" + numbers})
     table = table.assign(magnification=40, subtype="t" + numbers, label=[number % 2 for number in range(n)])
@@ -68,3 +68,11 @@ def test_methods_that_are_names_of_files_are_refused(tmp_path):
         InputError, match="p.csv: has 100 pairs of method and split, first 0.png, s; at most 60"
     ):
         evaluation_parameters(tmp_path / "p.csv", rule="youden", sensitivity=0.9, calibration="none")
+
+
+def test_no_factor_where_all_is_right():
+    table = many(40).assign(probability=lambda table: 0.1 + 0.8 * table["label"])
+    table["case"] = "c" + (table.index // 4).astype(str)
+    assert evaluate.check_exercise(table, 3.0) == "This run has no answer to that."
+    table.loc[:3, "probability"] = 1 - table.loc[:3, "probability"]
+    assert "too low" in evaluate.check_exercise(table, 0.1)

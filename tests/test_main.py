@@ -255,7 +255,7 @@ def test_table_ii_and_gap():
         (["compare", "--seeds", "2", "--seed", str(2**32 - 1)], ["--seed 4294967295", "2 seeds"]),
         (["audit", "--folds", "1000000000"], ["--folds", "2<=x<=100"]),
         (["verify", ""], ["no name"]),
-        (["verify", "http://site/BreaKHis_v1.tar.gz"], ["an address; download it first"]),
+        (["verify", "HTTP://site/BreaKHis_v1.tar.gz"], ["an address; download it first"]),
         (["compare", "--methods", ""], ["no method", "resnet50"]),
         (["audit", "--data", "~nouser/x"], ["home folder", "~"]),
         (["verify", "a" * 5000], ["a" * 100]),

@@ -261,3 +261,10 @@ def test_in_01_the_guess_is_kept_after_the_data_are_known():
     cells = nbformat.read(places.shipped("notebooks") / "01_mount.ipynb", as_version=4).cells
     sources = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     assert sources.index("mount.start_run(") < sources.index("mount.record_guess(")
+
+
+def test_a_seed_out_of_range_is_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(InputError, match="^seed -1: give a whole number from 0 to 4294967295$"):
+        mount.start_run(mount.open_run(tmp_path / "run"), "synthetic", seed=-1)
+    with pytest.raises(InputError, match="epochs -3: give 1 or more"):
+        mount.get_profile("demo", epochs=-3)

@@ -25,7 +25,7 @@ from bcdlib.evaluation import metrics
 from bcdlib.runs.profiles import get_profile
 
 ROOT = Path(__file__).resolve().parent.parent
-BOMB = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+BOMB = '"><img src=x onerror=alert(1)><script>alert(2)</script>`![p](http://evil/p.png)[q](http://evil/q)'
 
 
 def command(*words, **environment):
@@ -163,6 +163,7 @@ def harmless(report: Path) -> None:
     for tag, attributes in tags(text):
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         assert attributes.get("src", "data:").startswith("data:"), (tag, attributes)
+        assert "//evil" not in attributes.get("href", ""), (tag, attributes)
     assert [
         attributes for tag, attributes in tags(text) if tag == "script" and not attributes.get("nonce")
     ] == []

@@ -12,6 +12,7 @@ import pandas as pd
 
 from bcdlib.data.sources import IMAGE_SUFFIXES
 from bcdlib.errors import InputError, printable
+from bcdlib.runs.files import TEXTS
 from bcdlib.runs.names import clean_path
 from bcdlib.runs.places import shipped
 
@@ -138,7 +139,7 @@ def official_path(filename: str) -> str:
 
 def known_images() -> pd.DataFrame:
     """Read the table of all 7909 images of BreakHis, one row each; its columns are `COLUMNS`."""
-    return pd.read_csv(shipped("data_manifest.csv"), dtype={"slide": str, "case": str})
+    return pd.read_csv(shipped("data_manifest.csv"), dtype=TEXTS)
 
 
 def images_table(filenames: Iterable[str]) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from bcdlib.data import breakhis, decode, sources
 from bcdlib.errors import InputError
 from bcdlib.runs.files import (
+    TEXTS,
     explain_disk_errors,
     local_copy,
     lock_path,
@@ -109,7 +110,7 @@ def open_cache(folder) -> PixelCache:
 
 
 def _read_images(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "images.csv", dtype={"slide": str, "case": str})
+    return pd.read_csv(folder / "images.csv", dtype=TEXTS)
 
 
 def resized_cache(cache: PixelCache, size: tuple[int, int]) -> PixelCache:

@@ -444,7 +444,7 @@ def open_source(path, listings=None) -> Source:
             raise _lost(path, error) from None
         return FolderSource(path)
     if not path.exists():
-        address = re.match("[a-z]+:/", str(path))
+        address = re.match("[a-z]{2,}:/", str(path), re.IGNORECASE)  # C:/ is a disk
         why = "an address; download it first" if address else why_no_file(path, "file or folder")
         raise InputError(f"{path}: {why}; point --data at a copy of BreakHis, or use 'synthetic'")
     name = path.name.lower()

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bcdlib.data import breakhis, cache, published_splits
-from bcdlib.errors import InputError, check_known
+from bcdlib.errors import LAST_SEED, InputError, check_known
 from bcdlib.runs import files, folder
 
 ROLES = ("train", "validation", "test")
@@ -221,7 +221,9 @@ def group_folds(groups, classes, subtypes, *, folds: int, seed: int = 0) -> np.n
     by = subtype if subtype.value_counts().max() >= folds else strata["class"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a rare subtype may have fewer groups than folds
-        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, by)
+        # a fold's number may have been added to the last seed
+        shuffled = StratifiedKFold(folds, shuffle=True, random_state=seed % (LAST_SEED + 1))
+        parts = shuffled.split(strata, by)
         fold_of = {
             group: fold for fold, (_, held) in enumerate(parts) for group in strata["group"].iloc[held]
         }
@@ -241,7 +243,9 @@ def fold_of(split: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Select the rows of one fold; InputError if the split does not have it."""
     part = split[split["fold"] == fold]
     if part.empty:
-        raise InputError(f"fold {fold}: the split has folds {sorted(split['fold'].unique())}")
+        raise InputError(
+            f"fold {fold}: the split has folds {', '.join(map(str, sorted(split['fold'].unique())))}"
+        )
     return part
 
 

@@ -15,7 +15,6 @@ Nothing here is medical data; year 99 in the names says so.
 """
 
 import itertools
-import json
 import os
 import zlib
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from bcdlib.data.breakhis import BENIGN, MAGNIFICATIONS, official_path, parse_name
 from bcdlib.errors import InputError, check_known
-from bcdlib.runs.files import write_json
+from bcdlib.runs.files import read_json, write_json
 
 VERSION = 1
 IMAGES_EACH = 5  # per slide and magnification
@@ -203,7 +202,7 @@ def draw_image(
 
 def _has_marker(path: Path, state: dict) -> bool:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except FileNotFoundError:
         return False
     except ValueError:

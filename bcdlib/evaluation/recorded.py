@@ -6,7 +6,6 @@ probability; all else follows from BreakHis' file names), NAME.metrics.csv and N
 and NAME.json. It holds no image.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,7 +127,7 @@ def read_recording(name: str) -> Recording:
     """
     place = recorded_folder()
     try:
-        facts = json.loads((place / f"{name}.json").read_text())
+        facts = files.read_json(place / f"{name}.json")
         tables = [pd.read_csv(place / f"{name}.{part}.csv") for part in ("metrics", "differences")]
         stored = pd.read_csv(place / f"{name}.predictions.csv.gz")
     except OSError:

@@ -6,20 +6,20 @@ All models are plain Keras files. A model that lies in a trial's folder also has
 """
 
 import dataclasses
-import html
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bcdlib.data import cache, custom, decode, splits
+from bcdlib.data import cache, custom, decode, sources, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import thresholds
 from bcdlib.explain import gradcam, models, ood
 from bcdlib.methods._saved import SavedMethod
 from bcdlib.plots import style
 from bcdlib.runs.folder import MODEL, TRIAL_COLUMNS, Run, has_cache, trial_folder
+from bcdlib.runs.names import in_markdown
 
 SHOWN = 4  # nearest training images in a figure
 NEAREST_COLUMNS = ["filename", "slide", "case", "class", "distance"]
@@ -63,7 +63,7 @@ class Explanation:
     @property
     def line(self) -> str:
         """Class, probability and warning as Markdown."""
-        warning = html.escape(self.warning, quote=False)  # it may name a file
+        warning = in_markdown(self.warning)  # it may name a file
         if not self.label:
             return warning
         warning = f"\n\n**{warning}**" if warning else ""
@@ -88,15 +88,15 @@ def explain_image(model_file, image) -> Explanation:
     InputError
         If model or image cannot be read.
     """
-    model = models.load_model(model_file)
+    model, content, reason = models.load_model(model_file), image, ""
+    if not isinstance(image, bytes):  # neither a pipe nor gigabytes
+        [(_, content, reason)] = sources.FolderSource(Path()).read([image])
     try:
-        content = image if isinstance(image, bytes) else Path(image).read_bytes()
-        shown = decode.decode_image(content, model.size)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{'the image' if isinstance(image, bytes) else image}: "
-            f"{getattr(error, 'strerror', None) or error}"
-        ) from None
+        shown = None if reason else decode.decode_image(content, model.size)
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        raise InputError(f"{'the image' if isinstance(image, bytes) else image}: {reason}")
     return _explain(model, model_file, shown)
 
 

@@ -1,15 +1,15 @@
 """Saved models of trials: load them, predict with them, describe what they predicted."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from bcdlib import methods
 from bcdlib.data import breakhis, cache, splits
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, one_line
 from bcdlib.evaluation import metrics
 from bcdlib.methods._base import malignant_probability
+from bcdlib.runs.files import read_json
 from bcdlib.runs.folder import MODEL, Run
 
 
@@ -75,9 +75,12 @@ def true_caption(row) -> str:
 
 
 def trial_record(model_file) -> dict:
-    """Return what ``trial.json`` beside a model says; empty if there is none."""
+    """Return what ``trial.json`` beside a model says; empty if there is none, InputError if it is damaged."""
     record = Path(model_file).with_name("trial.json")
-    return json.loads(record.read_text()) if record.is_file() else {}
+    try:
+        return read_json(record) if record.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{record}: cannot be read ({one_line(error)}); move the model elsewhere") from None
 
 
 def run_of(model_file) -> Run:

@@ -8,7 +8,6 @@ al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors"). An image
 lies farther away than nearly all images of cases that the network has not seen.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from sklearn import neighbors, preprocessing
 
 from bcdlib.errors import InputError
 from bcdlib.explain import gradcam
-from bcdlib.runs.files import atomic_write, write_csv, write_json
+from bcdlib.runs.files import TEXTS, atomic_write, read_json, write_csv, write_json
 
 NEIGHBOURS = 5
 PERCENTILE = 97.5
@@ -157,7 +156,7 @@ def load_reference(folder) -> OODReference | None:
         return None
     try:
         found = np.load(points, allow_pickle=False).astype("float32")
-        rows, stored = pd.read_csv(images, dtype={"slide": str, "case": str}), json.loads(facts.read_text())
+        rows, stored = pd.read_csv(images, dtype=TEXTS), read_json(facts)
         if len(found) != len(rows):
             raise ValueError("of different lengths")
         return OODReference(found, rows, float(stored["threshold"]), stored["set_on"])

@@ -25,6 +25,7 @@ import pandas as pd
 from bcdlib.errors import InputError, one_line
 from bcdlib.runs.names import clean_text
 
+TEXTS = {"slide": str, "case": str}  # columns of our own tables that pandas must not take for numbers
 CACHE_TAG = "CACHEDIR.TAG"  # marks a folder as a cache, see bford.info/cachedir
 # what libraries without error numbers say of a full disk; the last is NumPy's
 _FULL = ("no space left", "quota exceeded", "errno = 28", "requested and")
@@ -368,17 +369,17 @@ def _no_csv(path, why: str) -> InputError:
     return InputError(f"{path}: not a readable CSV ({why})")
 
 
-def _open_table(path) -> io.TextIOWrapper:
-    file: io.BufferedReader | gzip.GzipFile = open(path, "rb")
-    if file.peek(2).startswith(b"\x1f\x8b"):
-        file = gzip.open(file)
-    start = file.read(2**12)  # of a .gz that is cut off, this says so
-    file.seek(0)
-    kind = next((kind for mark, kind in _NO_CSV.items() if start.startswith(mark)), "")
-    if kind or b"\0" in start:
-        file.close()
-        raise _no_csv(path, f"it is {kind or 'text in UTF-16, or no text'}; {_SAVE}")
-    return io.TextIOWrapper(file, "utf-8-sig", newline="")
+@contextlib.contextmanager
+def _open_table(path) -> Iterator[io.TextIOWrapper]:
+    with open(path, "rb") as plain:  # gzip leaves it open
+        file = gzip.open(plain) if plain.peek(2).startswith(b"\x1f\x8b") else plain
+        start = file.read(2**12)  # of a .gz that is cut off, this says so
+        file.seek(0)
+        kind = next((kind for mark, kind in _NO_CSV.items() if start.startswith(mark)), "")
+        if kind or b"\0" in start:
+            raise _no_csv(path, f"it is {kind or 'text in UTF-16, or no text'}; {_SAVE}")
+        with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            yield text
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
@@ -407,6 +408,8 @@ def _read_plain(path, text: io.TextIOWrapper, what: str, required, optional) -> 
     if any(sign in content for sign in (b'"', b"\r", b"\0")):
         return None
     header = content[: ends[0]].decode("utf-8-sig").split(",")
+    if _is_excels(header):
+        return None
     places = _find_columns(path, header, what, required, optional)
     found = pd.read_csv(
         io.BytesIO(content),
@@ -444,8 +447,8 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
             )
         if not "".join(row).strip():
             continue
-        if not width and row[0].strip().lower().startswith("sep="):
-            continue  # Excel's own line, which says what separates the columns
+        if not width and _is_excels(row):
+            continue
         if not width:
             places, width = _find_columns(path, row, what, required, optional), len(row)
             continue
@@ -464,6 +467,11 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
     if not rows:
         raise InputError(f"{path}: the table has no rows")
     return pd.DataFrame(rows, index=lines, columns=list(places), dtype=object).apply(_clean_column)
+
+
+def _is_excels(first: list[str]) -> bool:
+    """Whether this is Excel's own first line, which says what separates the columns."""
+    return first[0].strip().lower().startswith("sep=")
 
 
 def _find_columns(path, header: list[str], what: str, required, optional) -> dict[str, int]:

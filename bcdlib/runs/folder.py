@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bcdlib.errors import InputError, one_line
-from bcdlib.runs.files import atomic_write, read_json, write_csv, write_json
+from bcdlib.runs.files import TEXTS, atomic_write, read_json, write_csv, write_json
 
 TRIAL_COLUMNS = ["method", "split", "fold", "seed"]  # name a trial in a predictions table
 MODEL = "model.keras"  # a trial's stored model
@@ -129,7 +129,7 @@ class Run:
         """
         if not (self.folder / name).is_file():
             raise InputError(f"{self.folder / name}: not there yet; run {stage} with this run folder first")
-        return pd.read_csv(self.folder / name, dtype={"slide": str, "case": str})
+        return pd.read_csv(self.folder / name, dtype=TEXTS)
 
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
         """Write a table of the run; `name` is its path inside the run folder."""

@@ -1,10 +1,10 @@
 """What makes the notebooks a lesson: the reader's guess, what was found, and answers to exercises."""
 
-import html
 import math
 
 from bcdlib.errors import InputError
 from bcdlib.runs.folder import Run
+from bcdlib.runs.names import in_markdown
 
 
 def record_guess(run: Run, guess: float) -> str:
@@ -65,8 +65,8 @@ def guess_text(guess: float | None, value: float) -> str:
 
 
 def findings_text(lines: list[str]) -> str:
-    """Write lines as a Markdown list, with HTML escaped: a slide that they name may be called anything."""
-    return "\n".join(f"- {html.escape(line, quote=False)}" for line in lines)
+    """Write lines as a Markdown list; the slides and subtypes that they name may be called anything."""
+    return "\n".join(f"- {in_markdown(line)}" for line in lines)
 
 
 def check_answer(answer: float | None, truth: float, *, tolerance: float = 0, lesson: str) -> str:

@@ -1,5 +1,6 @@
 """Names as people and file systems write them: one spelling for what looks the same on a screen."""
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -10,6 +11,8 @@ from pathlib import PurePosixPath
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
+_CODE = re.compile(r"((?<!`)`[^`\n]+`(?!`))")  # in Markdown
+_MARKS = re.compile(r"[\\`*_\[\]~|$]|:(?=//)|(?<=www)\.")  # mean something in it; the last two make links
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
 
 
@@ -43,6 +46,23 @@ def clean_path(text: str) -> str:
     path = path.replace("\\", "/") if "\\" in path else path
     # said at once of most: a table may hold a million
     return str(PurePosixPath(path)) if "//" in path or "./" in path else path
+
+
+def in_markdown(text: str) -> str:
+    """Write a text that holds others' names so that Markdown shows it as it is: no link, picture or HTML.
+
+    What stands in single `backquotes` is shown as code.
+
+    Examples
+    --------
+    >>> in_markdown("`case`: slide <b>[7]")
+    '`case`: slide &lt;b&gt;&#91;7&#93;'
+    """
+    parts = _CODE.split(text)
+    parts[::2] = [
+        _MARKS.sub(lambda sign: f"&#{ord(sign[0])};", html.escape(part, quote=False)) for part in parts[::2]
+    ]
+    return "".join(parts)
 
 
 def spelling_note(names: Iterable[str], what: str) -> str:

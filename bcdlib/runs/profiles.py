@@ -79,7 +79,7 @@ def get_profile(name: str, **changes) -> Profile:
     Raises
     ------
     InputError
-        If there is no such profile, or only one side of ``size`` is given.
+        If there is no such profile, only one side of ``size`` is given, or ``epochs`` is negative.
 
     Examples
     --------
@@ -93,6 +93,8 @@ def get_profile(name: str, **changes) -> Profile:
                 f"width {size[0]} and height {size[1]}: give both in pixels, or neither for the profile's"
             )
         changes["size"] = tuple(size) if any(size) else None
+    if (changes.get("epochs") or 1) < 1:
+        raise InputError(f"epochs {changes['epochs']}: give 1 or more")
     return dataclasses.replace(
         PROFILES[name], **{key: value for key, value in changes.items() if value is not None}
     )

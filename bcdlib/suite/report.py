@@ -66,7 +66,7 @@ def trial_environments(run: Run) -> list[dict]:
     """
     rows, own = [], run.settings.get("fingerprint")
     for file in sorted((run.folder / "trials").glob("*/trial.json")):
-        facts = json.loads(file.read_text())
+        facts = files.read_json(file)
         if "environment" in facts and facts["data"] == own:
             rows.append({"data": own, "precision": facts["precision"], **facts["environment"]})
     distinct = {json.dumps(row): row for row in rows}

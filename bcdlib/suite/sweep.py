@@ -18,7 +18,7 @@ import yaml
 
 from bcdlib import methods
 from bcdlib.data import splits
-from bcdlib.errors import InputError, check_known, describe_error, one_line, split_words
+from bcdlib.errors import InputError, check_known, check_seed, describe_error, one_line, split_words
 from bcdlib.evaluation import metrics
 from bcdlib.runs import files, places, profiles
 from bcdlib.runs.folder import Run, open_run_folder
@@ -123,6 +123,10 @@ def _value(name: str, value):
     if name == "splits":
         for split in split_words(value):
             splits.describe_protocol(split)
+    if name == "seed":
+        check_seed(value)
+    elif type(value) is int and value < 0:
+        raise InputError(f"{name}: {value}; give 0 or more")
     if name == "weights" and value and Path(value).is_dir():  # notebooks work in a folder of their own
         return str(Path(value).expanduser().absolute())
     return value

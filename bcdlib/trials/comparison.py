@@ -80,6 +80,8 @@ def run_comparison(
         task=task,
         stain=stain,
     )
+    if not planned:
+        raise InputError("no seed named; give 1 or more seeds")
     for name in dict.fromkeys(trial.split for trial in planned):
         if name in published_splits.list_names():
             print(published_splits.coverage_text(name, pixels.images), flush=True)

@@ -14,11 +14,12 @@ import pandas as pd
 from bcdlib.data import sources
 from bcdlib.data.cache import PixelCache, build_cache, open_cache
 from bcdlib.methods.parts import backbones
+from bcdlib.runs.files import TEXTS
 from bcdlib.runs.profiles import Profile
 from bcdlib.trials import cluster, store
 from bcdlib.trials.trial import Result, Trial, load_trial, run_trial
 
-_TYPES = {"filename": str, "slide": str, "case": str}
+_TYPES = {"filename": str, **TEXTS}
 
 
 @backbones.one_try()

@@ -1,6 +1,5 @@
 """A model card beside each saved model (Mitchell et al. 2019): training data, test results, limits."""
 
-import json
 from pathlib import Path
 
 import jinja2
@@ -10,7 +9,7 @@ from bcdlib import __version__
 from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
-from bcdlib.runs import files, places
+from bcdlib.runs import files, names, places
 
 CARD_NAME = "model-card.md"
 _NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
@@ -33,9 +32,9 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
         The card.
     """
     card = Path(folder) / CARD_NAME
-    facts = json.loads(card.with_name("trial.json").read_text())
+    facts = files.read_json(card.with_name("trial.json"))
     shown = bootstrap.interval_table(
-        pd.read_csv(card.with_name("predictions.csv"), dtype={"slide": str, "case": str}),
+        pd.read_csv(card.with_name("predictions.csv"), dtype=files.TEXTS),
         metrics.shown_in("card"),
     ).assign(
         name=lambda table: [metrics.METRICS[key].label for key in table["metric"]],
@@ -65,7 +64,7 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
             },
             protocol=_protocol(facts["split"]),
             overlap=overlap,
-            leaks=splits.overlap_line(overlap),
+            leaks=names.in_markdown(splits.overlap_line(overlap)),
             metrics=shown.to_dict("records"),
         ),
     )

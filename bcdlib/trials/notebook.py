@@ -1,6 +1,5 @@
 """Notebooks executed by papermill; that of a finished trial is 04_train for this trial alone."""
 
-import json
 import os
 import sys
 import tempfile
@@ -70,7 +69,7 @@ def _make_notebook(
     trial, half = result.trial, result.folder / f".{_NAME}"
     with tempfile.TemporaryDirectory(prefix="bcdlib-") as folder:
         scratch = Run(Path(folder))
-        made_from = json.loads((cache.folder / "cache.json").read_text())["made_from"]
+        made_from = files.read_json(cache.folder / "cache.json")["made_from"]
         scratch.record(
             data=made_from,
             source=made_from,

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from bcdlib import methods
 from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, check_seed
 from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods._base import TASKS, Method, malignant_probability, predict_checked, wanted
 from bcdlib.methods.parts import backbones, features, fitting, hardware
@@ -61,6 +61,9 @@ class Trial:
     trainable: str = "all"
     task: str = "binary"
     stain: str | None = None
+
+    def __post_init__(self):
+        check_seed(self.seed)
 
     def __str__(self):
         return f"{self.label}, split {self.split}, fold {self.fold}, seed {self.seed}"
@@ -164,7 +167,7 @@ class Result:
     @property
     def held_out(self) -> str:
         """The part of the second curves: "validation", "test" (as the paper drew them), or "" (none)."""
-        return json.loads((self.folder / "trial.json").read_text())["curves_on"]
+        return files.read_json(self.folder / "trial.json")["curves_on"]
 
 
 # BLAS sums in another order with other numbers of threads: with one, results do not depend on the cores
@@ -375,13 +378,13 @@ def _weights_content(estimator: Method) -> dict[str, str] | str:
 
 def load_trial(trial: Trial, folder) -> Result:
     """Read a finished trial from its folder."""
-    folder, types = Path(folder), {"slide": str, "case": str}
+    folder = Path(folder)
     history = folder / "history.csv"
     return Result(
         trial,
         folder,
-        predictions=pd.read_csv(folder / "predictions.csv", dtype=types),
-        validation=pd.read_csv(folder / "validation.csv", dtype=types),
+        predictions=pd.read_csv(folder / "predictions.csv", dtype=files.TEXTS),
+        validation=pd.read_csv(folder / "validation.csv", dtype=files.TEXTS),
         history=pd.read_csv(history) if history.is_file() else None,
     )
 
@@ -401,7 +404,7 @@ def add_predictions(path, *tables: pd.DataFrame, replaced: pd.MultiIndex | None 
     """
     new = pd.concat(tables) if tables else pd.DataFrame()
     if Path(path).is_file():
-        old = pd.read_csv(path, dtype={"slide": str, "case": str})
+        old = pd.read_csv(path, dtype=files.TEXTS)
         if replaced is None:
             replaced = pd.MultiIndex.from_frame(new[TRIAL_COLUMNS])
         others = old[~pd.MultiIndex.from_frame(old[replaced.names]).isin(replaced)]

@@ -393,3 +393,14 @@ def test_a_table_in_another_ones_place_is_told(kaggle_folds):
         InputError, match="'filename' is missing; .*it is rather a manifest of images of one's own"
     ):
         metrics.read_predictions(file)
+
+
+def test_the_last_seed_has_validation_parts_too(images):
+    """Each fold's are drawn by the seed and the fold's number."""
+    last = splits.make_split(images, "case", seed=2**32 - 1)
+    assert (last.groupby("fold")["role"].nunique() == 3).all() and last["fold"].nunique() == 5
+
+
+def test_a_fold_that_the_split_does_not_have(images):
+    with pytest.raises(InputError, match="^fold -1: the split has folds 0, 1, 2, 3, 4$"):
+        splits.fold_of(splits.make_split(images, "case"), -1)

@@ -99,10 +99,24 @@ def test_a_model_alone(run, tmp_path, texts):
     assert "cannot be said" in texts(answer.figure).replace("\n", " ")
     with pytest.raises(InputError, match=r"nowhere\.png"):
         evaluate.explain_image(tmp_path / "model.keras", tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with open(tmp_path / "huge.png", "wb") as file:
+        file.truncate(2**40)
+    for name, why in {
+        "GREY.tif": "no such file; there is grey.png",
+        "pipe.png": "not a plain file",
+        "huge.png": "larger than 64 MiB",
+    }.items():
+        with pytest.raises(InputError, match=f"{name}: .*{why}"):
+            evaluate.explain_image(tmp_path / "model.keras", tmp_path / name)
     with pytest.raises(InputError, match="the image: "):
         evaluate.explain_image(tmp_path / "model.keras", b"not an image")
     with pytest.raises(InputError, match=r"no\.keras"):
         evaluate.explain_image(tmp_path / "no.keras", tmp_path / "grey.png")
+    (tmp_path / "trial.json").write_text("[")
+    with pytest.raises(InputError, match="trial.json: cannot be read .*; move the model"):
+        evaluate.predict_files(tmp_path / "model.keras", [tmp_path / "grey.png"])
+    (tmp_path / "trial.json").unlink()
     alone = evaluate.predict_files(tmp_path / "model.keras", [tmp_path / "grey.png"])
     assert list(alone) == ["file", "probability", "class", "reason"]
 

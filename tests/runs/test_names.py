@@ -3,8 +3,9 @@
 import unicodedata
 
 import pytest
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
-from bcdlib.runs.names import clean_path, clean_text, spelling_note
+from bcdlib.runs.names import clean_path, clean_text, in_markdown, spelling_note
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,27 @@ def test_spellings_of_one_name_are_noted(names):
 def test_different_names_are_not_noted():
     names = ["7", "8", "7.5", "70", "P-1", "P1", "P-11", "12345678901234567", "12345678901234568", ""]
     assert spelling_note(names, "groups") == ""
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("a*b* _c_ ~~d~~ | $e$ [f](g) \\ &lt;", "a*b* _c_ ~~d~~ | $e$ [f](g) \\ &amp;lt;"),
+        ("![p](http://x/p.png) www.x.y", "![p](http://x/p.png) www.x.y"),
+        ("<img src=x> http://x/q", "&lt;img src=x&gt; http://x/q"),
+        ("`<b>_c_`", "<code>&lt;b&gt;_c_</code>"),  # ours, and others' that look so
+        ("```<b>`", "```&lt;b&gt;`"),
+        ("`a``<b>`", "`a``&lt;b&gt;`"),
+        ("a\\`<b>`", "a\\<code>&lt;b&gt;</code>"),
+        ("` [f](g)", "` [f](g)"),
+    ],
+)
+def test_markdown_shows_names_as_they_are(name, shown):
+    for place in ("x {} y", "**x {} y**"):
+        html = markdown2html_mistune(place.format(in_markdown(name))).strip()
+        plain = html.removeprefix("<p>").removesuffix("</p>")
+        assert plain.replace("<strong>", "**").replace("</strong>", "**") == place.format(shown)
+
+
+def test_what_looks_like_code_ends_with_the_paragraph():
+    assert "<b>" not in in_markdown("`a\n\n<b>`")

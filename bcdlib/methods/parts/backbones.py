@@ -13,6 +13,7 @@ import numpy as np
 from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation.published import NOT_COMPARABLE
 from bcdlib.methods.parts.architectures import AlexNet, GoogLeNet
+from bcdlib.runs.files import why_no_file
 
 
 class Architecture(NamedTuple):
@@ -160,7 +161,7 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
             raise InputError(f"{weights}: no such folder of weights; name a folder, 'imagenet' or 'none'")
         path = folder / f"{architecture}_notop.weights.h5"
         label = f"ImageNet weights (file {folder.name}/{path.name})"
-        problem = "" if path.is_file() else f"{path}: no such file"
+        problem = "" if path.is_file() else f"{path}: {why_no_file(path)}"
     if not problem:
         return Weights(str(path), label)
     if required:
