@@ -23,6 +23,7 @@ from bcdlib.runs import files, folder, names
 
 COLUMNS = "filename slide case magnification subtype label probability fold method split seed".split()
 SUBTYPE_COLUMNS = [f"p_{name}" for name in breakhis.SUBTYPES]
+MAGNIFICATION_COLUMNS = [f"p_{name}X" for name in breakhis.MAGNIFICATIONS]
 THRESHOLD = 0.5
 FAR_UNDER_CHANCE = 0.35  # an AUC below this is rather a mistake in the table than a bad model
 BINS = 10  # of the calibration error and the reliability diagram

@@ -33,7 +33,7 @@ def model_cache(model: methods.SavedMethod, cached: cache.PixelCache) -> cache.P
     A model of another size than the run's was trained before the run was preprocessed anew, unless its method
     has a size of its own.
     """
-    if cached.size != model.size and not model.kind.own_size:
+    if cached.size != model.size and not (model.kind.own_size or model.kind.authors.size):
         return None
     try:
         return cache.resized_cache(cached, model.size)

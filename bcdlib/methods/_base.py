@@ -10,15 +10,21 @@ from sklearn.utils.validation import check_is_fitted
 
 from bcdlib.data import breakhis
 from bcdlib.errors import InputError, one_line
+from bcdlib.methods._recipe import PAPER, Recipe
 
-TASKS = {"binary": breakhis.CLASSES, "subtype": tuple(breakhis.SUBTYPES)}
+TASKS = {
+    "binary": breakhis.CLASSES,
+    "subtype": tuple(breakhis.SUBTYPES),
+    "magnification": tuple(f"{magnification}X" for magnification in breakhis.MAGNIFICATIONS),
+}
 
 
 class Method(ClassifierMixin, BaseEstimator, ABC):
     """A classifier of images, scikit-learn style.
 
     ``X`` is uint8 (N, height, width, 3), RGB 0..255; ``y`` is int (N,), benign 0, malignant 1
-    (``task="binary"``), or 0..7 in the order of ``breakhis.SUBTYPES`` (``task="subtype"``).
+    (``task="binary"``), 0..7 in the order of ``breakhis.SUBTYPES`` (``task="subtype"``), or 0..3 in the order
+    of ``breakhis.MAGNIFICATIONS`` (``task="magnification"``).
 
     Class attributes
     ----------------
@@ -33,6 +39,8 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
         never given the test part there. A method that only draws curves on it says False.
     changes : dict
         Settings in place of the profile's, by what is trained: {"all": {...}, "head": {...}}.
+    authors : Recipe
+        How its authors trained it, as far as known; of ours, and where nothing is known, `PAPER`.
     own_size : bool
         Whether it may look at images at a size of its own, whatever the profile's.
     decides_for : str
@@ -47,6 +55,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     always: str | None = "all"
     chooses: bool = True
     changes: dict[str, dict] = {}
+    authors: Recipe = PAPER
     own_size: bool = False
     decides_for: str = "image"
     suffix: str = ".keras"
@@ -77,8 +86,8 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
 
         Returns
         -------
-        float64 array (N, 2) or (N, 8)
-            Columns benign and malignant, or for ``task="subtype"`` the subtypes.
+        float64 array (N, 2), (N, 8) or (N, 4)
+            Columns benign and malignant, or what `TASKS` says of another task.
         """
 
     def save(self, path) -> None:
@@ -210,6 +219,7 @@ def malignant_probability(probability) -> np.ndarray:
     Returns
     -------
     float64 array (N,)
+        NaN where the columns are magnifications, which say nothing of it.
 
     Examples
     --------
@@ -218,5 +228,7 @@ def malignant_probability(probability) -> np.ndarray:
     """
     if probability.shape[1] == 2:
         return probability[:, 1]
+    if probability.shape[1] == len(TASKS["magnification"]):
+        return np.full(len(probability), np.nan)
     malignant = [name not in breakhis.BENIGN for name in breakhis.SUBTYPES]
     return probability[:, malignant].sum(axis=1).clip(0, 1)

@@ -5,8 +5,9 @@ import keras
 from bcdlib.data.stain import KINDS
 from bcdlib.errors import InputError
 from bcdlib.methods._base import TASKS
+from bcdlib.methods._recipe import PAPER, RECIPES, Recipe
 from bcdlib.methods._training import AUGMENTATION, KerasTraining
-from bcdlib.methods.parts import augmentation, backbones, hardware
+from bcdlib.methods.parts import backbones, hardware
 from bcdlib.methods.parts.architectures import chain as chain  # for method files
 
 
@@ -21,20 +22,26 @@ class KerasMethod(KerasTraining):
     trainable : "all" or "head"
         "all" fine-tunes the whole network; "head" trains the head only, on features of the frozen bases that
         are computed once and standardised by the training images.
-    task : "binary" or "subtype"
-        Benign or malignant, or the eight tumour types.
+    recipe : "authors" or "paper"
+        Train as the method's authors did (`Recipe`), as far as known, or as the paper that compares.
+    task : str
+        "binary" (benign or malignant), "subtype" (the eight tumour types), or of some "magnification".
     stain : None, "macenko" or "reinhard"
         Stain normalisation in front of the network, its target fitted on the training images.
     weights : str, optional
         What the bases start from: "imagenet", "none" (random), or a folder of weights files.
     pretrained_required : bool
         Whether it is an error if ImageNet's weights cannot be had; otherwise random ones take their place.
+    size : str
+        "WIDTHxHEIGHT" to which the images of a pixel cache are resized, read from its source again; "cache"
+        takes them as they are; "" means the recipe's size.
     epochs, steps_per_epoch : int
-        Number of epochs, and of batches in each; None: as many batches as show every training image once.
+        Number of epochs (default: the recipe's, else 200), and of batches in each; None: as many batches as
+        show every training image once.
     batch_size : int
-        Images in a batch.
+        Images in a batch; default: the recipe's, else 32.
     learning_rate : float
-        The optimizer's step size.
+        The optimizer's step size; default: the recipe's, else 0.001.
     batch_norm : float, "frozen" or None
         Momentum of the bases' batch norm layers (None: Keras' own); "frozen" keeps ImageNet's statistics.
     augment : bool
@@ -72,11 +79,11 @@ class KerasMethod(KerasTraining):
     always = None
     chooses = False
     pooling = "average"
-    patches = 1  # images go through the bases in patches x patches parts
     loss = "binary_crossentropy"
     tasks = ("binary", "subtype")
     choices = {  # what a parameter can be
         "trainable": ("all", "head"),
+        "recipe": RECIPES,
         "stain": (None, *KINDS),
         "precision": ("auto", "float32", "mixed_bfloat16", "mixed_float16"),
         "xla": tuple(hardware.XLA),
@@ -86,14 +93,16 @@ class KerasMethod(KerasTraining):
         self,
         *,
         trainable="all",
+        recipe="authors",
         task="binary",
         stain=None,
         weights=None,
         pretrained_required=True,
-        epochs=200,
+        size="",
+        epochs=None,
         steps_per_epoch=None,
-        batch_size=32,
-        learning_rate=0.001,
+        batch_size=None,
+        learning_rate=None,
         batch_norm=None,
         augment=True,
         augmented_copies=0,
@@ -104,14 +113,16 @@ class KerasMethod(KerasTraining):
         verbose="auto",
     ):
         self.trainable = trainable
+        self.recipe = recipe
         self.task = task
         self.stain = stain
         self.weights = weights
         self.pretrained_required = pretrained_required
-        self.epochs = epochs
+        self.size = size
+        self.epochs = epochs or self.plan.epochs or 200
         self.steps_per_epoch = steps_per_epoch
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
+        self.batch_size = batch_size or self.plan.batch_size or 32
+        self.learning_rate = learning_rate or self.plan.learning_rate or 0.001
         self.batch_norm = batch_norm
         self.augment = augment
         self.augmented_copies = augmented_copies
@@ -124,8 +135,12 @@ class KerasMethod(KerasTraining):
     # --- what makes a method: override these ------------------------------------------------------------
 
     def build_augmentation(self) -> keras.layers.Layer:
-        """Make the layer that augments training batches; saved networks leave it out."""
-        return augmentation.default_augmentation(self.seed)
+        """Make the layer that augments training batches, the recipe's; saved networks leave it out."""
+        return self.plan.augmentation(self.seed)
+
+    def base_options(self, name: str) -> dict:
+        """Say how features of a base are made: ``pooling`` and ``pixels``, as `backbones.append_features`."""
+        return {"pooling": self.pooling, "pixels": self.plan.pixels}
 
     def build_features(self, x):
         """Connect RGB 0..255 (a Keras tensor) to features (batch, channels): pooled bases, side by side."""
@@ -137,10 +152,9 @@ class KerasMethod(KerasTraining):
                 self.bases_[name],
                 seed=self.seed,
                 trainable=not self.frozen,
-                pooling=self.pooling,
                 batch_norm=self.batch_norm,
-                patches=self.patches,
                 name=f"pool_{name}" if several else "pool",
+                **self.base_options(name),
             )
             for name in self.architectures
         ]
@@ -167,22 +181,47 @@ class KerasMethod(KerasTraining):
         return "accuracy"
 
     def build_optimizer(self) -> keras.optimizers.Optimizer:
-        """Make the optimizer: the paper's, RMSprop."""
-        return keras.optimizers.RMSprop(learning_rate=self.learning_rate)
+        """Make the optimizer: the recipe's; the paper's is RMSprop."""
+        return self.plan.optimizer(learning_rate=self.learning_rate)
+
+    def build_callbacks(self) -> list[keras.callbacks.Callback]:
+        """Make what watches the training of the network beside our own callbacks."""
+        return []
 
     def image_shape(self, cache) -> tuple[int, int, int]:
-        """Give (height, width, 3) of the images that it looks at, for those of a pixel cache: theirs."""
-        return cache.pixels.shape[1:]
+        """Give (height, width, 3) of the images that it looks at, for those of a pixel cache.
+
+        Raises
+        ------
+        InputError
+            If ``size`` is none.
+        """
+        if self.size == "cache" or not (self.size or self.plan.size):
+            return cache.pixels.shape[1:]
+        if not self.size:
+            return (*self.plan.size[::-1], 3)
+        try:
+            width, height = map(int, self.size.split("x"))
+        except ValueError:
+            raise InputError(
+                f"{self.key}: size={self.size!r}; give WIDTHxHEIGHT, for example 350x230, or 'cache'"
+            ) from None
+        return height, width, 3
 
     # --- what they can use ------------------------------------------------------------------------------
 
     @property
+    def plan(self) -> Recipe:
+        """The recipe that it follows."""
+        return PAPER if self.recipe == "paper" else self.authors
+
+    @property
     def units(self) -> int:
-        """Numbers that the network gives an image: one probability, or eight."""
+        """Numbers that the network gives an image: one probability, or one a class of several."""
         return 1 if self.task == "binary" else len(TASKS[self.task])
 
     def output(self, name: str = "probability") -> keras.layers.Layer:
-        """Make an output layer for the task: one sigmoid, or eight numbers by softmax."""
+        """Make an output layer for the task: one sigmoid, or a number a class by softmax."""
         return keras.layers.Dense(
             self.units, activation="sigmoid" if self.units == 1 else "softmax", name=name, dtype="float32"
         )

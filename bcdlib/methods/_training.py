@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from bcdlib.data.cache import resized_cache
 from bcdlib.data.stain import StainTarget, fit_stain, normalise_stain
 from bcdlib.methods._base import TASKS, Method, probability_columns
 from bcdlib.methods.parts import augmentation, features, fitting, hardware
@@ -47,10 +48,17 @@ class KerasTraining(Method):
         Returns
         -------
         array
-            Pixels; or with frozen bases their features, float32 (N, channels), with copies (N, 1 + copies,
-            channels).
+            Pixels, at the method's own size if it has one; or with frozen bases their features, float32 (N,
+            channels), with copies (N, 1 + copies, channels).
+
+        Raises
+        ------
+        InputError
+            If the source that the cache was made from is needed and no longer there.
         """
         self._prepare()
+        height, width, _ = self.image_shape(cache)
+        cache = resized_cache(cache, (width, height))
         self.input_shape_ = cache.pixels.shape[1:]
         if not self.frozen:
             return cache.pixels
@@ -80,10 +88,9 @@ class KerasTraining(Method):
                     name,
                     weights,
                     target=self.stain_,
-                    pooling=self.pooling,
-                    patches=self.patches,
                     seed=self.seed,
                     verbose=self.verbose,
+                    **self.base_options(name),
                     **change,
                 )
                 for name, weights in self.bases_.items()
@@ -136,7 +143,8 @@ class KerasTraining(Method):
         keras.utils.set_random_seed(self.seed)
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
-        standardise(head.get_layer("standardise"), X)
+        if self.plan.standardised:
+            standardise(head.get_layer("standardise"), X)
         return head
 
     def _train_whole(self, X, y, held_out, folder) -> None:
@@ -166,6 +174,7 @@ class KerasTraining(Method):
             folder=folder,
             epochs=self.epochs,
             devices=devices,
+            callbacks=self.build_callbacks(),
             seed=self.seed,
             verbose=self.verbose,
             longest=None if self.frozen else self.longest,

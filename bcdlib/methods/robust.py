@@ -3,7 +3,6 @@
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from bcdlib.data.cache import resized_cache
 from bcdlib.errors import InputError
 from bcdlib.methods import KerasMethod, _linear, _training
 
@@ -57,8 +56,7 @@ class Robust(KerasMethod):
         stain_copies=0,
         **settings,
     ):
-        super().__init__(**settings)
-        self.size = size
+        super().__init__(size=size, **settings)
         self.stages = stages
         self.deviations = deviations
         self.C = C
@@ -80,29 +78,6 @@ class Robust(KerasMethod):
             *super()._copies(),
             *({"jitter": [self.seed, number]} for number in range(1, self.stain_copies + 1)),
         ]
-
-    def inputs(self, cache, train=None) -> np.ndarray:
-        """Give the features of all images at the method's own size, as `KerasMethod.inputs`.
-
-        Raises
-        ------
-        InputError
-            If the size is none, or the source that the cache was made from is needed and no longer there.
-        """
-        height, width, _ = self.image_shape(cache)
-        return super().inputs(resized_cache(cache, (width, height)), train)
-
-    def image_shape(self, cache) -> tuple[int, int, int]:
-        """Give the shape of the images that it looks at; see `KerasMethod.image_shape`."""
-        if self.size == "cache":
-            return super().image_shape(cache)
-        try:
-            width, height = map(int, self.size.split("x"))
-        except ValueError:
-            raise InputError(
-                f"{self.key}: size={self.size!r}; give WIDTHxHEIGHT, for example 350x230, or 'cache'"
-            ) from None
-        return height, width, 3
 
     def _train(self, X, y, held_out, folder):
         rows, labels = _training.flatten_copies(X, y.astype(int))

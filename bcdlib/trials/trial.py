@@ -19,8 +19,9 @@ from bcdlib import methods
 from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError, check_seed
-from bcdlib.evaluation.metrics import COLUMNS, SUBTYPE_COLUMNS
+from bcdlib.evaluation.metrics import COLUMNS, MAGNIFICATION_COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods._base import TASKS, Method, malignant_probability, predict_checked, wanted
+from bcdlib.methods._recipe import PAPER, Recipe
 from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.runs import environment, files, profiles
 from bcdlib.runs.folder import TRIAL_COLUMNS
@@ -48,9 +49,11 @@ class Trial:
         Which of its folds.
     seed : int
     trainable : {"all", "head"}
-    task : {"binary", "subtype"}
+    task : {"binary", "subtype", "magnification"}
     stain : {"macenko", "reinhard", "none"}, optional
         Stain normalisation; None leaves it to the method.
+    recipe : {"authors", "paper"}
+        How it is trained: as the method's authors did, as far as known, or as the paper that compares.
     """
 
     method: str
@@ -61,6 +64,7 @@ class Trial:
     trainable: str = "all"
     task: str = "binary"
     stain: str | None = None
+    recipe: str = "authors"
 
     def __post_init__(self):
         check_seed(self.seed)
@@ -72,8 +76,9 @@ class Trial:
     def label(self) -> str:
         """The method's name in tables.
 
-        Its key, with ``-head`` if its base stays frozen where it could be fine-tuned, ``-subtype`` for the
-        second task, the stain normalisation if one was asked for, and settings that were changed.
+        Its key, with ``-head`` if its base stays frozen where it could be fine-tuned, another task than
+        benign or malignant, the stain normalisation if one was asked for, ``-paper_recipe`` if its authors'
+        recipe is known and it is not trained by that, and settings that were changed.
         """
         kind = methods.get_method(self.method)
         offered = "trainable" in kind().get_params() and kind.trains("head") != kind.trains("all")
@@ -82,12 +87,16 @@ class Trial:
             "head" if offered and self.trainable == "head" else "",
             "" if self.task == "binary" else self.task,
             "" if self.stain is None else f"stain_{self.stain}",
+            "paper_recipe" if self.recipe == "paper" and kind.authors != PAPER else "",
             *(f"{key}={value}" for key, value in methods.method_settings(self.method).items()),
         ]
         return "-".join(filter(None, parts))
 
     def estimator(self, profile: profiles.Profile, weights: str | None = None, verbose=None) -> Method:
         """Return the untrained method with this profile's settings, or its own in their place.
+
+        What authors state goes before the profile; but profiles quick and demo take no more epochs than they
+        have, and demo no larger images. Epochs that were asked for go before both.
 
         Parameters
         ----------
@@ -107,6 +116,7 @@ class Trial:
         head = trains == "head"
         settings = {
             "trainable": self.trainable,
+            "recipe": self.recipe,
             "task": self.task,
             "weights": backbones.choose_weights(weights),
             "pretrained_required": profile.needs_pretrained,
@@ -118,6 +128,8 @@ class Trial:
             "seed": self.seed,
             "verbose": int(os.environ.get("BCD_VERBOSE", 1)) if verbose is None else verbose,
         } | kind.changes.get(trains, {})
+        if self.recipe == "authors":
+            settings |= self._authors_settings(kind.authors, profile, settings)
         if self.stain is not None:
             settings["stain"] = None if self.stain == "none" else self.stain
         known = kind().get_params()
@@ -131,13 +143,38 @@ class Trial:
         with methods.explain_errors(self.method):
             return kind(**settings | methods.method_settings(self.method))
 
+    @staticmethod
+    def _authors_settings(authors: Recipe, profile: profiles.Profile, settings: dict) -> dict:
+        short = profile.name != "paper"
+        found = authors.settings_for(short=short, epochs=settings["epochs"])
+        usual = profiles.PROFILES[profile.name]
+        if (profile.epochs, profile.head_epochs) != (usual.epochs, usual.head_epochs):
+            found["epochs"] = settings["epochs"]
+        if authors.size and profile.name == "demo":
+            found["size"] = "cache"
+        return found
+
     def labels(self, images: pd.DataFrame) -> np.ndarray:
         """Return what the method learns; int64 (N,).
 
-        The class (0, 1), or the subtype (0..7, in the order of ``breakhis.SUBTYPES``).
+        The class (0, 1), or the place of the subtype in ``breakhis.SUBTYPES``, or of the magnification in
+        ``breakhis.MAGNIFICATIONS``.
+
+        Raises
+        ------
+        InputError
+            If an image's magnification is to be learnt and is none of BreakHis's.
         """
         if self.task == "binary":
             return breakhis.class_labels(images)
+        if self.task == "magnification":
+            known = images["magnification"].isin(breakhis.MAGNIFICATIONS)
+            if not known.all():
+                raise InputError(
+                    f"{images['filename'][~known].iloc[0]}: its magnification is not known, and the task "
+                    "'magnification' needs it; choose another task"
+                )
+            return images["magnification"].map(list(breakhis.MAGNIFICATIONS).index).to_numpy("int64")
         return images["subtype"].map(list(breakhis.SUBTYPES).index).to_numpy("int64")
 
 
@@ -310,6 +347,7 @@ def _train(
             "fold": trial.fold,
             "seed": trial.seed,
             "task": trial.task,
+            "recipe": trial.recipe,
             "folds": int(trial.split_table["fold"].nunique()),
             "curves_on": curves_on,
             "out_of_fold": int(number.max(initial=-1) + 1) if number.any() else 0,
@@ -346,8 +384,8 @@ def _table(
         weights=weights_label,
         data=fingerprint,
     )[[*COLUMNS, "weights", "data"]]
-    if trial.task == "subtype":
-        table[SUBTYPE_COLUMNS] = probability
+    if trial.task != "binary":
+        table[SUBTYPE_COLUMNS if trial.task == "subtype" else MAGNIFICATION_COLUMNS] = probability
     return table
 
 

@@ -1,10 +1,10 @@
-"""Bases that keras.applications lacks: GoogLeNet (Inception v1) and AlexNet, without their tops.
+"""A base that keras.applications lacks: GoogLeNet (Inception v1), without its top.
 
-Same arguments as the constructors of keras.applications. Padding is "same" where the publications pad, so
+Same arguments as the constructors of keras.applications. Padding is "same" where the publication pads, so
 that feature maps at 224x224 have the published sizes and smaller images still pass.
 """
 
-from keras import Input, Model, layers, ops
+from keras import Input, Model, layers
 
 # Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, Table 1:
 # #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj
@@ -54,30 +54,6 @@ def GoogLeNet(include_top=False, weights=None, input_shape=(224, 224, 3), *, nam
     return _finished(inputs, x, include_top, weights, name)
 
 
-def AlexNet(include_top=False, weights=None, input_shape=(227, 227, 3), *, name="alexnet") -> Model:
-    """Build AlexNet's five convolution layers, which need 67 pixels a side.
-
-    From (227, 227, 3) to (6, 6, 256). Krizhevsky et al., "ImageNet Classification with Deep Convolutional
-    Neural Networks", NIPS 2012: 96, 256, 384, 384 and 256 maps, layers 2, 4 and 5 in two groups, overlapping
-    pooling after layers 1, 2 and 5. (It prints 224x224; with its stride 4 and no padding that must be 227.)
-    Local response normalisation, which has no weights, is left out.
-
-    Parameters
-    ----------
-    weights : path of a Keras weights file, or None
-    """
-    inputs = Input(input_shape)
-    x = chain(
-        inputs,
-        layers.Conv2D(96, 11, strides=4, activation="relu", name="conv1"),
-        layers.MaxPooling2D(3, 2, name="pool1"),
-    )
-    x = _two_groups(x, 256, 5, "conv2")
-    x = chain(x, layers.MaxPooling2D(3, 2, name="pool2"), _conv(384, 3, 1, "conv3"))
-    x = _two_groups(_two_groups(x, 384, 3, "conv4"), 256, 3, "conv5")
-    return _finished(inputs, layers.MaxPooling2D(3, 2, name="pool5")(x), include_top, weights, name)
-
-
 def _conv(filters: int, size: int, strides: int, name: str) -> layers.Layer:
     return layers.Conv2D(filters, size, strides=strides, padding="same", activation="relu", name=name)
 
@@ -93,16 +69,6 @@ def _inception(x, name: str, one, three_reduce, three, five_reduce, five, pool):
                 layers.MaxPooling2D(3, 1, padding="same", name=f"{name}_pool"),
                 _conv(pool, 1, 1, f"{name}_pool_proj"),
             ),
-        ]
-    )
-
-
-def _two_groups(x, filters: int, size: int, name: str):
-    # two convolutions rather than groups=2, which TensorFlow does not train on every CPU
-    return layers.Concatenate(name=name)(
-        [
-            _conv(filters // 2, size, 1, f"{name}_group{number}")(half)
-            for number, half in enumerate(ops.split(x, 2, axis=-1), 1)
         ]
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation.published import NOT_COMPARABLE
-from bcdlib.methods.parts.architectures import AlexNet, GoogLeNet
+from bcdlib.methods.parts.architectures import GoogLeNet
 from bcdlib.runs.files import why_no_file
 
 
@@ -57,9 +57,8 @@ ARCHITECTURES = {
     "xception": Architecture(keras.applications.Xception, "tf", smallest=71),
     "densenet201": Architecture(keras.applications.DenseNet201, "torch"),
     "mobilenet_v2": Architecture(keras.applications.MobileNetV2, "tf"),
-    # as Caffe's models of both: BGR, less the mean colour of ImageNet
+    # as Caffe's model: BGR, less the mean colour of ImageNet
     "googlenet": Architecture(GoogLeNet, "caffe", downloads=False),
-    "alexnet": Architecture(AlexNet, "caffe", smallest=67, downloads=False),
 }
 
 
@@ -216,13 +215,18 @@ def weights_label(found: dict[str, Weights], *, frozen: bool = False) -> str:
     return f"{text}, {NOT_COMPARABLE}" if frozen and random else text or "no pre-trained weights"
 
 
-def append_normalisation(x, architecture: str, name: str = "normalisation"):
+def append_normalisation(x, architecture: str, name: str = "normalisation", *, pixels: str = "imagenet"):
     """Append the layers that turn RGB 0..255 into what the base's ImageNet weights expect.
+
+    Or into what some authors gave it: 0..1 ("unit"), or the pixels as they are ("raw").
 
     Built-in layers only, so that a saved model loads without bcdlib, and in float32 whatever the policy. The
     tests compare them with ``keras.applications.<architecture>.preprocess_input``.
     """
     mode = ARCHITECTURES[architecture].mode
+    if pixels != "imagenet":
+        scale = {"unit": 1 / 255, "raw": 1.0}[pixels]
+        return keras.layers.Rescaling(scale, name=name, dtype="float32")(x)
     if mode == "tf":
         return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name=name, dtype="float32")(x)
     if mode == "caffe":
@@ -283,7 +287,7 @@ def append_features(
     trainable: bool = False,
     batch_norm: float | str | None = None,
     pooling: str = "average",
-    patches: int = 1,
+    pixels: str = "imagenet",
     name: str = "pool",
     seed: int,
 ):
@@ -299,9 +303,10 @@ def append_features(
     pooling : str
         "average" (global average), "flatten", or "moments-234": mean and standard deviation of each channel
         at the end of stages 2, 3 and 4 (of any of the base's stages), side by side; "means-234": the means
-        alone.
-    patches : int
-        Cut the image into patches x patches equal parts and put each through the base.
+        alone; "layers-A,B": the means of the layers with these names. "fc1": the first dense layer of VGG's
+        top, which only Keras' own weights have, at 224x224; "average" where they cannot be had.
+    pixels : str
+        As in `append_normalisation`.
     name : str
         Of the last layer.
     seed : int
@@ -310,7 +315,6 @@ def append_features(
     Returns
     -------
     Keras tensor (batch, channels)
-        With patches > 1 the features of all patches side by side, row by row.
 
     Raises
     ------
@@ -318,8 +322,6 @@ def append_features(
         If the weights file does not fit the architecture.
     """
     about = ARCHITECTURES[architecture]
-    if patches > 1:
-        x = cut_patches(x, patches)
     height, width = x.shape[1:3]
     factor = -(-about.smallest // min(height, width))
     if factor > 1:  # the base cannot take images this small
@@ -327,12 +329,13 @@ def append_features(
             factor * height, factor * width, name=f"enlarge_{architecture}", dtype="float32"
         )(x)
     x = append_normalisation(
-        x, architecture, "normalisation" if name == "pool" else f"normalisation_{architecture}"
+        x, architecture, "normalisation" if name == "pool" else f"normalisation_{architecture}", pixels=pixels
     )
+    top = pooling == "fc1" and weights.path == "imagenet" and tuple(x.shape[1:3]) == (224, 224)
     keras.utils.set_random_seed(seed)
     try:
         base = about.constructor(
-            include_top=False, weights=weights.path, input_shape=x.shape[1:], name=architecture
+            include_top=top, weights=weights.path, input_shape=x.shape[1:], name=architecture
         )
     except (ValueError, OSError, KeyError) as error:
         raise InputError(
@@ -346,10 +349,10 @@ def append_features(
             else:
                 layer.momentum = batch_norm
     kind, _, stages = pooling.partition("-")
-    if stages:
-        base = keras.Model(
-            base.inputs, [base.get_layer(about.stages[stage]).output for stage in stages], name=architecture
-        )
+    if stages or top:
+        names = stages.split(",") if kind == "layers" else [about.stages[stage] for stage in stages]
+        outputs = [base.get_layer(layer).output for layer in names or ["fc1"]]
+        base = keras.Model(base.inputs, outputs, name=architecture)
     # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
     x = base(x, training=None if trainable else False)
     if stages:
@@ -358,27 +361,5 @@ def append_features(
         if kind == "moments":  # with a little added: the gradient of a root ends at 0
             pooled += [keras.ops.sqrt(keras.ops.var(one, axis=(1, 2)) + 1e-6) for one in feature_maps]
         return keras.layers.Concatenate(name=name)(pooled)
-    layer = keras.layers.Flatten if pooling == "flatten" else keras.layers.GlobalAveragePooling2D
-    if patches == 1:
-        return layer(name=name)(x)
-    x = layer(name=f"{name}_patch")(x)
-    return keras.layers.Identity(name=name)(keras.ops.reshape(x, (-1, patches**2 * x.shape[-1])))
-
-
-def cut_patches(x, patches: int):
-    """Cut images into patches x patches equal parts; what is left at the right and lower edge is left out.
-
-    Parameters
-    ----------
-    x : Keras tensor (batch, height, width, 3)
-
-    Returns
-    -------
-    Keras tensor (batch * patches**2, height // patches, width // patches, 3)
-        An image's patches one after the other, row by row.
-    """
-    height, width = x.shape[1] // patches, x.shape[2] // patches
-    return keras.ops.reshape(
-        keras.ops.image.extract_patches(x[:, : height * patches, : width * patches], (height, width)),
-        (-1, height, width, 3),
-    )
+    flat = pooling == "flatten" or top
+    return (keras.layers.Flatten if flat else keras.layers.GlobalAveragePooling2D)(name=name)(*keras.tree.flatten(x))

@@ -20,7 +20,7 @@ def cached_features(
     *,
     target: stain.StainTarget | None = None,
     pooling: str = "average",
-    patches: int = 1,
+    pixels: str = "imagenet",
     seed: int = 0,
     verbose=0,
     **change,
@@ -41,12 +41,14 @@ def cached_features(
     float32 array (N, channels)
         Read-only, rows as in ``cache.pixels``.
     """
+    if pixels != "imagenet":
+        change["pixels"] = pixels
     facts = [
         FEATURES_FORMAT,
         architecture,
         weights_identity(weights, seed),
         pooling,
-        patches,
+        1,  # once the number of patches
         target and [target.kind, target.values],
         *([change] if change else []),
     ]
@@ -63,7 +65,6 @@ def cached_features(
                         weights,
                         target=target,
                         pooling=pooling,
-                        patches=patches,
                         seed=seed,
                         verbose=verbose,
                         **change,
@@ -80,7 +81,7 @@ def extract_features(
     *,
     target: stain.StainTarget | None = None,
     pooling: str = "average",
-    patches: int = 1,
+    pixels: str = "imagenet",
     jitter: list[int] | None = None,
     augment: list[int] | None = None,
     seed: int = 0,
@@ -95,7 +96,7 @@ def extract_features(
         A key of `backbones.ARCHITECTURES`.
     target : stain.StainTarget, optional
         Of stain normalisation in front of the base.
-    pooling, patches
+    pooling, pixels
         As in `backbones.append_features`.
     jitter, augment : list of int, optional
         Seed of a copy of the images with jittered stains (see `stain.jitter_stain`), or augmented (see
@@ -115,7 +116,7 @@ def extract_features(
         x = augmentation.default_augmentation(
             int(np.random.SeedSequence(augment).generate_state(1)[0] % 2**31), always=True
         )(x)
-    x = backbones.append_features(x, architecture, weights, seed=seed, pooling=pooling, patches=patches)
+    x = backbones.append_features(x, architecture, weights, seed=seed, pooling=pooling, pixels=pixels)
     return fitting.predict_batches(keras.Model(images, x), X, verbose)
 
 

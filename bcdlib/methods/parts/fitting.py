@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -235,6 +236,35 @@ class History(keras.callbacks.History):
         return found.set_axis(pd.RangeIndex(self.lost, self.lost + len(found), name="epoch")).reset_index()
 
 
+class Plateau(keras.callbacks.ReduceLROnPlateau):
+    """Reduce the learning rate when accuracy does not rise; a run that was cut off goes on as it would have.
+
+    Watched is ``val_accuracy`` or, where nothing is held out, ``accuracy``.
+    """
+
+    known: dict = {}  # the curves so far, those before the cut included; set by `fit_network`
+
+    def __init__(self, factor: float, patience: int):
+        super().__init__("val_accuracy", factor, patience, mode="max")
+
+    def on_train_begin(self, logs=None):
+        """Look at the epochs that lie behind; the optimizer has their rate already."""
+        super().on_train_begin(logs)
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        for epoch, value in enumerate(list(self.known.get(self._watched(self.known), []))):
+            self.on_epoch_end(epoch, {self.monitor: value})
+        self.model.optimizer.learning_rate = rate
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Compare with the best so far."""
+        self.monitor = self._watched(logs)
+        super().on_epoch_end(epoch, logs)
+
+    @staticmethod
+    def _watched(logs) -> str:
+        return "val_accuracy" if "val_accuracy" in logs else "accuracy"
+
+
 class TimeEstimate(keras.callbacks.Callback):
     """Say from the first steps how long training will take; stop if that is too long for a CPU.
 
@@ -347,6 +377,7 @@ def fit_network(
     folder=None,
     epochs: int,
     devices: int = 1,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int,
     verbose=0,
     longest: float | None = None,
@@ -371,6 +402,8 @@ def fit_network(
         In all, those before the cut included.
     devices : int
         As from `hardware.sharing_devices`.
+    callbacks : sequence of keras.callbacks.Callback
+        The method's own.
     longest : float or None
         Seconds that it may take on a CPU, see `TimeEstimate`; None does not estimate.
 
@@ -401,7 +434,9 @@ def fit_network(
             if verbose and (done or batches.done):
                 within = f" and {batches.done} of the next one's {batches.steps} steps" * bool(batches.done)
                 print(f"Going on after epoch {done} of {epochs}{within}", flush=True)
-            callbacks = _callbacks(model, batches, history, checkpoint, seed=seed, state=state)
+            for callback in callbacks:
+                callback.known = history.history
+            callbacks = _callbacks(model, batches, [history, *callbacks], checkpoint, seed=seed, state=state)
             if longest is not None:
                 settings = {"checkpoint": checkpoint, "longest": longest, "verbose": verbose}
                 callbacks.insert(0, TimeEstimate(batches, epochs=epochs - done, tail=tail, **settings))
@@ -460,7 +495,7 @@ def _passing_state(model: keras.Model) -> list:
     return [*_random_states(model), *model.metrics_variables]
 
 
-def _callbacks(model, batches: Batches, history: History, checkpoint, *, seed: int, state: list) -> list:
+def _callbacks(model, batches: Batches, others: list, checkpoint, *, seed: int, state: list) -> list:
     def begin_epoch(epoch, logs):
         batches.epoch = epoch
         for number, variable in enumerate(_random_states(model)):
@@ -469,7 +504,7 @@ def _callbacks(model, batches: Batches, history: History, checkpoint, *, seed: i
             for variable, value in zip(_passing_state(model), state, strict=True):
                 variable.assign(np.array(value, variable.dtype))
 
-    found = [keras.callbacks.LambdaCallback(on_epoch_begin=begin_epoch), history]
+    found = [keras.callbacks.LambdaCallback(on_epoch_begin=begin_epoch), *others]
     if checkpoint is not None:
         if importlib.util.find_spec("tensorflow") and importlib.util.find_spec("tensorboard"):
             folder = checkpoint.path.with_name("tensorboard")
