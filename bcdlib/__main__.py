@@ -251,13 +251,28 @@ def audit(data, manifest, split, folds, seed, as_json):
     type=click.IntRange(1, 1000),
     help="How many seeds, from --seed on.  [default: 1; with --without-shared-cases 5 draws]",
 )
-@click.option("--trainable", type=click.Choice(["head", "all"]), default="head", show_default=True)
+@click.option(
+    "--trainable",
+    type=click.Choice(["head", "all"]),
+    default="head",
+    show_default=True,
+    help="head: bases stay frozen, also those that their authors trained (then the name ends in -head); all: "
+    "they are trained, except where authors froze them.",
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(["authors", "paper"]),
+    default="authors",
+    show_default=True,
+    help="Train each method as its authors did, as far as known, or all as this paper did (then the name ends "
+    "in -paper_recipe).",
+)
 @click.option(
     "--task",
-    type=click.Choice(["binary", "subtype"]),
+    type=click.Choice(["binary", "subtype", "magnification"]),
     default="binary",
     show_default=True,
-    help="Benign or malignant, or the eight tumour types.",
+    help="Benign or malignant, the eight tumour types, or (hybrid_cnn) which magnification.",
 )
 @click.option(
     "--stain",
@@ -317,6 +332,8 @@ def compare(
     from bcdlib.trials.shared_cases import DRAWS, measure_shared_cases
 
     cluster.check_scheduler(options["scheduler"])
+    if options["task"] == "magnification" and (shared_cases or choose):
+        raise InputError("--task magnification: goes with neither --choose nor --without-shared-cases")
     if shared_cases and (choose or not splits):
         raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
     many = seeds or (DRAWS if shared_cases else 1)
@@ -328,6 +345,7 @@ def compare(
         "split_names": split_words(splits),
         "seeds": range(seed, seed + many),
         "trainable": options.pop("trainable"),
+        "recipe": options.pop("recipe"),
         "weights": weights,
     }
     run = mount.open_run(out, data, profile)

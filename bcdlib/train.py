@@ -11,6 +11,7 @@ import pandas as pd
 
 from bcdlib import methods
 from bcdlib.data import breakhis, cache, splits
+from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics, published
 from bcdlib.methods.parts import backbones
 from bcdlib.plots import style
@@ -46,6 +47,7 @@ def plan_trials(
     trainable: str = "all",
     task: str = "binary",
     stain: str | None = None,
+    recipe: str = "authors",
     fold: int = 0,
     seed: int = 0,
 ) -> list[Trial]:
@@ -58,11 +60,19 @@ def plan_trials(
     split_names : iterable of str
         Protocols, in order; by default those of the profile's that the images allow (see
         `splits.available_splits`).
-    method, trainable, task, stain, fold, seed
+    method, trainable, task, stain, recipe, fold, seed
         See `Trial`.
+
+    Raises
+    ------
+    InputError
+        For the task "magnification": what follows on 04_train is about benign and malignant.
     """
+    if task == "magnification":
+        raise InputError("task 'magnification': only `python -m bcdlib compare` knows it")
+    settings = {"fold": fold, "seed": seed, "trainable": trainable, "task": task, "recipe": recipe}
     return [
-        Trial(method, name, splits.read_split(run, name), fold, seed, trainable, task, stain or None)
+        Trial(method, name, splits.read_split(run, name), stain=stain or None, **settings)
         for name in tuple(split_names) or splits.available_splits(run, profile.splits)
     ]
 
@@ -139,6 +149,7 @@ def build_network(
     weights: str | None = None,
     trainable: str = "all",
     task: str = "binary",
+    recipe: str = "authors",
 ) -> keras.Model | None:
     """Build and compile a method's network, to look at; its `fit` builds another.
 
@@ -147,7 +158,7 @@ def build_network(
     run : Run
         Its cache gives the size of images.
     profile : Profile
-    method, trainable, task
+    method, trainable, task, recipe
         See `Trial`.
     weights : str, optional
         "imagenet", "none" or a folder.
@@ -157,7 +168,8 @@ def build_network(
     keras.Model or None
         None if the method is no `KerasMethod`.
     """
-    estimator = Trial(method, "", pd.DataFrame(), trainable=trainable, task=task).estimator(profile, weights)
+    trial = Trial(method, "", pd.DataFrame(), trainable=trainable, task=task, recipe=recipe)
+    estimator = trial.estimator(profile, weights)
     if not isinstance(estimator, methods.KerasMethod):
         return None
     with methods.explain_errors(method):

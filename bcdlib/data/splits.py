@@ -2,8 +2,9 @@
 
 `magnification` is the paper's; `image`, `slide` and `case` are k folds, stratified by class and grouped as
 they are called; `official` are the data set author's five folds, over all magnifications, and `official-40`
-(100, 200, 400) the same for the images of one magnification, as their author used them. Published splits and
-the recommended lists go by their names too; see `published_splits`. See `PROTOCOLS` for what leaks in each.
+(100, 200, 400) the same for the images of one magnification, as their author used them. Those of `AUTHORS` are
+what publications of the compared methods drew, all of them by image. Published splits and the recommended lists
+go by their names too; see `published_splits`. See `PROTOCOLS` for what leaks in each.
 """
 
 import warnings
@@ -25,8 +26,14 @@ PROTOCOLS = {
     "case": "grouped by case, the strictest that the names allow; nothing shared",
 }
 OFFICIAL_AT = {f"official-{m}": f"{PROTOCOLS['official']}; {m}X only" for m in breakhis.MAGNIFICATIONS}
+_BY_IMAGE = "drawn by image, as publications did; other images of the same slide are in training"
+AUTHORS = {
+    "image-80-20": f"80 % for training, 20 % for the test, {_BY_IMAGE}",
+    "image-50-25-25": f"50 % for training, 25 % each for validation and test, {_BY_IMAGE}",
+    "image-400-balanced": f"400X only, as many malignant as benign images, 20 % for the test, {_BY_IMAGE}",
+}
 STRICTEST = ("case", "slide", "official", "image", "magnification")  # strictest first
-_GROUP = {"image": None, "slide": "slide", "case": "case", "official": "case"}
+_GROUP = {"image": None, "slide": "slide", "case": "case", "official": "case", **dict.fromkeys(AUTHORS)}
 
 
 def describe_protocol(protocol: str) -> str:
@@ -37,7 +44,7 @@ def describe_protocol(protocol: str) -> str:
     >>> describe_protocol("case")
     'grouped by case, the strictest that the names allow; nothing shared'
     """
-    known = PROTOCOLS | OFFICIAL_AT
+    known = PROTOCOLS | OFFICIAL_AT | AUTHORS
     listed = published_splits.list_names()
     check_known("split", protocol, (*known, *listed))
     return published_splits.describe_list(protocol) if protocol in listed else known[protocol]
@@ -56,11 +63,11 @@ def make_split(
     images : DataFrame
         One row an image: filename, class, slide, case, magnification (and fold_1..fold_5 for ``official``).
     protocol : str
-        One of `PROTOCOLS` or `OFFICIAL_AT`, or a list by its name (see `published_splits.list_names`), of
-        which only the images that are among `images` are used.
+        One of `PROTOCOLS`, `OFFICIAL_AT` or `AUTHORS`, or a list by its name (see
+        `published_splits.list_names`), of which only the images that are among `images` are used.
     folds : int
-        Number of folds of ``image``, ``slide``, ``case``; ``official`` has five, ``magnification`` one, a
-        list its own.
+        Number of folds of ``image``, ``slide``, ``case``; ``official`` has five, ``magnification`` and those
+        of `AUTHORS` one, a list its own.
     validation : float
         Share of the training part that is set aside with the protocol's own grouping (``official`` and lists
         of slides: by case). ``magnification`` has none: the paper does not, and nothing is chosen there. A
@@ -89,8 +96,12 @@ def make_split(
         images = images[images["magnification"] == int(at)]
         if images.empty:
             raise InputError(f"split 'official-{at}': there is no {at}X image; choose another split")
+    if protocol == "image-400-balanced":
+        images = _balanced(images[images["magnification"] == 400], seed)
     images = images.reset_index(drop=True)
-    if protocol in published_splits.list_names():
+    if protocol in AUTHORS:
+        roles, group = [_drawn_roles(images, protocol, seed)], None
+    elif protocol in published_splits.list_names():
         images, roles = _listed_roles(images, protocol)
         group = None if published_splits.is_by_image(protocol) else "case"
     else:
@@ -114,6 +125,23 @@ def make_split(
                     "another split"
                 )
     return pd.concat(tables, ignore_index=True)
+
+
+def _balanced(images: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """As many images of each class, drawn."""
+    if images.empty:
+        raise InputError("split 'image-400-balanced': there is no 400X image; choose another split")
+    fewest = int(images["class"].value_counts().min())
+    return images.groupby("class").sample(fewest, random_state=seed).sort_index()
+
+
+def _drawn_roles(images: pd.DataFrame, protocol: str, seed: int) -> np.ndarray:
+    """Roles, str (N,), of a protocol of `AUTHORS`: of 5 folds by image one is tested, of 4 one validates too."""
+    quarters = protocol == "image-50-25-25"
+    number = _fold_numbers(images, None, 4 if quarters else 5, seed, what=f"split {protocol!r}")
+    role = np.where(number == 0, "test", "train").astype(object)
+    role[quarters & (number == 1)] = "validation"
+    return role
 
 
 def _listed_roles(images: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[np.ndarray]]:

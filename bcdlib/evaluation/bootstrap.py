@@ -130,7 +130,7 @@ def _count_kinds(
     units = place.max() + 1
     if added and metric.rate:
         rows = pd.concat([rows, _added_cases(metric, table, units)], join="inner")
-    kind = rows.groupby(columns, sort=False).ngroup()
+    kind = rows.groupby(columns, sort=False, dropna=False).ngroup()
     shape = kind.max() + 1, units + (len(ADDED) if added else 0)
     counts = sparse.csr_array((rows["times"], (kind, rows["place"])), shape=shape)
     return rows[columns].drop_duplicates(ignore_index=True), counts

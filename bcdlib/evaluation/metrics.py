@@ -3,7 +3,8 @@
 A predictions table has the columns filename, slide, case, magnification, subtype, label (0 benign, 1
 malignant), probability (of malignant), fold, method, split and seed. Ours also have ``weights`` (what the
 network started from) and, for the task "subtype", p_A, p_F, ... (the probability of each of the eight
-subtypes).
+subtypes). For the task "magnification" they have p_40X, ... instead, and no probability of malignant: an image
+is then correct if its magnification is the most probable one.
 
 To add a metric, add one entry to `METRICS`: results, comparison and model card show it, each with its
 interval.
@@ -60,6 +61,9 @@ class Metric:
     within_folds : bool
         Whether it is computed fold by fold and averaged (over the folds in which it is defined), so that
         probabilities of differently trained networks are never ranked against each other.
+    any_task : bool
+        Whether it only counts what is correct, and so holds for the task "magnification" too; others are NaN
+        there.
     tables : tuple of str
         Where it is shown: "results", "comparison", "card", "thresholds", "groups" (by magnification,
         subtype or slide).
@@ -82,6 +86,7 @@ class Metric:
     classes: tuple[int, ...] = (0, 1)
     rate: bool = False
     within_folds: bool = False
+    any_task: bool = False
     tables: tuple[str, ...] = ("results", "comparison", "card")
 
     def value(self, table: pd.DataFrame) -> float:
@@ -90,6 +95,8 @@ class Metric:
             whole = dataclasses.replace(self, within_folds=False)
             return float(pd.Series([whole.value(part) for _, part in table.groupby("fold")]).mean())
         if self.both_classes and table["label"].nunique() < 2:
+            return float("nan")
+        if not self.any_task and "probability" in table and table["probability"].isna().any():
             return float("nan")
         return float(self.compute(table["label"].to_numpy(), table[self.of].to_numpy()))
 
@@ -109,6 +116,8 @@ class Metric:
             rows = np.arange(len(table))
             return np.array([self.value(table.iloc[rows.repeat(count)]) for count in weights.astype(int)])
         label = table["label"].to_numpy()
+        if table[self.of].isna().any():
+            return np.full(len(weights), np.nan)
         values, malignant = self.weighted(label, table[self.of].to_numpy(), weights), weights @ label
         defined = (malignant > 0) & (malignant < weights.sum(axis=1)) if self.both_classes else True
         return np.where(defined, values, np.nan)
@@ -172,6 +181,7 @@ METRICS: dict[str, Metric] = {
         sk.accuracy_score,
         lambda label, predicted, weights: _weighted_mean(label, predicted == label, weights),
         rate=True,
+        any_task=True,
         tables=("results", "comparison", "card", "thresholds", "groups"),
     ),
     "balanced_accuracy": Metric(
@@ -252,6 +262,7 @@ METRICS: dict[str, Metric] = {
         of="correct",
         unit="slide",
         rate=True,
+        any_task=True,
     ),
     "slide_auc": Metric(
         "slide AUC",
@@ -282,8 +293,9 @@ def shown_in(table: str) -> list[str]:
 def read_predictions(path) -> pd.DataFrame:
     """Read and check a predictions table (CSV).
 
-    `COLUMNS`, ``weights`` and `SUBTYPE_COLUMNS` are read, others left out. Magnification, subtype and the
-    optional columns may be empty. Names are written as `breakhis.official_name` does; folds and seeds that
+    `COLUMNS`, ``weights``, `SUBTYPE_COLUMNS` and `MAGNIFICATION_COLUMNS` are read, others left out.
+    Magnification, subtype and the optional columns may be empty, and the probability where
+    `MAGNIFICATION_COLUMNS` are not. Names are written as `breakhis.official_name` does; folds and seeds that
     are not all whole numbers are text.
 
     Raises
@@ -293,10 +305,11 @@ def read_predictions(path) -> pd.DataFrame:
         probability is not in 0..1 (1e-6 beyond is rounding), a slide or case is empty, an image comes twice
         in one trial, an image has two labels or two cases, or labels contradict BreakHis names.
     """
-    table = files.read_user_csv(path, "predictions table", COLUMNS, ["weights", "data", *SUBTYPE_COLUMNS])
+    several = [*SUBTYPE_COLUMNS, *MAGNIFICATION_COLUMNS]
+    table = files.read_user_csv(path, "predictions table", COLUMNS, ["weights", "data", *several])
     kinds = breakhis.read_classes(table["label"])
     power = breakhis.read_magnifications(table["magnification"])
-    numbers = table[table.columns.intersection(["probability", *SUBTYPE_COLUMNS])].apply(
+    numbers = table[table.columns.intersection(["probability", *several], sort=False)].apply(
         pd.to_numeric, errors="coerce"
     )
     wanted = "give a number in 0..1" + (
@@ -307,10 +320,10 @@ def read_predictions(path) -> pd.DataFrame:
         *((table[column] == "", column, "each row needs one; 0 will do") for column in folder.TRIAL_COLUMNS),
         (kinds.isna(), "label", "use 0 (benign) or 1 (malignant)"),
         (power.isna(), "magnification", "use a whole number such as 40, or leave it empty"),
-        (~_in_range(numbers["probability"]), "probability", wanted),
+        (~_in_range(numbers["probability"]) & ~_without_class(table), "probability", wanted),
         *(
             (~_in_range(numbers[column]) & (table[column] != ""), column, "give a number in 0..1")
-            for column in numbers.columns[1:]
+            for column in numbers.columns.drop("probability")
         ),
     ):
         files.refuse_rows(path, table, bad, column, advice, name="filename")
@@ -325,6 +338,13 @@ def read_predictions(path) -> pd.DataFrame:
     if "weights" in table:
         table["weights"] = table["weights"].replace("", "not stated")
     return check_predictions(table.reset_index(drop=True), str(path))
+
+
+def _without_class(table: pd.DataFrame) -> np.ndarray:
+    """Tell which rows are of the task "magnification", bool (N,): they have no probability of malignant."""
+    empty = table["probability"].isna() | (table["probability"] == "")
+    named = table.reindex(columns=MAGNIFICATION_COLUMNS)
+    return (empty & (named.notna() & (named != "")).all(axis=1)).to_numpy()
 
 
 def _in_range(probability: pd.Series) -> pd.Series:
@@ -355,7 +375,7 @@ def check_predictions(table: pd.DataFrame, name: str = "predictions") -> pd.Data
     probability = pd.to_numeric(table["probability"], errors="coerce")
     for column, good, wanted in (
         ("label", table["label"].isin([0, 1]), "0 (benign) or 1 (malignant)"),
-        ("probability", _in_range(probability), "a number in 0..1"),
+        ("probability", _in_range(probability) | _without_class(table), "a number in 0..1"),
     ):
         if not good.all():
             raise InputError(f"{name}: {column} of {table.loc[~good, 'filename'].iloc[0]} is not {wanted}")
@@ -419,7 +439,8 @@ def prediction_notes(predictions: pd.DataFrame) -> list[str]:
             "Every case has one image: if several images come from one patient, the column `case` must say "
             "so."
         )
-    for (method, split), part in predictions.groupby(["method", "split"], sort=False):
+    told = predictions[predictions["probability"].notna()]
+    for (method, split), part in told.groupby(["method", "split"], sort=False):
         what = f"{method}, split {split}: "
         if (part["probability"] >= THRESHOLD).all():
             notes.append(
@@ -434,6 +455,8 @@ def prediction_notes(predictions: pd.DataFrame) -> list[str]:
 
 def with_correct(predictions: pd.DataFrame, threshold=THRESHOLD) -> pd.DataFrame:
     """Add the columns ``predicted`` (0 or 1, at `threshold`) and ``correct`` (whether that is the label).
+
+    Where the magnification was predicted, ``correct`` says whether that is right, and ``predicted`` agrees.
 
     Parameters
     ----------
@@ -450,6 +473,11 @@ def with_correct(predictions: pd.DataFrame, threshold=THRESHOLD) -> pd.DataFrame
     """
     at = predictions[threshold] if isinstance(threshold, str) else threshold
     predicted = (predictions["probability"] >= at).astype(int)
+    if (other := _without_class(predictions)).any():
+        rows = predictions[other]
+        most = rows[MAGNIFICATION_COLUMNS].astype(float).to_numpy().argmax(axis=1)
+        found = np.asarray(breakhis.MAGNIFICATIONS)[most] == rows["magnification"].to_numpy()
+        predicted[other] = np.where(found, rows["label"], 1 - rows["label"])
     return predictions.assign(predicted=predicted, correct=predicted == predictions["label"])
 
 

@@ -31,6 +31,7 @@ def run_comparison(
     trainable: str = "head",
     task: str = "binary",
     stain: str | None = None,
+    recipe: str = "authors",
     **options,
 ) -> pd.DataFrame:
     """Run every method x split x fold x seed; trials that are finished already are read, not run.
@@ -51,7 +52,7 @@ def run_comparison(
         Each seed trains anew and, where a protocol is random, on folds that are shuffled anew.
     trainable : {"head", "all"}
         "head": the features of the frozen base are computed once, then a trial takes seconds.
-    task, stain
+    task, stain, recipe
         As in `trial.Trial`.
     **options
         weights, keep_models, scheduler, store, notebooks and progress; see `run_planned`.
@@ -79,6 +80,7 @@ def run_comparison(
         trainable=trainable,
         task=task,
         stain=stain,
+        recipe=recipe,
     )
     if not planned:
         raise InputError("no seed named; give 1 or more seeds")
@@ -166,6 +168,7 @@ def choose_methods(
     split_names: Iterable[str] = (),
     seeds: Iterable[int] = (0,),
     trainable: str = "head",
+    recipe: str = "authors",
     weights: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -177,7 +180,7 @@ def choose_methods(
 
     Parameters
     ----------
-    run, profile, method_names, split_names, seeds, trainable, weights
+    run, profile, method_names, split_names, seeds, trainable, recipe, weights
         As in `run_comparison`, which has run them.
 
     Returns
@@ -199,6 +202,7 @@ def choose_methods(
         split_names=split_names,
         seeds=seeds,
         trainable=trainable,
+        recipe=recipe,
     )
     places = {}
     for trial in planned:

@@ -90,6 +90,7 @@ def _make_notebook(
                 "trainable": trial.trainable,
                 "task": trial.task,
                 "stain": trial.stain or "",
+                "recipe": trial.recipe,
                 "splits": trial.split,
                 "fold": trial.fold,
                 "keep_model": False,

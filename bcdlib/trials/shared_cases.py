@@ -73,6 +73,7 @@ def measure_shared_cases(
     trainable: str = "head",
     task: str = "binary",
     stain: str | None = None,
+    recipe: str = "authors",
     **options,
 ) -> pd.DataFrame:
     """Train each method on `equal_trainings` of each split and fold; compare on the same test images.
@@ -87,7 +88,7 @@ def measure_shared_cases(
     method_names, split_names : iterable of str
     seeds : iterable of int
         The draws: each leaves out other cases, and is the seed of the training too.
-    trainable, task, stain, **options
+    trainable, task, stain, recipe, **options
         As in `comparison.run_comparison`.
 
     Returns
@@ -116,7 +117,17 @@ def measure_shared_cases(
     planned = [
         (
             {"split": name, "training": training},
-            Trial(method, f"{name}-{_ARMS[training]}", table, int(fold), draw, trainable, task, stain),
+            Trial(
+                method,
+                f"{name}-{_ARMS[training]}",
+                table,
+                fold=int(fold),
+                seed=draw,
+                trainable=trainable,
+                task=task,
+                stain=stain,
+                recipe=recipe,
+            ),
         )
         for (name, draw), tables in made.items()
         for training, table in tables.items()
