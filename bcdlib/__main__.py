@@ -240,8 +240,8 @@ def audit(data, manifest, split, folds, seed, as_json):
 @click.option(
     "--splits",
     default="",
-    help="Protocols or published splits (see audit), separated by commas or spaces.  [default: all protocols "
-    "that the data allow]",
+    help="Protocols or published splits (see audit), separated by commas or spaces; 'authors' is the one "
+    "that each method's own authors used, where known.  [default: all protocols that the data allow]",
 )
 @click.option(
     "--folds", type=click.IntRange(2, 100), help="Folds of image, slide and case.  [default: the profile's]"
@@ -264,8 +264,8 @@ def audit(data, manifest, split, folds, seed, as_json):
     type=click.Choice(["authors", "paper"]),
     default="authors",
     show_default=True,
-    help="Train each method as its authors did, as far as known, or all as this paper did (then the name ends "
-    "in -paper_recipe).",
+    help="Train each method as its authors did, as far as known, or all as this paper did (then the name "
+    "ends in -paper_recipe).",
 )
 @click.option(
     "--task",

@@ -3,6 +3,7 @@
 import itertools
 import textwrap
 
+import numpy as np
 import pandas as pd
 
 from bcdlib.data import breakhis, published_splits, splits
@@ -259,6 +260,51 @@ def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
 def _key(label: str) -> str:
     """Find the method's row in Table II; its own label if it has none there."""
     return next((key for key in published.TABLE_II["key"] if f"{label}-".startswith(f"{key}-")), label)
+
+
+def explained_table(*predictions: pd.DataFrame) -> pd.DataFrame:
+    """Set beside each printed number what it measured, and what its method gives here under that and by case.
+
+    Parameters
+    ----------
+    *predictions : DataFrame
+        As of `table_ii`.
+
+    Returns
+    -------
+    DataFrame
+        A row a method of Table II and, where several variants or tasks of it were measured, a row each:
+        method, printed (%), what it measured, their split, under their split, by case. The last two are in
+        percent, with 95 % intervals over cases: the share of images that are right in the row's task (for
+        `published.OF_SLIDES` the mean of that over slides); empty where nothing was measured here. No rows if
+        an image is not BreakHis's.
+    """
+    table = pd.concat(predictions, ignore_index=True) if predictions else pd.DataFrame(columns=["method"])
+    labels, rows = table["method"].unique(), []
+    printed = published.TABLE_II.sort_values("accuracy", ascending=False, kind="stable")
+    for row in printed.to_dict("records"):
+        for label in [label for label in labels if _key(label) == row["key"]] or [row["key"]]:
+            found = {"method": label, "printed (%)": row["accuracy"], "what it measured": row["measured on"]}
+            found["their split"] = row["split"] or "not known"
+            for column, split in (("under their split", row["split"]), ("by case", "case")):
+                part = table[table["method"] == label]
+                part = part[part["split"] == split] if len(part) else part
+                found[column] = _right_text(part, row["key"]) if len(part) else ""
+            rows.append(found)
+    whole = all(breakhis.is_breakhis(one) for one in predictions)
+    return pd.DataFrame(rows) if whole else pd.DataFrame(rows).iloc[:0]
+
+
+def _right_text(predictions: pd.DataFrame, key: str) -> str:
+    """Percent right in the task that was learned, with interval."""
+    learned = metrics.subtype_predictions(predictions)
+    if len(learned):
+        right = learned["predicted"] == learned["subtype"]
+    else:
+        right = metrics.with_correct(predictions)["correct"]
+    metric = "slide_recognition" if key in published.OF_SLIDES else "accuracy"
+    value, low, high = (100 * one for one in bootstrap.share_interval(predictions, right, metric=metric))
+    return f"{value:.1f} ({'interval cannot be said' if np.isnan(low) else f'{low:.1f} to {high:.1f}'})"
 
 
 def table_ii_figure(table: pd.DataFrame):

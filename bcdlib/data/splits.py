@@ -2,9 +2,9 @@
 
 `magnification` is the paper's; `image`, `slide` and `case` are k folds, stratified by class and grouped as
 they are called; `official` are the data set author's five folds, over all magnifications, and `official-40`
-(100, 200, 400) the same for the images of one magnification, as their author used them. Those of `AUTHORS` are
-what publications of the compared methods drew, all of them by image. Published splits and the recommended lists
-go by their names too; see `published_splits`. See `PROTOCOLS` for what leaks in each.
+(100, 200, 400) the same for the images of one magnification, as their author used them. Those of `AUTHORS`
+are what publications of the compared methods drew, all of them by image. Published splits and the recommended
+lists go by their names too; see `published_splits`. See `PROTOCOLS` for what leaks in each.
 """
 
 import warnings
@@ -136,7 +136,7 @@ def _balanced(images: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _drawn_roles(images: pd.DataFrame, protocol: str, seed: int) -> np.ndarray:
-    """Roles, str (N,), of a protocol of `AUTHORS`: of 5 folds by image one is tested, of 4 one validates too."""
+    """Roles, str (N,), of a protocol of `AUTHORS`: one of 5 folds tests; of 4 folds another validates."""
     quarters = protocol == "image-50-25-25"
     number = _fold_numbers(images, None, 4 if quarters else 5, seed, what=f"split {protocol!r}")
     role = np.where(number == 0, "test", "train").astype(object)

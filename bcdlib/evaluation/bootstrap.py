@@ -353,7 +353,9 @@ def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFr
     return predictions.assign(**numbers)
 
 
-def share_interval(predictions: pd.DataFrame, found, **options) -> tuple[float, float, float]:
+def share_interval(
+    predictions: pd.DataFrame, found, *, metric: str = "accuracy", **options
+) -> tuple[float, float, float]:
     """Compute a share of images with its 95 % interval over cases.
 
     Parameters
@@ -362,6 +364,8 @@ def share_interval(predictions: pd.DataFrame, found, **options) -> tuple[float, 
         Rows of one method and split.
     found : bool array (N,)
         Whether each image counts.
+    metric : str
+        "accuracy", or "slide_recognition": the mean over slides of the share of their images.
     **options
         As in `interval_table`.
 
@@ -372,7 +376,7 @@ def share_interval(predictions: pd.DataFrame, found, **options) -> tuple[float, 
         The limits are NaN where no interval can be said; see `metric_limits`.
     """
     counted = predictions.assign(label=1, probability=np.asarray(found, dtype=float))
-    row = interval_table(counted, ["accuracy"], by_image=False, **options).iloc[0]
+    row = interval_table(counted, [metric], by_image=False, **options).iloc[0]
     return row["value"], row["low"], row["high"]
 
 

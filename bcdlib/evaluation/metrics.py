@@ -3,8 +3,8 @@
 A predictions table has the columns filename, slide, case, magnification, subtype, label (0 benign, 1
 malignant), probability (of malignant), fold, method, split and seed. Ours also have ``weights`` (what the
 network started from) and, for the task "subtype", p_A, p_F, ... (the probability of each of the eight
-subtypes). For the task "magnification" they have p_40X, ... instead, and no probability of malignant: an image
-is then correct if its magnification is the most probable one.
+subtypes). For the task "magnification" they have p_40X, ... instead, and no probability of malignant: an
+image is then correct if its magnification is the most probable one.
 
 To add a metric, add one entry to `METRICS`: results, comparison and model card show it, each with its
 interval.

@@ -13,7 +13,7 @@ from bcdlib.methods.parts import losses
 
 
 class AlexNet(KerasMethod):
-    """Three 5x5 convolutions on patches of 32 or 64 pixels, trained from scratch, and a rule that fuses patches.
+    """Three 5x5 convolutions on patches of 32 or 64 pixels, from scratch, and a rule that fuses patches.
 
     Publication: Spanhol et al., "Breast Cancer Histopathological Image Classification using Convolutional
     Neural Networks", IJCNN 2016. Printed: 84.60 % (Table II), which is of one magnification only. As far as
@@ -21,8 +21,8 @@ class AlexNet(KerasMethod):
     86.1 from 40X to 400X), or, at 40X, of a paper of 2017 on DeCaf features.
 
     Seen in WendyDong/BreastCancerCNN, whose README calls its ``deploy_32.prototxt`` and
-    ``deploy_64.prototxt`` the networks of this publication: convolutions of 32, 32 and 64 maps, pooling of 3x3
-    by 2 (max, average, average), dense layers of 64 and 2 (here one sigmoid, which is the same), Xavier
+    ``deploy_64.prototxt`` the networks of this publication: convolutions of 32, 32 and 64 maps, pooling of
+    3x3 by 2 (max, average, average), dense layers of 64 and 2 (here one sigmoid, which is the same), Xavier
     weights, biases of 0.2; patches of 32x32 or 64x64 of images of 350x230, 1000 at random or all 260 or 54 of
     a sliding window. These are not AlexNet's layers, nor are there pre-trained weights: the name is Table
     II's. Inferred: the window slides by half a patch, which gives 260 and 54. As far as known: from scratch,

@@ -10,10 +10,10 @@ class DCNN14(KerasMethod):
 
     Publication: Adeshina et al., "Breast cancer histopathology image classification with deep convolutional
     neural networks", ICECCO 2018. Printed: 91.5 % (Table II; probably for the eight subtypes). The
-    publication was not at hand, and nothing further is known. Known from Table II: 14 layers, "DCNN-14". Chosen here: VGG's plan (3x3,
-    ReLU, maps doubled after each pooling) with 16 to 128 maps, batch norm, without which so deep a plain
-    network hardly starts, global average pooling, dropout 0.3, cross-entropy, RMSprop at 0.001 (no weights to
-    protect). Always trained whole.
+    publication was not at hand, and nothing further is known. Known from Table II: 14 layers, "DCNN-14".
+    Chosen here: VGG's plan (3x3, ReLU, maps doubled after each pooling) with 16 to 128 maps, batch norm,
+    without which so deep a plain network hardly starts, global average pooling, dropout 0.3, cross-entropy,
+    RMSprop at 0.001 (no weights to protect). Always trained whole.
     """
 
     key = "dcnn14"

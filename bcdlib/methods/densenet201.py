@@ -22,8 +22,8 @@ class DenseNet201(KerasMethod):
     the best of 20 epochs on the validation part (20 % of the training folder, drawn by image), chosen by that
     same accuracy. The author's separate folder of 287 images gave 200, 69.7 % (70.4 % with augmented copies).
 
-    Seen in abhinavsagar/breast-cancer-classification: average pooling, dropout 0.5, batch norm and a softmax of
-    two (here one sigmoid, which is the same); Adam at 0.0001, batches of 16, 20 epochs, the rate times 0.2
+    Seen in abhinavsagar/breast-cancer-classification: average pooling, dropout 0.5, batch norm and a softmax
+    of two (here one sigmoid, which is the same); Adam at 0.0001, batches of 16, 20 epochs, the rate times 0.2
     after 5 epochs without gain in validation accuracy, the whole network; 224x224, squashed, pixels in 0..255
     as they are; flips, rotations of up to 90 degrees, a zoom range of 2 (of -1 to 3 times; here the same for
     width and height); 588 benign and 594 malignant images. 588 is the number of benign 400X images: so 400X

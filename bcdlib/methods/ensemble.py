@@ -1,4 +1,4 @@
-"""Eight intermediate layers of DenseNet201 and MobileNetV2, frozen, and a perceptron on them (Kassani 2019)."""
+"""Intermediate layers of frozen DenseNet201 and MobileNetV2, and a perceptron on them (Kassani 2019)."""
 
 import functools
 
@@ -32,8 +32,8 @@ class Ensemble(KerasMethod):
     (216 benign, 481 malignant) of all magnifications; drawn by image, as far as the repository's split script
     shows.
 
-    Seen in sara-kassani/paper-codes, Classification-of-histopathological-biopsy-images/BreakHis-3path-CNN: the
-    eight layers (2592 features: 1632 of DenseNet201, 960 of MobileNetV2). VGG19, which Table II names, is
+    Seen in sara-kassani/paper-codes, Classification-of-histopathological-biopsy-images/BreakHis-3path-CNN:
+    the eight layers (2592 features: 1632 of DenseNet201, 960 of MobileNetV2). VGG19, which Table II names, is
     loaded there, but none of its layers is among the eight: ``bases=densenet201+mobilenet_v2+vgg19`` adds its
     512. Seen too: 224x224, pixels in 0..1, Dense 256 with ReLU, dropout 0.5; Adam at 0.0001 with betas 0.7
     and 0.995 and amsgrad, batches of 32, 1000 epochs; 36224 benign and 79168 malignant training images, 16

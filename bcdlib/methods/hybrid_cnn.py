@@ -16,7 +16,7 @@ ALL = "all"  # the head of all magnifications, where there is one only
 
 
 class LinearSVM:
-    """Support vector machines with scikit-learn's linear ``SVC``, one against the rest if there are several."""
+    """Support vector machines, scikit-learn's linear ``SVC``: of several classes one against the rest."""
 
     def __init__(self, C: float):
         self.C = C
@@ -39,29 +39,30 @@ GRID = {"logistic": (0.001, 0.01, 0.1, 1, 10), "svm": (0.001, 0.01, 0.1, 1, 10, 
 
 
 class HybridCNN(KerasMethod):
-    """Features of frozen VGG16, VGG19, Xception or ResNet-50, and an SVM or logistic regression a magnification.
+    """Frozen VGG16, VGG19, Xception or ResNet-50, and an SVM or logistic regression a magnification.
 
     Publication: Gupta & Chawla, "Analysis of Histopathological Images for Prediction of Breast Cancer Using
-    Traditional Classifiers with Pre-Trained CNN", Procedia Computer Science 167, 2020. Printed: 93.27 % (Table
-    II), which is very likely the accuracy of recognising the magnification (``task="magnification"``), its first
-    phase, not of telling benign from malignant, its second, with a model of its own for each magnification.
+    Traditional Classifiers with Pre-Trained CNN", Procedia Computer Science 167, 2020. Printed: 93.27 %
+    (Table II), which is very likely the accuracy of recognising the magnification (``task="magnification"``),
+    its first phase, not of telling benign from malignant, its second, with a model of its own for each
+    magnification.
 
     Seen in karangupta26/Breast-Cancer-Diagnostics-using-Classification-Algorithm: the two phases; test
-    accuracy of the magnification 93.23 % (ResNet-50 with logistic regression) and 92.5 % (with SVM), of benign
-    or malignant at 40X, 100X, 200X and 400X 83.1, 85.2, 84.0, 80.1 and 86.4, 86.0, 84.3, 82.9 %, the best of all
-    bases 86.7 % (VGG16 with logistic regression at 100X); 93.27 itself is not there. Images of 224x224;
-    ResNet-50 flattened (100,352 features) of pixels in 0..1, VGG16 and VGG19 at ``fc1`` of pixels as ImageNet's
-    weights expect them, Xception pooled; no standardisation. C by tenfold search on accuracy inside the 6320
-    training images, drawn by image: for logistic regression 0.001 to 10, for linear and RBF SVMs 0.001 to 100;
-    1580 test images. Their lists are the split ``gupta``.
+    accuracy of the magnification 93.23 % (ResNet-50 with logistic regression) and 92.5 % (with SVM), of
+    benign or malignant at 40X, 100X, 200X and 400X 83.1, 85.2, 84.0, 80.1 and 86.4, 86.0, 84.3, 82.9 %, the
+    best of all bases 86.7 % (VGG16 with logistic regression at 100X); 93.27 itself is not there. Images of
+    224x224; ResNet-50 flattened (100,352 features) of pixels in 0..1, VGG16 and VGG19 at ``fc1`` of pixels as
+    ImageNet's weights expect them, Xception pooled; no standardisation. C by tenfold search on accuracy
+    inside the 6320 training images, drawn by image: for logistic regression 0.001 to 10, for linear and RBF
+    SVMs 0.001 to 100; 1580 test images. Their lists are the split ``gupta``.
 
     Here: the RBF kernel is left out (its support vectors would make up the saved network), Xception too sees
-    224x224 (299 there, probably), and ``fc1`` needs Keras' own weights: with others VGG is pooled. The pair of
-    base and classifier with the best accuracy in the same search is taken, for all magnifications together;
-    the publication reports all pairs. The SVM gets probabilities by Platt scaling on scores from the same
-    folds. An image of a magnification that training lacks gets the mean over the others' models. Neither the
-    validation nor the test part is looked at. Profiles quick and demo search in three folds; demo keeps its
-    small images.
+    224x224 (299 there, probably), and ``fc1`` needs Keras' own weights: with others VGG is pooled. The pair
+    of base and classifier with the best accuracy in the same search is taken, for all magnifications
+    together; the publication reports all pairs. The SVM gets probabilities by Platt scaling on scores from
+    the same folds. An image of a magnification that training lacks gets the mean over the others' models.
+    Neither the validation nor the test part is looked at. Profiles quick and demo search in three folds; demo
+    keeps its small images.
 
     The bases always stay frozen. What was fitted becomes Keras layers: the saved network is the chosen pair;
     by itself it gives the mean over the magnifications' models.
@@ -183,14 +184,16 @@ class HybridCNN(KerasMethod):
         return dict(zip(self.architectures, map(slice, ends - self.widths_, ends), strict=True))
 
     def _search(self, Z, y) -> dict[str, dict]:
-        """Find each classifier's best C, with its scores (N, outputs) of unseen images, and how many are right."""
+        """Find each classifier's best C, its scores (N, outputs) of unseen images, and how many are right."""
         Z, _ = rotated(Z)
         folds = np.unique(y, return_counts=True)[1].min().clip(2, self.folds)
         splits = []
         if len(np.unique(y)) > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a class may have one image only
-                splits = list(StratifiedKFold(folds).split(Z, y))  # as GridSearchCV: in the order of the images
+                splits = list(
+                    StratifiedKFold(folds).split(Z, y)
+                )  # as GridSearchCV: in the order of the images
         best = {}
         for kind, values in GRID.items():
             for C in values:

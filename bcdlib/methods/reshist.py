@@ -11,11 +11,11 @@ class ResHist(KerasMethod):
     Publication: Gour, Jain & Kumar, "Residual learning based CNN for breast cancer histopathological image
     classification", Int J Imaging Syst Technol 30, 2020. Printed: 84.34 % (Table II), the publication's
     figure without augmentation; with its augmentation (stain normalisation, patches, affine transformations)
-    it gives 92.52 %. The publication was not at hand, and nothing further is known. Known of it: 152 layers, residual learning, built and
-    trained for histology. Chosen here: the stages of ResNet-152 (He et al. 2016) at a quarter of its width,
-    for images and data sets this small; blocks with batch norm in front (He et al. 2016, "Identity
-    mappings"), which so deep a network needs to start; augmentation as for the others; cross-entropy, RMSprop
-    at 0.001 (no weights to protect). Always trained whole.
+    it gives 92.52 %. The publication was not at hand, and nothing further is known. Known of it: 152 layers,
+    residual learning, built and trained for histology. Chosen here: the stages of ResNet-152 (He et al. 2016)
+    at a quarter of its width, for images and data sets this small; blocks with batch norm in front (He et al.
+    2016, "Identity mappings"), which so deep a network needs to start; augmentation as for the others;
+    cross-entropy, RMSprop at 0.001 (no weights to protect). Always trained whole.
     """
 
     key = "reshist"

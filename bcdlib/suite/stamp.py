@@ -83,7 +83,7 @@ PARAMETERS = {
     "trainable": "`all` fine-tunes the whole network, `head` trains the classifier on a frozen base",
     "task": "`binary` (benign or malignant) or `subtype` (the eight tumour types)",
     "stain": "stain normalisation: `macenko`, `reinhard` or `none` (empty: the method's own)",
-    "recipe": "`authors` trains each method as its authors did, as far as known, `paper` all as this paper did",
+    "recipe": "`authors` trains each method as its authors did, as far as known, `paper` all as this paper",
     "splits": "protocols, with commas or spaces between (empty: in 04_train the profile's, in 06_compare all "
     "that the images allow)",
     "epochs": "how many to train (0: the profile's)",

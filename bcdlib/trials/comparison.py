@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bcdlib import methods
 from bcdlib.data import cache, published_splits, splits
 from bcdlib.errors import InputError, describe_error
-from bcdlib.evaluation import metrics
+from bcdlib.evaluation import metrics, published
 from bcdlib.runs import files, folder, profiles
 from bcdlib.trials import jobs
 from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
@@ -47,7 +47,8 @@ def run_comparison(
     method_names : iterable of str
         Keys of the registry, paths of method files, or "all".
     split_names : iterable of str
-        Protocols; empty means those of the profile's ``compare_splits`` that 02_preprocess could make.
+        Protocols; empty means those of the profile's ``compare_splits`` that 02_preprocess could make;
+        "authors" the one that each method's own authors used, where it is known (`published.TABLE_II`).
     seeds : iterable of int
         Each seed trains anew and, where a protocol is random, on folds that are shuffled anew.
     trainable : {"head", "all"}
@@ -83,7 +84,9 @@ def run_comparison(
         recipe=recipe,
     )
     if not planned:
-        raise InputError("no seed named; give 1 or more seeds")
+        raise InputError(
+            "no seed named; give 1 or more seeds, and to split 'authors' a method whose own is known"
+        )
     for name in dict.fromkeys(trial.split for trial in planned):
         if name in published_splits.list_names():
             print(published_splits.coverage_text(name, pixels.images), flush=True)
@@ -274,13 +277,26 @@ def _plan(
     seeds,
     **settings,
 ) -> list[Trial]:
+    asked = tuple(split_names)
     return [
         Trial(method, split, table, fold=int(fold), seed=seed, **settings)
         for method in expand_methods(method_names)
         for seed in seeds
-        for split, table in _split_tables(run, profile, images, names=tuple(split_names), seed=seed).items()
+        if (names := _own_splits(method, asked)) or not asked
+        for split, table in _split_tables(run, profile, images, names=names, seed=seed).items()
         for fold in sorted(table["fold"].unique())
     ]
+
+
+def _own_splits(method: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Put the split of a method's authors in the place of "authors", where it is known; each stands once."""
+    if "authors" not in names:
+        return names
+    printed = published.TABLE_II.set_index("key")["split"]
+    own = printed.get(methods.get_method(method).key, "")
+    return tuple(
+        dict.fromkeys(own if name == "authors" else name for name in names if name != "authors" or own)
+    )
 
 
 def _split_tables(

@@ -352,7 +352,7 @@ def append_features(
     if stages or top:
         names = stages.split(",") if kind == "layers" else [about.stages[stage] for stage in stages]
         outputs = [base.get_layer(layer).output for layer in names or ["fc1"]]
-        base = keras.Model(base.inputs, outputs, name=architecture)
+        base = keras.Model(base.inputs, outputs[0] if top else outputs, name=architecture)
     # training=False keeps a frozen base's batch norm statistics; None leaves it to fit() and predict()
     x = base(x, training=None if trainable else False)
     if stages:
@@ -362,4 +362,4 @@ def append_features(
             pooled += [keras.ops.sqrt(keras.ops.var(one, axis=(1, 2)) + 1e-6) for one in feature_maps]
         return keras.layers.Concatenate(name=name)(pooled)
     flat = pooling == "flatten" or top
-    return (keras.layers.Flatten if flat else keras.layers.GlobalAveragePooling2D)(name=name)(*keras.tree.flatten(x))
+    return (keras.layers.Flatten if flat else keras.layers.GlobalAveragePooling2D)(name=name)(x)

@@ -23,9 +23,7 @@ def average_heads(outputs: list):
 def predict_heads(network: keras.Model, X) -> dict[str, np.ndarray]:
     """Predict rows with every head of a network; each (N, outputs), by the head's name."""
     found = {
-        layer.name.removeprefix(HEAD): layer.output
-        for layer in network.layers
-        if layer.name.startswith(HEAD)
+        layer.name.removeprefix(HEAD): layer.output for layer in network.layers if layer.name.startswith(HEAD)
     }
     predicted = fitting.predict_batches(keras.Model(network.inputs, list(found.values())), X)
     return dict(zip(found, keras.tree.flatten(predicted), strict=True))
