@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
 
 from bcdlib import methods
 from bcdlib.data import breakhis, splits, stain
 from bcdlib.errors import InputError
-from bcdlib.evaluation import published
+from bcdlib.evaluation import metrics, published
 from bcdlib.methods import alexnet, csdcnn, hybrid_cnn, resnet152
 from bcdlib.methods.parts import architectures, backbones, features, hardware
 from bcdlib.runs.files import write_csv
@@ -27,7 +29,7 @@ from bcdlib.trials.trial import Trial, run_trial
 
 SIZE = (48, 32)
 TINY = get_profile("demo", size=SIZE, epochs=1, steps_per_epoch=1, batch_size=8, head_epochs=2)
-FROM_SCRATCH = ("lenet5", "dcnn14", "reshist")
+FROM_SCRATCH = ("lenet5", "dcnn14", "reshist", "alexnet")
 RIVALS = [
     name for name in published.TABLE_II["key"] if name not in ("resnet50", "reshist")
 ]  # tested elsewhere; takes a minute
@@ -93,10 +95,9 @@ def test_all_of_table_ii_are_there():
 
 def test_labels_and_weights_of_a_row(results):
     for name, result in results.items():
-        chosen_only = (
-            name in FROM_SCRATCH or name == "hybrid_cnn"
-        )  # nothing to fine-tune, or never fine-tuned
-        assert set(result.predictions["method"]) == {name if chosen_only else f"{name}-head"}
+        # nothing to fine-tune, or never fine-tuned
+        alone = name in (*FROM_SCRATCH, "hybrid_cnn", "ensemble")
+        assert set(result.predictions["method"]) == {name if alone else f"{name}-head"}
         weights = result.predictions["weights"].unique().item()
         assert weights == "no pre-trained weights" if name in FROM_SCRATCH else "random" in weights
 
@@ -108,7 +109,7 @@ def test_labels_and_weights_of_a_row(results):
 def test_saved_model_alone_in_a_new_process(name, results, alone, cache):
     predictions = results[name].predictions
     expected = predictions["probability"].to_numpy()
-    if name == "resnet152":  # alone it cannot know slides: the mean of the heads
+    if name in ("resnet152", "hybrid_cnn"):  # alone they know neither slides nor magnifications
         X, _ = shown(cache, predictions)
         expected = methods.load_method(results[name].folder / "model.keras").predict_proba(X)[:, 1]
     assert predictions["probability"].nunique() > 1
@@ -123,20 +124,20 @@ def test_reshist_from_end_to_end(cache, tables, tmp_path):
     np.testing.assert_allclose(alone, result.predictions["probability"], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ensemble", "resnet152", "lenet5"])
-def test_load_applies_the_stain_step_and_the_slide_decision(name, results, cache):
-    result = results[name]
+@pytest.mark.parametrize("name", ["hybrid_cnn", "resnet152", "stained"])
+def test_load_applies_the_stain_step_and_what_images_say(name, results, cache, tables, tmp_path):
+    result = results.get(name) or run_trial(
+        trial("lenet5", tables, stain="macenko"), cache, TINY, root=tmp_path, verbose=0
+    )
     saved = methods.load_method(result.folder / "model.keras")
     X, images = shown(cache, result.predictions)
     np.testing.assert_allclose(
         saved.predict_proba(X, images)[:, 1], result.predictions["probability"], atol=1e-5
     )
     assert saved.size == SIZE and saved.classes == ("benign", "malignant")
-    assert (saved.target is not None) == (name == "ensemble")
-    if name == "ensemble":
-        assert (
-            np.abs(saved.network.predict(X, verbose=0)[:, 0] - result.predictions["probability"]).max() > 1e-3
-        )
+    assert (saved.target is not None) == (name == "stained")
+    without = saved.network.predict(X, verbose=0)[:, 0]
+    assert np.abs(without - result.predictions["probability"]).max() > 1e-5
 
 
 def test_load_of_a_foreign_model(tmp_path, cache):
@@ -194,31 +195,19 @@ def test_googlenet_layer_by_layer():
     assert model.output_shape == (None, 7, 7, 1024)
 
 
-def test_alexnet_layer_by_layer():
-    model = architectures.AlexNet(input_shape=(227, 227, 3))
-    count = convolution(11, 3, 96) + 2 * convolution(5, 48, 128) + convolution(3, 256, 384)
-    count += 2 * convolution(3, 192, 192) + 2 * convolution(3, 192, 128)
-    assert model.count_params() == count == 2_334_080
-    shapes = [model.get_layer(f"conv{number}").output.shape[1:] for number in range(1, 6)]
-    assert shapes == [(55, 55, 96), (27, 27, 256), (13, 13, 384), (13, 13, 384), (13, 13, 256)]
-    assert model.output_shape == (None, 6, 6, 256)
-    assert architectures.AlexNet(input_shape=(224, 224, 3)).output_shape == (None, 5, 5, 256)
-
-
-@pytest.mark.parametrize("network", [architectures.GoogLeNet, architectures.AlexNet])
-def test_networks_of_our_own_have_no_top(network):
+def test_googlenet_has_no_top():
     with pytest.raises(ValueError, match="without its top"):
-        network(include_top=True)
+        architectures.GoogLeNet(include_top=True)
 
 
-@pytest.mark.parametrize("name", ["reshist", "dcnn14", "lenet5"])
+@pytest.mark.parametrize("name", ["reshist", "dcnn14"])
 def test_layers_with_weights_are_as_many_as_the_name_says(name):
     model = methods.get_method(name)().build((48, 72, 3))
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)]
     layers = [
         layer for layer in layers if not layer.name.endswith("shortcut")
     ]  # He et al. do not count them either
-    assert len(layers) == {"reshist": 152, "dcnn14": 14, "lenet5": 5}[name]
+    assert len(layers) == {"reshist": 152, "dcnn14": 14}[name]
 
 
 @pytest.mark.parametrize(
@@ -239,23 +228,15 @@ def test_normalisation_is_that_of_keras(architecture, module):
     np.testing.assert_allclose(backbones.normalise_images(X, architecture), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["xception", "alexnet"])
-def test_small_images_are_enlarged(architecture):
+def test_small_images_are_enlarged():
     X = keras.Input((48, 72, 3))
-    found = backbones.append_features(X, architecture, backbones.Weights(None, ""), seed=0)
-    enlarged = keras.Model(X, found).get_layer(f"enlarge_{architecture}").output
-    assert enlarged.shape[1:] == (96, 144, 3) and found.shape[1] in (2048, 256)
-
-
-def test_patches_are_cut_row_by_row():
-    X = np.arange(2 * 5 * 6 * 3, dtype="float32").reshape(2, 5, 6, 3)
-    cut = np.asarray(backbones.cut_patches(X, 2))
-    expected = [x[row : row + 2, column : column + 3] for x in X for row in (0, 2) for column in (0, 3)]
-    np.testing.assert_array_equal(cut, expected)
+    found = backbones.append_features(X, "xception", backbones.Weights(None, ""), seed=0)
+    enlarged = keras.Model(X, found).get_layer("enlarge_xception").output
+    assert enlarged.shape[1:] == (96, 144, 3) and found.shape[1] == 2048
 
 
 def test_weights_of_a_base_that_keras_has_none_of(tmp_path):
-    assert not backbones.find_all(["alexnet"], "imagenet", required=True)["alexnet"].pretrained
+    assert not backbones.find_all(["googlenet"], "imagenet", required=True)["googlenet"].pretrained
     architectures.GoogLeNet(input_shape=(32, 32, 3)).save_weights(tmp_path / "googlenet_notop.weights.h5")
     method = methods.get_method("googlenet")(weights=str(tmp_path), trainable="head", verbose=0)
     method.build((32, 48, 3))
@@ -273,8 +254,8 @@ def test_weights_of_a_base_that_keras_has_none_of(tmp_path):
         ("googlenet", ["resnet50"], True),
         ("googlenet-all", ["resnet50"], False),  # trained whole
         ("googlenet", ["googlenet"], False),
-        ("ensemble", ["mobilenet_v2"], True),  # one of three
-        ("ensemble", ["densenet201", "vgg19", "mobilenet_v2"], False),
+        ("ensemble", ["mobilenet_v2"], True),  # one of two
+        ("ensemble", ["densenet201", "mobilenet_v2"], False),
         ("robust", ["resnet50"], False),
         ("robust-all", ["xception"], True),  # its base never learns
         ("lenet5", [], False),  # it has none
@@ -376,6 +357,41 @@ def test_slide_decision_by_hand():
     # slide a: magnifications 40 (0.2 and 0.4: 0.3) and 100 (0.9), one vote each
     decided = resnet152.slide_decision(np.array([[0.2], [0.4], [0.9], [0.1]]), images)
     np.testing.assert_allclose(decided[:, 0], [0.6, 0.6, 0.6, 0.1])
+    # votes of 40 and 100; 200 has none, a mean one
+    decided = resnet152.slide_decision(
+        np.array([[0.2], [0.4], [0.9], [0.1]]), images, {"40": 0.75, "100": 0.25}
+    )
+    np.testing.assert_allclose(decided[:, 0], [0.45, 0.45, 0.45, 0.1])
+
+
+def test_votes_are_those_of_unseen_slides():
+    """Least squares by hand: 40X tells the class, 100X tells nothing, 200X the opposite."""
+    label = np.repeat([0, 1], 12)
+    slides = pd.DataFrame({"slide": [f"s{n}" for n in range(24)], "class": np.array(breakhis.CLASSES)[label]})
+    images = pd.concat([slides.assign(magnification=power) for power in (40, 100, 200)], ignore_index=True)
+    p = np.concatenate([0.1 + 0.8 * label, np.tile([0.2, 0.8], 12), 0.9 - 0.8 * label])
+    np.testing.assert_allclose(resnet152.fit_votes(p, images, (40, 100, 200)), [1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(resnet152.fit_votes(1 - p[:24], images[:24], (40,)), [1])
+
+
+@pytest.mark.parametrize("task, outputs", [("binary", 1), ("subtype", 8)])
+def test_second_stage_and_vote_in_the_network(task, outputs):
+    method = methods.get_method("resnet152")(weights="none", pretrained_required=False, task=task)
+    method.trainable, method.votes_ = "head", np.array([0.7, 0.1, 0.1, 0.1])
+    method._prepare()
+    head = method._new_head(np.random.default_rng(0).normal(size=(8, 16)).astype("float32"))
+    X = np.random.default_rng(1).normal(size=(5, 16)).astype("float32")
+    heads_found = np.asarray(head(X)).reshape(5, 4, outputs)
+    if task == "subtype":
+        np.testing.assert_allclose(heads_found.sum(axis=2), 1, atol=1e-6)
+        stage = keras.Model(
+            head.inputs, [head.get_layer(name).output for name in ("class_40", "malignant_40")]
+        )
+        malignant, which = map(np.asarray, stage(X))
+        np.testing.assert_allclose(heads_found[:, 0, 4:], malignant * which, atol=1e-6)
+    found = method._predictor(head).predict(X, verbose=0)
+    expected = np.einsum("nmo,m->no", heads_found, method.votes_)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_heads_learn_their_magnification_and_share_what_none_has_learnt():
@@ -429,7 +445,10 @@ def test_hybrid_never_looks_at_the_test_part(results, other_test_part, tables, t
         results["hybrid_cnn"].predictions["weights"]
     )  # names the base
     for mine, its in zip(
-        *(trained_weights(r, ["standardise", "linear"]) for r in (results["hybrid_cnn"], other))
+        *(
+            trained_weights(r, ["linear_100", "linear_200", "linear_400"])
+            for r in (results["hybrid_cnn"], other)
+        )
     ):
         np.testing.assert_array_equal(mine, its)
 
@@ -451,22 +470,75 @@ def test_stain_target_is_fitted_on_training_images_only(cache, other_test_part, 
 # --- the hybrid's choice ------------------------------------------------------------------------------------
 
 
-def test_hybrid_finds_the_informative_base_and_gives_probabilities():
+@pytest.mark.parametrize("recipe", ["authors", "paper"])
+def test_hybrid_finds_the_informative_base_and_gives_probabilities(recipe):
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1], 60)
     X = rng.normal(size=(120, 12)).astype("float32")
     X[:, 6] += 4 * y  # the third of four bases, three channels each
-    method = methods.get_method("hybrid_cnn")(weights="none", verbose=0)
+    method = methods.get_method("hybrid_cnn")(weights="none", verbose=0, folds=3, recipe=recipe)
     method.widths_ = [3, 3, 3, 3]
     for held_out in (None, (X[::3], y[::3])):
         method.fit(X, y, validation_data=held_out)
         assert method.chosen_[0] == "xception" and len(method.scores_) == 8
-        for kind in ("logistic", "svm"):
-            method.chosen_ = ("xception", kind)
-            method.head_ = method._fitted_head(X[:, 6:9], y, method._folds(y))
-            p = method.predict_proba(X)
-            assert np.mean((p[:, 1] > 0.5) == y) > 0.95
-            assert abs(p[:, 1].mean() - 0.5) < 0.02
+        assert set(method.C_) == {"all"} and method.C_["all"] in hybrid_cnn.GRID[method.chosen_[1]]
+        p = method.predict_proba(X)
+        assert np.mean((p[:, 1] > 0.5) == y) > 0.95
+        assert abs(p[:, 1].mean() - 0.5) < 0.02
+
+
+def test_hybrid_search_is_scikit_learns():
+    """More features than images: rotated into as few columns as images, the search must find the same."""
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], 20)
+    X = (rng.normal(size=(40, 300)) + 0.3 * y[:, None]).astype("float32")
+    method = methods.get_method("hybrid_cnn")(weights="none", folds=4)
+    found = method._search(X, y)
+    for kind, classifier, name in (
+        ("logistic", LogisticRegression(), "C"),
+        ("svm", SVC(kernel="linear"), "C"),
+    ):
+        grid = GridSearchCV(classifier, {name: hybrid_cnn.GRID[kind]}, cv=4).fit(X, y)
+        assert found[kind]["correct"] == pytest.approx(40 * grid.best_score_)
+        assert found[kind]["C"] == grid.best_params_["C"]
+        kernel, bias = method._fitted("logistic", 0.01, X, y, unseen=None)
+        expected = LogisticRegression(C=0.01).fit(X, y)
+        np.testing.assert_allclose(
+            X @ kernel[:, 0] + bias[0], expected.decision_function(X), atol=2e-3, rtol=1e-2
+        )
+
+
+def test_linear_svm_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 5)), np.arange(60) % 3
+    found = hybrid_cnn.LinearSVM(1.0).fit(X, y)
+    for place in range(3):
+        expected = SVC(kernel="linear").fit(X, y == place)
+        np.testing.assert_allclose(found.coef_[place], expected.coef_[0], atol=1e-6)
+        assert found.intercept_[place] == pytest.approx(expected.intercept_[0])
+    both = hybrid_cnn.LinearSVM(1.0).fit(X, y > 0)
+    np.testing.assert_allclose(both.coef_, SVC(kernel="linear").fit(X, y > 0).coef_, atol=1e-6)
+
+
+# --- which magnification ------------------------------------------------------------------------------------
+
+
+def test_magnification_is_a_task_of_four_classes(cache, tables, tmp_path):
+    run = trial("hybrid_cnn", tables, "case", task="magnification")
+    result = run_trial(run, cache, TINY, root=tmp_path, weights="none", verbose=0)
+    table = result.predictions
+    four = table[metrics.MAGNIFICATION_COLUMNS]
+    assert run.label == "hybrid_cnn-magnification" and table["probability"].isna().all()
+    np.testing.assert_allclose(four.sum(axis=1), 1, atol=1e-6)
+    right = four.to_numpy().argmax(axis=1) == table["magnification"].map([40, 100, 200, 400].index)
+    shown_here = metrics.metrics_table(table).iloc[0]
+    assert shown_here["accuracy"] == pytest.approx(right.mean())
+    assert shown_here[["auc", "case_auc", "sensitivity", "mcc", "brier"]].isna().all()
+    saved = methods.load_method(result.folder / "model.keras")
+    assert saved.task == "magnification" and saved.classes == ("40X", "100X", "200X", "400X")
+    np.testing.assert_allclose(saved.predict_proba(*shown(cache, table)), four, atol=1e-5)
+    with pytest.raises(InputError, match="cannot learn the task 'magnification'"):
+        trial("lenet5", tables, task="magnification").estimator(TINY)
 
 
 # --- the second task ----------------------------------------------------------------------------------------
@@ -541,7 +613,7 @@ def test_random_weights_do_not_depend_on_what_was_built_before(cache):
 # --- fine-tuning --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["alexnet", "csdcnn"])
+@pytest.mark.parametrize("name", ["googlenet", "csdcnn"])
 def test_fine_tuned_whole_and_resumed(name, cache, tmp_path):
     X, y = cache.pixels[::8], breakhis.class_labels(cache.images)[::8]
     kind = methods.get_method(name)
@@ -558,7 +630,7 @@ def test_fine_tuned_whole_and_resumed(name, cache, tmp_path):
             started.get_layer(base).get_weights(), method.model_.get_layer(base).get_weights(), strict=True
         )
     ]
-    assert min(moved[0::2]) > 0  # every kernel has got a gradient, those of the two groups too
+    assert min(moved[0::2]) > 0  # every kernel has got a gradient
     method.save(tmp_path / "model.keras")
     np.testing.assert_allclose(
         methods.load_method(tmp_path / "model.keras").predict_proba(X), method.predict_proba(X), atol=1e-5
