@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from bcdlib import compare, evaluate, mount, train
-from bcdlib.data import published_splits, splits
+from bcdlib.data import breakhis, published_splits, splits
 from bcdlib.errors import InputError
+from bcdlib.evaluation import metrics, published
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials import comparison
 
@@ -107,6 +109,75 @@ def test_a_frozen_random_base_is_called_not_comparable_beside_published_numbers(
     # pre-trained weights elsewhere: the same table without it
     other = comparison.all_predictions(run).assign(weights="ImageNet weights (Keras)")
     assert not compare.table_ii(other)["method"].str.contains("comparable").any()
+
+
+def test_split_authors_is_each_methods_own(run, monkeypatch):
+    known = published.TABLE_II.assign(split=published.TABLE_II["split"].replace("gupta", "image-80-20"))
+    monkeypatch.setattr(published, "TABLE_II", known)  # none of Gupta's images is here
+    names = ["hybrid_cnn", "googlenet", "densenet201", "csdcnn", "resnet50"]
+    planned = {
+        (trial.method, trial.split)
+        for name in names
+        for trial in comparison._plan(
+            run, PROFILE, run.images(), method_names=[name], split_names=["authors", "case"], seeds=[0]
+        )
+    }
+    assert planned == {
+        ("hybrid_cnn", "image-80-20"),
+        ("densenet201", "image-400-balanced"),
+        ("csdcnn", "image-50-25-25"),
+        ("resnet50", "magnification"),
+        *((name, "case") for name in names),
+    }
+    with pytest.raises(InputError, match="whose own is known"):
+        comparison.run_comparison(
+            run, PROFILE, method_names=["googlenet"], split_names=["authors"], progress=False
+        )
+
+
+def test_explained_table_sets_reruns_beside_printed_numbers(run, images_of_breakhis):
+    """By hand: three of four right by image; magnifications; subtypes; the mean over slides."""
+    rows = images_of_breakhis
+    label = (rows["class"] == "malignant").astype(int)
+    wrong = np.arange(len(rows)) % 4 == 0
+    told = rows[["filename", "slide", "case", "magnification", "subtype"]].assign(
+        label=label, probability=np.where(wrong, 1 - label, label) * 0.8 + 0.1, fold=0, seed=0
+    )
+    powers = [40, 100, 200, 400]
+    four = pd.DataFrame(
+        np.where(told["magnification"].to_numpy()[:, None] == powers, 0.7, 0.1),
+        columns=metrics.MAGNIFICATION_COLUMNS,
+        index=told.index,
+    )
+    found = pd.concat(
+        [
+            told.assign(method="lenet5", split="image-80-20"),
+            told.assign(method="lenet5", split="case"),
+            told.assign(method="alexnet", split="official-200"),
+            told.assign(method="hybrid_cnn-magnification", split="gupta", probability=np.nan, **four),
+        ],
+        ignore_index=True,
+    )
+    table = compare.explained_table(found).set_index("method")
+    assert len(table) == len(published.TABLE_II) and table.loc["lenet5", "printed (%)"] == 93.45
+    assert table.loc["lenet5", "under their split"].startswith("75.0 (")
+    assert table.loc["lenet5", "by case"].startswith("75.0 (")
+    assert table.loc["hybrid_cnn-magnification", "under their split"].startswith("100.0 (")
+    assert table.loc["googlenet", ["their split", "under their split", "by case"]].tolist() == [
+        "not known",
+        "",
+        "",
+    ]
+    slides = found[found["method"] == "alexnet"].assign(right=~wrong)
+    expected = slides.groupby(breakhis.slide_folders(slides))["right"].mean().mean()
+    assert table.loc["alexnet", "under their split"].startswith(f"{100 * expected:.1f} (")
+    assert compare.explained_table(found.assign(filename="mine.png")).empty
+
+
+@pytest.fixture
+def images_of_breakhis():
+    known = breakhis.known_images()
+    return known.groupby(["class", "magnification"]).sample(40, random_state=0).reset_index(drop=True)
 
 
 @pytest.mark.parametrize(

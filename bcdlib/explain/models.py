@@ -22,6 +22,10 @@ def load_model(model_file, *, values: str = "") -> methods.SavedMethod:
         If it cannot be loaded or does not take images of one size.
     """
     model = methods.load_method(model_file, values=values)
+    if model.task == "magnification":
+        raise InputError(
+            f"{model_file}: tells magnifications, not benign from malignant; name a model of another task"
+        )
     if model.size is None:
         raise InputError(f"{model_file}: not a usable Keras model (it does not take images of one size)")
     return model

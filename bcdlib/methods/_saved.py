@@ -54,7 +54,7 @@ class SavedMethod:
         Its outputs are probabilities: where the file's network ends in logits, a layer was put behind it.
     kind : type of the method
         KerasMethod itself if the file is not one of ours.
-    task : "binary" or "subtype"
+    task : "binary", "subtype" or "magnification"
     classes : tuple of str
         Names of the columns of `predict_proba`.
     size : (width, height) or None
@@ -129,7 +129,7 @@ def load_saved(path, kinds: dict[str, type[_keras.KerasMethod]], *, values: str 
         check_known("--input", values, RANGES)
     try:
         network, facts = _foreign.read_network(path)
-        size, outputs = _input_size(network), _outputs(network)
+        size, outputs = _input_size(network), _outputs(network, facts)
         task, target = _read_facts(facts, outputs)
         kind = kinds.get(str(facts.get("key")), _keras.KerasMethod)
         if "key" in facts:
@@ -174,8 +174,8 @@ def _input_size(network: keras.Model) -> tuple[int, int] | None:
     return (width, height) if width and height else None
 
 
-def _outputs(network: keras.Model) -> int:
-    """Return how many numbers a network gives an image."""
+def _outputs(network: keras.Model, facts: dict) -> int:
+    """Return how many numbers a network gives an image; as many as magnifications only if it says so."""
     if len(network.outputs) != 1:
         raise ValueError(f"it gives {len(network.outputs)} outputs; wanted is one, a probability")
     _, *shape = network.outputs[0].shape
@@ -184,7 +184,10 @@ def _outputs(network: keras.Model) -> int:
             f"it gives {'x'.join(map(str, shape)) or 'no'} numbers an image, a map; wanted are 1, 2 or 8: "
             "end it in pooling"
         )
-    if shape[0] not in (1, *map(len, _base.TASKS.values())):
+    tasks = {name: len(kinds) for name, kinds in _base.TASKS.items()}
+    if facts.get("task") != "magnification":
+        del tasks["magnification"]
+    if shape[0] not in (1, *tasks.values()):
         raise ValueError(f"the network gives {shape[0]} numbers an image; 1, 2 or 8 are understood")
     return shape[0]
 

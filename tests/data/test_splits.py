@@ -404,3 +404,35 @@ def test_the_last_seed_has_validation_parts_too(images):
 def test_a_fold_that_the_split_does_not_have(images):
     with pytest.raises(InputError, match="^fold -1: the split has folds 0, 1, 2, 3, 4$"):
         splits.fold_of(splits.make_split(images, "case"), -1)
+
+
+# --- what publications drew ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "protocol, sizes",
+    [("image-80-20", (6327, 1582)), ("image-50-25-25", (3954, 1977)), ("image-400-balanced", (940, 236))],
+)
+def test_splits_of_publications_have_their_sizes(protocol, sizes, images):
+    """6327 and 1582 images (Dabeer 2019); half and quarters; 588 of each class at 400X, 80 % and 20 %."""
+    split = splits.make_split(images, protocol, validation=0 if "50" not in protocol else 0.25)
+    counts = split["role"].value_counts()
+    assert split["fold"].unique().tolist() == [0] and not split["filename"].duplicated().any()
+    assert abs(counts["train"] - sizes[0]) <= 2 and abs(counts["test"] - sizes[1]) <= 2
+    known = split.merge(images, on="filename")
+    shares = known.groupby("role")["class"].value_counts(normalize=True).unstack()
+    assert np.ptp(shares["malignant"]) < 0.005  # stratified
+    if protocol == "image-400-balanced":
+        assert set(known["magnification"]) == {400} and known["class"].value_counts().nunique() == 1
+    if protocol == "image-50-25-25":
+        assert abs(counts["validation"] - sizes[1]) <= 2
+    overlap = splits.split_overlap(split, images).iloc[0]
+    assert overlap["test_images_of_shared_slides"] > 0.99 * overlap["test_images"]
+    other = splits.make_split(images, protocol, seed=1)
+    again = splits.make_split(images, protocol)
+    assert again.equals(splits.make_split(images, protocol)) and not again.equals(other)
+
+
+def test_balanced_split_without_400x(images):
+    with pytest.raises(InputError, match="no 400X image"):
+        splits.make_split(images[images["magnification"] == 40], "image-400-balanced")

@@ -410,3 +410,29 @@ def test_subtypes_of_folds_that_overlap_are_averaged():
     ]
     found = metrics.subtype_table(pd.concat(rows)).iloc[0]
     assert found["accuracy"] == 0.5 and found["images"] == 8  # pooled it would be 0.8
+
+
+def test_predictions_of_magnifications_have_no_class(tmp_path):
+    """Accuracy of the most probable magnification, by hand, with an interval; nothing about malignant."""
+    rng = np.random.default_rng(0)
+    four = rng.dirichlet(np.ones(4), 40)
+    power = np.array([40, 100, 200, 400])[np.arange(40) % 4]
+    rows = table(np.arange(40) % 2, np.nan, magnification=power, case=[f"14-{n // 4}" for n in range(40)])
+    rows[metrics.MAGNIFICATION_COLUMNS] = four
+    rows["slide"] = rows["case"] + "A"
+    rows.to_csv(tmp_path / "p.csv", index=False)
+    read = metrics.read_predictions(tmp_path / "p.csv")
+    right = four.argmax(axis=1) == np.arange(40) % 4
+    assert metrics.with_correct(read)["correct"].tolist() == right.tolist()
+    found = metrics.metrics_table(read).iloc[0]
+    assert found["accuracy"] == pytest.approx(right.mean())
+    defined = [key for key in metrics.METRICS if not np.isnan(found[key])]
+    assert defined == ["accuracy", "slide_recognition"]
+    intervals = bootstrap.interval_table(read, list(metrics.METRICS)).set_index("metric")
+    assert intervals["low"].notna().sum() == 2 and metrics.prediction_notes(read) == []
+    assert intervals.loc["accuracy", "low"] < right.mean() < intervals.loc["accuracy", "high"]
+    shown = compare.protocol_table(read)
+    assert shown["AUC"].item() == "-" and shown["accuracy"].item() != "-"
+    rows.drop(columns="p_40X").to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(InputError, match="probability"):
+        metrics.read_predictions(tmp_path / "p.csv")
