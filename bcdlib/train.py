@@ -32,7 +32,7 @@ model.fit(
     batches,  # {batch} of {images} {what}
     epochs={epochs},
     steps_per_epoch={steps},
-    validation_data={held_out},  # for the second curve only
+    validation_data={held_out},  # for the second curve{only}{callbacks}
 )
 ```"""
 NO_NETWORK = "This method is not made of Keras layers: there is no network to show."
@@ -201,6 +201,7 @@ def recipe_text(
         for name, value in config.items()
         if name == "learning_rate" or (name != "name" and value != usual[name])
     )
+    watching = estimator.build_callbacks()
     loss, metric = (
         repr(one) if isinstance(one, str) else _called(one)
         for one in (estimator.build_loss(), estimator.build_metric())
@@ -217,6 +218,8 @@ def recipe_text(
         epochs=estimator.epochs,
         steps=steps,
         held_out="None" if estimator.frozen else "held_out",
+        only=" only" * (not estimator.chooses),
+        callbacks=f"\n    callbacks=[{own}]," if (own := ", ".join(map(repr, watching))) else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -236,6 +237,21 @@ def test_official_at_one_magnification_is_refused_for_other_images(run, tmp_path
         comparison.run_comparison(
             run, PROFILE, method_names=["resnet5000"], split_names=["case"], progress=False
         )
+
+
+@pytest.mark.thorough
+def test_all_methods_on_the_demo_data_in_half_an_hour_of_two_cores(tmp_path):
+    """Counted in processor time, so that what else runs on the machine does not matter."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = ["compare", "--methods", "all", "--splits", "magnification,case", "--weights", "none"]
+    command = [sys.executable, "-m", "bcdlib", *words, "--out", str(tmp_path / "run")]
+    env = {**os.environ, "BCD_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2 * 30 * 60
+    table = pd.read_csv(tmp_path / "run" / "comparison.csv")
+    assert table.get("error", pd.Series(dtype=str)).isna().all() and len(table) == 2 * 12
 
 
 @pytest.mark.slow

@@ -173,6 +173,21 @@ def test_the_recipe_says_whether_images_are_augmented(run, augment):
     assert ("augmented" in train.recipe_text(planned, TINY, model, weights="none")) == augment
 
 
+def test_the_recipe_shows_what_watches_the_training(run):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(optimizer=keras.optimizers.Adam(0.0001))  # in place of a large network
+    texts = []
+    for recipe in ("authors", "paper"):
+        planned = train.plan_trials(
+            run, TINY, split_names=["case"], method="densenet201", trainable="all", recipe=recipe
+        )
+        texts.append(train.recipe_text(planned, TINY, model, weights="none"))
+    assert "callbacks=[Plateau(factor=0.2, patience=5)]" in texts[0] and "second curve\n" in texts[0]
+    assert "callbacks" not in texts[1] and "for the second curve only\n)" in texts[1]
+    with pytest.raises(InputError, match="task 'magnification': only"):
+        train.plan_trials(run, TINY, split_names=["case"], method="hybrid_cnn", task="magnification")
+
+
 def test_all_methods_and_all_parameters_are_listed(run, tmp_path):
     table = train.methods_table(run).set_index("method")
     assert table.loc["resnet50", "printed (%)"] == 99.10 and np.isnan(table.loc["robust", "printed (%)"])

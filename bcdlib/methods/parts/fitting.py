@@ -260,6 +260,9 @@ class Plateau(keras.callbacks.ReduceLROnPlateau):
         self.monitor = self._watched(logs)
         super().on_epoch_end(epoch, logs)
 
+    def __repr__(self):
+        return f"Plateau(factor={self.factor}, patience={self.patience})"
+
     @staticmethod
     def _watched(logs) -> str:
         return "val_accuracy" if "val_accuracy" in logs else "accuracy"
