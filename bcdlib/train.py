@@ -78,10 +78,10 @@ def plan_trials(
 
 
 def methods_table(run: Run) -> pd.DataFrame:
-    """List the methods: key, what it is, who published it, and the accuracy printed in the paper's Table II.
+    """List the methods: key, what it is, who published it, the paper's printed accuracy, and what that is of.
 
     Any of them, or a file with a method of one's own, can be trained here. For images of the user's own the
-    last two columns are left out: they are about BreakHis.
+    last three columns are left out: they are about BreakHis.
     """
     printed = published.TABLE_II.set_index("key")
     kinds = {key: methods.get_method(key) for key in methods.method_names()}
@@ -91,6 +91,7 @@ def methods_table(run: Run) -> pd.DataFrame:
             "what it is": inspect.getdoc(kind).splitlines()[0],
             "published as": printed["research"].get(key, "a method of ours"),
             "printed (%)": printed["accuracy"].get(key, np.nan),
+            "measured on": printed["measured on"].get(key, ""),
         }
         for key, kind in kinds.items()
     )

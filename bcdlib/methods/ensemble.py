@@ -38,8 +38,9 @@ class Ensemble(KerasMethod):
     512. Seen too: 224x224, pixels in 0..1, Dense 256 with ReLU, dropout 0.5; Adam at 0.0001 with betas 0.7
     and 0.995 and amsgrad, batches of 32, 1000 epochs; 36224 benign and 79168 malignant training images, 16
     times what whole numbers of BreakHis images give, so fifteen augmented copies of each (profile paper only;
-    which operations is inferred, here they are flips and zooms). A stain script (Reinhard) is of another data
-    set: none here. Always frozen. Profiles quick and demo make no copies, and demo keeps its small images.
+    which operations is inferred, here they are flips and zooms; the notebook's generator zooms and shears by
+    0.2 too). A stain script (Reinhard) is of another data set: none here. Always frozen. Profiles quick and
+    demo make no copies, and demo keeps its small images.
 
     Parameters
     ----------

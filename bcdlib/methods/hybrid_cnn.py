@@ -51,10 +51,11 @@ class HybridCNN(KerasMethod):
     accuracy of the magnification 93.23 % (ResNet-50 with logistic regression) and 92.5 % (with SVM), of
     benign or malignant at 40X, 100X, 200X and 400X 83.1, 85.2, 84.0, 80.1 and 86.4, 86.0, 84.3, 82.9 %, the
     best of all bases 86.7 % (VGG16 with logistic regression at 100X); 93.27 itself is not there. Images of
-    224x224; ResNet-50 flattened (100,352 features) of pixels in 0..1, VGG16 and VGG19 at ``fc1`` of pixels as
-    ImageNet's weights expect them, Xception pooled; no standardisation. C by tenfold search on accuracy
-    inside the 6320 training images, drawn by image: for logistic regression 0.001 to 10, for linear and RBF
-    SVMs 0.001 to 100; 1580 test images. Their lists are the split ``gupta``.
+    224x224; ResNet-50 flattened (100,352 features) of pixels in 0..1, VGG16 and VGG19 at ``fc1``, VGG19 of
+    pixels as ImageNet's weights expect them (inferred: VGG16 and Xception too), Xception pooled; no
+    standardisation. C by tenfold search on accuracy inside the 6320 training images, drawn by image: for
+    logistic regression 0.001 to 10, for linear and RBF SVMs 0.001 to 100; 1580 test images. Their lists are
+    the split ``gupta``.
 
     Here: the RBF kernel is left out (its support vectors would make up the saved network), Xception too sees
     224x224 (299 there, probably), and ``fc1`` needs Keras' own weights: with others VGG is pooled. The pair
