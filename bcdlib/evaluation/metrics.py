@@ -290,13 +290,18 @@ def shown_in(table: str) -> list[str]:
     return [key for key, metric in METRICS.items() if table in metric.tables]
 
 
-def read_predictions(path) -> pd.DataFrame:
+def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
     """Read and check a predictions table (CSV).
 
     `COLUMNS`, ``weights``, `SUBTYPE_COLUMNS` and `MAGNIFICATION_COLUMNS` are read, others left out.
-    Magnification, subtype and the optional columns may be empty, and the probability where
-    `MAGNIFICATION_COLUMNS` are not. Names are written as `breakhis.official_name` does; folds and seeds that
+    Magnification, subtype and the optional columns may be empty. Names are written as `breakhis.official_name` does; folds and seeds that
     are not all whole numbers are text.
+
+    Parameters
+    ----------
+    path : path-like
+    any_task : bool
+        Whether the probability may be empty where `MAGNIFICATION_COLUMNS` are not.
 
     Raises
     ------
@@ -320,7 +325,7 @@ def read_predictions(path) -> pd.DataFrame:
         *((table[column] == "", column, "each row needs one; 0 will do") for column in folder.TRIAL_COLUMNS),
         (kinds.isna(), "label", "use 0 (benign) or 1 (malignant)"),
         (power.isna(), "magnification", "use a whole number such as 40, or leave it empty"),
-        (~_in_range(numbers["probability"]) & ~_without_class(table), "probability", wanted),
+        (~_in_range(numbers["probability"]) & ~(any_task & _without_class(table)), "probability", wanted),
         *(
             (~_in_range(numbers[column]) & (table[column] != ""), column, "give a number in 0..1")
             for column in numbers.columns.drop("probability")

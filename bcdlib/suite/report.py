@@ -44,7 +44,7 @@ def write_report(run: Run) -> dict:
     }
     for key, name in (("trained", "predictions.csv"), ("compared", "comparison_predictions.csv")):
         if (run.folder / name).is_file():
-            table = metrics.metrics_table(metrics.read_predictions(run.folder / name))
+            table = metrics.metrics_table(metrics.read_predictions(run.folder / name, any_task=True))
             summary[key] = json.loads(table.to_json(orient="records"))
     files.write_json(run.folder / "summary.json", summary)
     files.write_text(run.folder / "report.html", render_report(run, summary))

@@ -328,7 +328,7 @@ def all_predictions(run: folder.Run) -> pd.DataFrame:
     """Read the predictions of every comparison that was made in this run so far."""
     name = "comparison_predictions.csv"
     run.read_csv(name, "06_compare")
-    return run.check_origin(metrics.read_predictions(run.folder / name), name)
+    return run.check_origin(metrics.read_predictions(run.folder / name, any_task=True), name)
 
 
 def failed_trials(run: folder.Run) -> list[str]:
