@@ -294,8 +294,8 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
     """Read and check a predictions table (CSV).
 
     `COLUMNS`, ``weights``, `SUBTYPE_COLUMNS` and `MAGNIFICATION_COLUMNS` are read, others left out.
-    Magnification, subtype and the optional columns may be empty. Names are written as `breakhis.official_name` does; folds and seeds that
-    are not all whole numbers are text.
+    Magnification, subtype and the optional columns may be empty. Names are written as
+    `breakhis.official_name` does; folds and seeds that are not all whole numbers are text.
 
     Parameters
     ----------
