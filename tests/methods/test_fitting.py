@@ -15,6 +15,7 @@ import pytest
 from bcdlib import methods
 from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
+from bcdlib.methods import _training
 from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.methods.parts.augmentation import FlipAndZoom
 from bcdlib.runs.profiles import get_profile
@@ -302,25 +303,40 @@ def test_precision_steps_and_xla_each_can_be_set(cache):
             quick(**{name: "half"}).fit(X, y)
 
 
-def test_a_head_gets_whole_epochs_at_once_and_learns_the_same():
+def head(**settings):
+    return methods.get_method("resnet50")(
+        trainable="head",
+        weights="none",
+        pretrained_required=False,
+        verbose=0,
+        **{"epochs": 3} | settings,
+    )
+
+
+def test_a_head_learns_the_same_in_executions_of_any_length():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(120, 16)).astype("float32"), rng.integers(0, 2, 120)
-    held_out = X[:10], y[:10]
-    fitted = [
-        methods.get_method("resnet50")(
-            trainable="head",
-            weights="none",
-            pretrained_required=False,
-            epochs=3,
-            verbose=0,
-            steps_per_execution=steps,
-        ).fit(X, y, held_out)
-        for steps in (0, 1, 2)
-    ]
-    assert [one.head_.steps_per_execution for one in fitted] == [4, 1, 2]
+    fitted = [head(steps_per_execution=steps).fit(X, y, (X[:10], y[:10])) for steps in (0, 4, 2)]
     for other in fitted[1:]:
         pd.testing.assert_frame_equal(other.history_, fitted[0].history_, rtol=1e-6)
         np.testing.assert_allclose(other.predict_proba(X), fitted[0].predict_proba(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("epochs", [3, 200], ids=["a step an execution", "an epoch an execution"])
+def test_a_head_learns_the_same_whatever_was_trained_before(epochs, monkeypatch):
+    """Heads that are alike are trained in one compiled network: nothing of one may reach the next."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(120, 16)).astype("float32"), rng.integers(0, 2, 120)
+
+    def fit(size):
+        return head(epochs=epochs).fit(X[:size], y[:size], (X[:9], y[:9]))
+
+    one_after_another = {size: fit(size) for size in (120, 60, 90)}
+    for size, found in one_after_another.items():
+        monkeypatch.setattr(_training, "_TRAINED", {})
+        alone = fit(size)
+        pd.testing.assert_frame_equal(found.history_, alone.history_)
+        np.testing.assert_array_equal(found.predict_proba(X), alone.predict_proba(X))
 
 
 def test_what_training_uses_is_said(cache, capsys):
