@@ -25,6 +25,7 @@ class KerasTraining(Method):
     stain_: StainTarget | None = None
     head_: keras.Model | None = None  # with frozen bases: from features to what the loss looks at
     joined_: keras.Model | None = None  # the head whose weights `model_` has
+    predictor_: keras.Model | None = None  # from the same inputs to the probability: compiled once
     longest = math.inf  # seconds that training the whole network may take on a CPU
 
     def targets(self, y, images=None) -> np.ndarray:
@@ -209,8 +210,10 @@ class KerasTraining(Method):
         return self.model_
 
     def _predictor(self, model: keras.Model) -> keras.Model:
-        # never compiled: without the optimizer's state a saved file is half as large
-        return keras.Model(model.inputs, self.build_prediction(model), name=self.key)
+        if self.predictor_ is None or self.predictor_.inputs[0] is not model.inputs[0]:
+            # never compiled: without the optimizer's state a saved file is half as large
+            self.predictor_ = keras.Model(model.inputs, self.build_prediction(model), name=self.key)
+        return self.predictor_
 
     def predict_proba(self, X, images=None) -> np.ndarray:
         """Predict as `Method.predict_proba`, from pixels or, with frozen bases, features from `inputs`."""
