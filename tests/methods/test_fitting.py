@@ -241,7 +241,8 @@ def test_checkpoints_take_at_most_their_share_of_the_time_on_a_slow_disk(tmp_pat
 
 def quick(**settings):
     return methods.get_method("lenet5")(
-        **{"epochs": 2, "steps_per_epoch": 4, "batch_size": 8, "verbose": 0, **settings}
+        **{"epochs": 2, "steps_per_epoch": 4, "batch_size": 8, "learning_rate": 0.0001, "verbose": 0}
+        | settings
     )
 
 
