@@ -423,7 +423,8 @@ def _read_plain(path, text: io.TextIOWrapper, what: str, required, optional) -> 
     )
     table = pd.DataFrame({name: _clean_column(found[place]) for name, place in places.items()})
     table.index += 2  # the line
-    return None if (table == "").all(axis=1).any() else table
+    nameless = table[table.iloc[:, 0] == ""]
+    return None if (nameless == "").all(axis=1).any() else table
 
 
 def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
