@@ -69,7 +69,7 @@ def test_weighted_metrics_agree_with_sklearn():
 
 
 def test_what_was_asked_before_is_the_same_as_asked_anew(monkeypatch):
-    """Whatever was asked of the same rows before, and of rows, thresholds and metrics that differ a little."""
+    """Whatever was asked of the same rows before, and of others that differ a little."""
     first, second = study(8)
     changed = first.assign(probability=first["probability"].where(first.index > 0, 0.5))
     fifths = first.assign(at=0.2)
