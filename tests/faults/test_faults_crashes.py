@@ -92,7 +92,7 @@ def test_preprocess_and_compare_with_a_store(models, tiny, warm, tmp_path, recor
 
 
 def test_a_training_with_checkpoints(tiny, warm, tmp_path, record_property):
-    """Two epochs of a network, with a checkpoint after each: all of its tables bit for bit, and its weights."""
+    """Two epochs of a network, with a checkpoint after each: the same tables and weights, bit for bit."""
     place = tmp_path / "walked"
     place.mkdir()
 
