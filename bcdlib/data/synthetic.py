@@ -40,7 +40,9 @@ ORDER = ("A", "DC", "F", "LC", "PT", "MC", "TA", "PC") * 3 + ("F", "DC")
 TWO_SLIDES = (1, 2, 8, 11, 17, 20)  # positions in ORDER, three of each class
 NO_LETTERS = (5, 6, 15, 22)
 WIDTH, HEIGHT = 700, 460
-PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+# grain cannot be compressed, so the quickest way is taken; half the time of OpenCV's usual one, 4 % larger
+PNG = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
+PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
 
 # Grades: mean by class, spread between cases and between the images of one case.
 GRADE_MEAN = {"B": 0.23, "M": 0.77}
@@ -247,11 +249,15 @@ def _style(slide, seed):
 def _stain(scene, hematoxylin, eosin):
     """Densities -> uint8 RGB by Beer-Lambert, then the camera: vignette, blur, grain."""
     rng, style = scene.rng, scene.style
-    density = hematoxylin[..., None] * style["hema"] + eosin[..., None] * style["eosin"]
-    vignette = (1 + 0.025 * _noise(rng, 600))[..., None]
-    light = cv2.GaussianBlur(cv2.exp(-density) * style["white"] * vignette, (0, 0), style["blur"])
+    vignette = 1 + 0.025 * _noise(rng, 600)
+    # a channel at a time: numpy is slow where the last axis has three elements
+    channels = [
+        cv2.exp(-(hematoxylin * hema + eosin * pink)) * white * vignette
+        for hema, pink, white in zip(style["hema"], style["eosin"], style["white"])
+    ]
+    light = cv2.GaussianBlur(cv2.merge(channels), (0, 0), style["blur"])
     grain = cv2.GaussianBlur(rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32), (0, 0), 0.7)
-    light += (1.6 * style["grain"] * grain)[..., None]
+    light += cv2.merge([1.6 * style["grain"] * grain] * 3)
     return np.rint(light).clip(0, 255).astype(np.uint8)
 
 
@@ -492,7 +498,8 @@ def _draw_nuclei(scene, nuclei):
 def _fibres(scene):
     """Fibre texture (about unit variance) and the direction of the fibres at each pixel (radians)."""
     rng, ppm = scene.rng, scene.ppm
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32) / np.float32(ppm)
+    y, x = (np.arange(side, dtype=np.float32) / np.float32(ppm) for side in (HEIGHT, WIDTH))
+    y = y[:, None]
     c, s = np.float32(np.cos(scene.angle)), np.float32(np.sin(scene.angle))
     inside = cv2.distanceTransform((scene.tissue == STROMA).astype(np.uint8), cv2.DIST_L2, 3) / ppm
     around = cv2.GaussianBlur(np.minimum(inside, 50), (0, 0), 3)

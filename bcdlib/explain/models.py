@@ -1,5 +1,7 @@
 """Saved models of trials: load them, predict with them, describe what they predicted."""
 
+import functools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,17 @@ def load_model(model_file, *, values: str = "") -> methods.SavedMethod:
     InputError
         If it cannot be loaded or does not take images of one size.
     """
-    model = methods.load_method(model_file, values=values)
+    facts = os.stat(model_file) if os.path.isfile(model_file) else None  # loading says what is wrong
+    model = _load(model_file, values, facts and (facts.st_ino, facts.st_size, facts.st_mtime_ns))
     if model.size is None:
         raise InputError(f"{model_file}: not a usable Keras model (it does not take images of one size)")
     return model
+
+
+# 05_evaluate draws three figures with the same two models, and to load one takes a second
+@functools.lru_cache(maxsize=2)
+def _load(model_file, values: str, facts) -> methods.SavedMethod:
+    return methods.load_method(model_file, values=values)
 
 
 def model_cache(model: methods.SavedMethod, cached: cache.PixelCache) -> cache.PixelCache | None:

@@ -240,7 +240,9 @@ class KerasMethod(KerasTraining):
     def _connect(self, inputs, x) -> keras.Model:
         if self.frozen:  # a frozen base's channels differ in scale by orders of magnitude
             x = keras.layers.Normalization(name="standardise")(x)
-        model = keras.Model(inputs, self.build_outputs(x), name=self.key)
+        return self._compile(keras.Model(inputs, self.build_outputs(x), name=self.key))
+
+    def _compile(self, model: keras.Model) -> keras.Model:
         model.compile(
             optimizer=self.build_optimizer(),
             loss=self.build_loss(),

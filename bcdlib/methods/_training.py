@@ -15,6 +15,7 @@ from bcdlib.runs.files import atomic_write, write_csv
 
 MEMBER = "bcdlib.json"  # what a saved .keras file says beside the network
 AUGMENTATION = "augmentation"  # name of the layer that a saved network leaves out
+_TRAINED: dict[tuple, tuple] = {}  # networks in which heads were trained, and their optimizers' first state
 
 
 class KerasTraining(Method):
@@ -24,6 +25,7 @@ class KerasTraining(Method):
     stain_: StainTarget | None = None
     head_: keras.Model | None = None  # with frozen bases: from features to what the loss looks at
     joined_: keras.Model | None = None  # the head whose weights `model_` has
+    predictor_: keras.Model | None = None  # from the same inputs to the probability: compiled once
     longest = math.inf  # seconds that training the whole network may take on a CPU
 
     def targets(self, y, images=None) -> np.ndarray:
@@ -125,7 +127,7 @@ class KerasTraining(Method):
         if self.frozen:
             X, y = flatten_copies(X, y)
             self.head_ = self._new_head(X)
-            self._run(self.head_, X, y, held_out)  # seconds: not worth a checkpoint
+            self._train_head(X, y, held_out)  # seconds: not worth a checkpoint
             if folder is not None:
                 write_csv(Path(folder) / "history.csv", self.history_)
         else:
@@ -138,6 +140,30 @@ class KerasTraining(Method):
         head = self._connect(inputs, inputs)
         standardise(head.get_layer("standardise"), X)
         return head
+
+    def _train_head(self, X, y, held_out) -> None:
+        """Train all of the head but its standardising, in a network in which others like it were trained.
+
+        To compile a training takes as long as to do it, and a comparison trains a hundred heads.
+        """
+        network = keras.models.clone_model(self.head_, clone_function=_without_standardising)
+        key = type(self), repr([self.get_params(), network.get_config()])
+        network, fresh = _TRAINED.pop(key, (network, None))  # taken out: another thread trains in its own
+        if fresh is None:
+            self._compile(network)
+            network.optimizer.build(network.trainable_variables)
+            fresh = [np.array(variable) for variable in network.optimizer.variables]
+        for variable, value in zip(network.optimizer.variables, fresh, strict=True):
+            variable.assign(value)
+        _copy_weights(self.head_, network)
+        standard = self.head_.get_layer("standardise")
+        if held_out is not None:
+            held_out = np.asarray(standard(held_out[0])), held_out[1]
+        self._run(network, np.asarray(standard(X)), y, held_out)
+        _copy_weights(network, self.head_)
+        if len(_TRAINED) >= 4:
+            _TRAINED.clear()
+        _TRAINED[key] = network, fresh
 
     def _train_whole(self, X, y, held_out, folder) -> None:
         policy = hardware.dtype_policy(self.precision)
@@ -154,9 +180,13 @@ class KerasTraining(Method):
     def _run(self, model, X, y, held_out, folder=None, devices=1) -> None:
         """Train, and set ``history_``."""
         batches = fitting.Batches(X, y, self.batch_size, self.steps_per_epoch, self.seed)
-        # a step of a head takes milliseconds: Python counts, so an epoch is one execution
-        wanted = self.steps_per_execution or (batches.steps if self.frozen else 0)
-        model.steps_per_execution = hardware.steps_at_once(batches.steps, wanted, devices=devices)
+        wanted = self.steps_per_execution
+        if self.frozen and not wanted:
+            # a step of a head takes milliseconds: of a thousand Python counts, so an epoch is one execution;
+            # for fewer, what is compiled for one step serves trainings of all lengths
+            wanted = batches.steps if batches.steps * self.epochs > 500 else 1
+        at_once = hardware.steps_at_once(batches.steps, wanted, devices=devices)
+        fitting.set_steps_at_once(model, at_once)
         if self.verbose and not self.frozen:
             print(hardware.describe_hardware(model), flush=True)
         self.history_ = fitting.fit_network(
@@ -175,15 +205,15 @@ class KerasTraining(Method):
         """Give the fitted network from pixels on, compiled; with frozen bases built when first needed."""
         if self.frozen and self.joined_ is not self.head_:
             self.build(self.input_shape_)
-            for layer in self.head_.layers:
-                if layer.weights:
-                    _set_weights(self.model_.get_layer(layer.name), layer.get_weights())
+            _copy_weights(self.head_, self.model_)
             self.joined_ = self.head_
         return self.model_
 
     def _predictor(self, model: keras.Model) -> keras.Model:
-        # never compiled: without the optimizer's state a saved file is half as large
-        return keras.Model(model.inputs, self.build_prediction(model), name=self.key)
+        if self.predictor_ is None or self.predictor_.inputs[0] is not model.inputs[0]:
+            # never compiled: without the optimizer's state a saved file is half as large
+            self.predictor_ = keras.Model(model.inputs, self.build_prediction(model), name=self.key)
+        return self.predictor_
 
     def predict_proba(self, X, images=None) -> np.ndarray:
         """Predict as `Method.predict_proba`, from pixels or, with frozen bases, features from `inputs`."""
@@ -251,6 +281,19 @@ def standardise(layer: keras.layers.Normalization, X) -> keras.layers.Normalizat
     variance[dead] = 1.0 if dead.all() else variance[~dead].mean()
     _set_weights(layer, [mean, variance, *rest])
     return layer
+
+
+def _without_standardising(layer: keras.layers.Layer) -> keras.layers.Layer:
+    if layer.name == "standardise":
+        return keras.layers.Identity(name=layer.name)
+    return type(layer).from_config(layer.get_config())
+
+
+def _copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Give the layers of a network the weights of another's layers of the same names."""
+    for layer in source.layers:
+        if layer.weights and target.get_layer(layer.name).weights:
+            _set_weights(target.get_layer(layer.name), layer.get_weights())
 
 
 def _set_weights(layer: keras.layers.Layer, weights) -> None:

@@ -57,7 +57,7 @@ PROFILES = {
     "demo": Profile(
         "demo",
         size=(72, 48),
-        epochs=8,
+        epochs=5,
         steps_per_epoch=None,
         learning_rate=0.0001,
         batch_norm=0.8,

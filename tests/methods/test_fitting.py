@@ -15,6 +15,7 @@ import pytest
 from bcdlib import methods
 from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
+from bcdlib.methods import _training
 from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.methods.parts.augmentation import FlipAndZoom
 from bcdlib.runs.profiles import get_profile
@@ -96,7 +97,16 @@ def test_normalisation_is_keras_own(weights_dir):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_trial_cut_off_and_resumed_equals_undisturbed(trial, cache, tmp_path):
+@pytest.fixture(scope="module")
+def finished(trial, cache, tmp_path_factory):
+    """A finished trial that fine-tuned the whole network."""
+    root = tmp_path_factory.mktemp("finished")
+    return run_trial(trial, cache, TINY, root=root, weights="none", verbose=0)
+
+
+def test_trial_cut_off_and_resumed_equals_undisturbed(trial, finished, cache, tmp_path):
+    """The same seed gives the same, bit for bit, also in two pieces."""
+
     class Cut(Exception):
         pass
 
@@ -105,7 +115,6 @@ def test_trial_cut_off_and_resumed_equals_undisturbed(trial, cache, tmp_path):
             if epoch == 0:
                 raise Cut
 
-    whole = run_trial(trial, cache, TINY, root=tmp_path / "whole", weights="none", verbose=0)
     original = keras.Model.fit
 
     def cut(self, *args, **kwargs):
@@ -117,34 +126,32 @@ def test_trial_cut_off_and_resumed_equals_undisturbed(trial, cache, tmp_path):
         run_trial(trial, cache, TINY, root=tmp_path / "cut", weights="none", verbose=0)
     resumed = run_trial(trial, cache, TINY, root=tmp_path / "cut", weights="none", verbose=0)
     assert resumed.history["epoch"].tolist() == [0, 1, 2]
-    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
-    pd.testing.assert_frame_equal(resumed.predictions, whole.predictions, check_exact=True)
+    pd.testing.assert_frame_equal(resumed.history, finished.history, check_exact=True)
+    pd.testing.assert_frame_equal(resumed.predictions, finished.predictions, check_exact=True)
 
 
-def test_finished_trial_is_not_run_again(trial, cache, tmp_path, monkeypatch):
-    profile = replace(TINY, epochs=1)
-    first = run_trial(trial, cache, profile, root=tmp_path, weights="none", verbose=0)
+def test_finished_trial_is_not_run_again(trial, finished, cache, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", None)
-    again = run_trial(trial, cache, profile, root=tmp_path, weights="none", verbose=0)
-    pd.testing.assert_frame_equal(first.predictions, again.predictions)
+    root = finished.folder.parent
+    again = run_trial(trial, cache, TINY, root=root, weights="none", verbose=0)
+    pd.testing.assert_frame_equal(finished.predictions, again.predictions)
     with pytest.raises(TypeError):  # other settings are another trial
-        run_trial(trial, cache, replace(profile, epochs=2), root=tmp_path, weights="none", verbose=0)
+        run_trial(trial, cache, replace(TINY, epochs=2), root=root, weights="none", verbose=0)
 
 
-def test_saved_model_needs_no_bcdlib_and_predicts_the_same(trial, cache, tmp_path):
-    result = run_trial(trial, cache, replace(TINY, epochs=1), root=tmp_path, weights="none", verbose=0)
-    test = cache.pixels[cache.rows(result.predictions["filename"])]
+def test_saved_model_needs_no_bcdlib_and_predicts_the_same(finished, cache, tmp_path):
+    test = cache.pixels[cache.rows(finished.predictions["filename"])]
     np.save(tmp_path / "X.npy", test)
     code = (
         "import sys, numpy as np, keras; assert not any('bcdlib' in p for p in sys.modules);"
-        f"m = keras.models.load_model({str(result.folder / 'model.keras')!r}, safe_mode=True);"
+        f"m = keras.models.load_model({str(finished.folder / 'model.keras')!r}, safe_mode=True);"
         f"np.save({str(tmp_path / 'p.npy')!r}, m.predict(np.load({str(tmp_path / 'X.npy')!r}), verbose=0))"
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}
     )
     np.testing.assert_allclose(
-        np.load(tmp_path / "p.npy")[:, 0], result.predictions["probability"], atol=1e-5
+        np.load(tmp_path / "p.npy")[:, 0], finished.predictions["probability"], atol=1e-5
     )
 
 
@@ -160,9 +167,9 @@ def test_head_on_features_is_the_whole_network(cache, tmp_path):
 def test_same_seed_same_result_other_seed_another(cache):
     labels = breakhis.class_labels(cache.images)
 
-    def fitted(seed):
-        method = methods.get_method("resnet50")(
-            weights="none", epochs=1, steps_per_epoch=2, batch_size=4, seed=seed, verbose=0
+    def fitted(seed):  # of the large network the trial above says it, that was cut off and resumed
+        method = methods.get_method("reshist")(
+            epochs=1, steps_per_epoch=2, batch_size=4, seed=seed, verbose=0
         )
         return method.fit(cache.pixels, labels).predict_proba(cache.pixels)
 
@@ -305,25 +312,40 @@ def test_precision_steps_and_xla_each_can_be_set(cache):
             quick(**{name: "half"}).fit(X, y)
 
 
-def test_a_head_gets_whole_epochs_at_once_and_learns_the_same():
+def head(**settings):
+    return methods.get_method("resnet50")(
+        trainable="head",
+        weights="none",
+        pretrained_required=False,
+        verbose=0,
+        **{"epochs": 3} | settings,
+    )
+
+
+def test_a_head_learns_the_same_in_executions_of_any_length():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(120, 16)).astype("float32"), rng.integers(0, 2, 120)
-    held_out = X[:10], y[:10]
-    fitted = [
-        methods.get_method("resnet50")(
-            trainable="head",
-            weights="none",
-            pretrained_required=False,
-            epochs=3,
-            verbose=0,
-            steps_per_execution=steps,
-        ).fit(X, y, held_out)
-        for steps in (0, 1, 2)
-    ]
-    assert [one.head_.steps_per_execution for one in fitted] == [4, 1, 2]
+    fitted = [head(steps_per_execution=steps).fit(X, y, (X[:10], y[:10])) for steps in (0, 4, 2)]
     for other in fitted[1:]:
         pd.testing.assert_frame_equal(other.history_, fitted[0].history_, rtol=1e-6)
         np.testing.assert_allclose(other.predict_proba(X), fitted[0].predict_proba(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("epochs", [3, 200], ids=["a step an execution", "an epoch an execution"])
+def test_a_head_learns_the_same_whatever_was_trained_before(epochs, monkeypatch):
+    """Heads that are alike are trained in one compiled network: nothing of one may reach the next."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(120, 16)).astype("float32"), rng.integers(0, 2, 120)
+
+    def fit(size):
+        return head(epochs=epochs).fit(X[:size], y[:size], (X[:9], y[:9]))
+
+    one_after_another = {size: fit(size) for size in (120, 60, 90)}
+    for size, found in one_after_another.items():
+        monkeypatch.setattr(_training, "_TRAINED", {})
+        alone = fit(size)
+        pd.testing.assert_frame_equal(found.history_, alone.history_)
+        np.testing.assert_array_equal(found.predict_proba(X), alone.predict_proba(X))
 
 
 def test_what_training_uses_is_said(cache, capsys):

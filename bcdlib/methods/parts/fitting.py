@@ -423,11 +423,16 @@ def fit_network(
                 verbose=verbose,
             )
             batches.epoch, batches.done = until, 0
-            if model.steps_per_execution != at_once:
-                model.steps_per_execution = at_once
-                model.make_train_function(force=True)
-                model.make_test_function(force=True)
+            set_steps_at_once(model, at_once)
         return history.table()
+
+
+def set_steps_at_once(model: keras.Model, number: int) -> None:
+    """Set ``steps_per_execution``, also of a network that was trained before: Keras keeps what it made."""
+    if model.steps_per_execution != number:
+        model.steps_per_execution = number
+        model.make_train_function(force=True)
+        model.make_test_function(force=True)
 
 
 @contextlib.contextmanager
