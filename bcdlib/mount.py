@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from bcdlib.data import breakhis, custom, sources
-from bcdlib.data.download import ARCHIVE_URL, download_archive, find_kaggle_copy
+from bcdlib.data.download import ARCHIVE_URL, KAGGLE_DATASET, download_archive, find_kaggle_copy
 from bcdlib.errors import InputError, check_seed
 from bcdlib.errors import split_words as split_words  # for notebooks, as is the next
 from bcdlib.runs import lesson
@@ -291,10 +291,7 @@ def start_run(
     source = find_data(data, seed=seed, progress=progress)
     scan = custom.scan_custom(manifest, source) if manifest else breakhis.scan_breakhis(source)
     if str(data) == "kaggle":
-        names = breakhis.known_images()["filename"]
-        missing = names[~names.isin(scan.images["filename"])]
-        first = f"; {len(missing)} are missing, the first is {missing.iloc[0]}" if len(missing) else ""
-        print(f"Kaggle's copy has {len(names) - len(missing)} of BreakHis's {len(names)} images{first}")
+        print(_kaggle_text(source, scan.images))
     facts = source.fingerprint() + scan.images.to_csv(index=False)
     made_from = {
         "listing": hashlib.sha256(facts.encode()).hexdigest()[:16],
@@ -325,6 +322,21 @@ def start_run(
     )
     _note_fetched(run, data if asked is None else asked, data, profile)
     return scan
+
+
+def _kaggle_text(source: sources.Source, images: pd.DataFrame) -> str:
+    """Say what of BreakHis a copy from Kaggle has, as far as names and sizes tell."""
+    names = breakhis.known_images()["filename"]
+    missing = names[~names.isin(images["filename"])]
+    empty = [path for path in images["path"] if not (source.path / path).stat().st_size]
+    faults = [f"; {len(missing)} are missing, the first is {missing.iloc[0]}"] if len(missing) else []
+    faults += [f"; {len(empty)} are empty, the first is {empty[0]}"] if empty else []
+    advice = f'; kagglehub.dataset_download("{KAGGLE_DATASET}", force_download=True) fetches all again'
+    return (
+        f"Kaggle's copy has {len(names) - len(missing)} of BreakHis's {len(names)} images"
+        f"{''.join(faults)}{advice if faults else ''} (compared: their names, and that none is empty; "
+        "02_preprocess decodes each)"
+    )
 
 
 def open_data(run: Run) -> sources.Source:

@@ -122,6 +122,21 @@ def official_name(path: str) -> str:
     return f"{match[1].upper()}.png" if match else path
 
 
+def official_names(paths: pd.Series) -> pd.Series:
+    """Apply `official_name` to each path (str); at once where nothing is to be changed, as in most tables.
+
+    Examples
+    --------
+    >>> official_names(pd.Series(["a/1.png", "x/SOB_B_A-14-22549AB-40-001.jpg"])).tolist()
+    ['a/1.png', 'SOB_B_A-14-22549AB-40-001.png']
+    """
+    text = "".join(paths).lower()
+    plain = text.isascii() and text.isprintable()
+    if plain and not any(sign in text for sign in (" ", "\\", "//", "./", "sob_")):
+        return paths
+    return paths.map(official_name)
+
+
 def official_path(filename: str) -> str:
     """Give the file's path in the official archive, whose folders join subtype and slide by ``_``.
 

@@ -35,6 +35,7 @@ _MATTERS = (b"tRNS", b"eXIf", b"acTL")  # chunks that change what a PNG shows: f
 # what stands at the beginning of other files, in small letters
 _TAKEN_FOR = {
     **dict.fromkeys((b"<!doctype", b"<html"), " but a web page; download it again"),
+    b"version https://git-lfs": " but a pointer of Git LFS; fetch the images themselves: git lfs pull",
     **dict.fromkeys((b"<svg", b"<?xml"), " but an SVG or other XML"),
     **dict.fromkeys((b"ftypheic", b"ftypmif1", b"ftypheix"), " but a HEIC; save it as PNG"),
     b"ftypavif": " but an AVIF; save it as PNG",

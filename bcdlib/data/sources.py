@@ -25,6 +25,16 @@ except ImportError:
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _OTHER_ARCHIVES = (".rar", ".7z", ".gz", ".bz2", ".xz", ".zst", ".tbz2", ".txz")  # to be unpacked first
+# how other files begin that are given an archive's suffix, in small letters
+_NO_ARCHIVE = {
+    b"7z\xbc\xaf\x27\x1c": "one of 7-Zip; unpack it",
+    b"rar!\x1a\x07": "one of RAR; unpack it",
+    b"\xfd7zxz": "one packed by xz; unpack it",
+    b"(\xb5/\xfd": "one packed by Zstandard; unpack it",
+    b"bzh": "one packed by bzip2; unpack it",
+    **dict.fromkeys((b"<!doctype", b"<html"), "a web page; download it again"),
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself: git lfs pull",
+}
 LARGEST_IMAGE = 64 * 2**20  # bytes of one file; a BreakHis PNG has under 1 MiB
 MOST_MEMBERS = 500_000  # of an archive; BreakHis has 7909 images, and each name costs memory
 UNREADABLE = "cannot be read"  # how the reason begins where the file system, not the file, is at fault
@@ -451,18 +461,25 @@ def open_source(path, listings=None) -> Source:
     if not name.endswith(ARCHIVE_SUFFIXES) or not path.is_file():  # a pipe would keep the reader waiting
         unpack = "; unpack it" if name.endswith(_OTHER_ARCHIVES) else ""
         raise InputError(f"{path}: neither a folder nor one of {', '.join(ARCHIVE_SUFFIXES)}{unpack}")
-    if _is_zip(path):
+    start = _beginning(path)
+    kind = next((kind for sign, kind in _NO_ARCHIVE.items() if start.lower().startswith(sign)), "")
+    if kind and start[257:262] != b"ustar":  # a tar begins with the name of its first file
+        raise InputError(f"{path}: not a readable archive but {kind}")
+    if _is_zip(path, start):
         return ZipSource(path)
     return TarSource(path, None if listings is None else Path(listings))
 
 
-def _is_zip(path: Path) -> bool:
-    """Whether to read an archive as a zip: by how it begins, for some are renamed; else by its suffix."""
+def _beginning(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            start = file.read(tarfile.BLOCKSIZE)
+            return file.read(tarfile.BLOCKSIZE)
     except OSError as error:
         raise _lost(path, error) from None
+
+
+def _is_zip(path: Path, start: bytes) -> bool:
+    """Whether to read an archive as a zip: by how it begins, for some are renamed; else by its suffix."""
     tar = start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar"
     return start[:4] == b"PK\3\4" or (path.name.lower().endswith(".zip") and not tar)
 

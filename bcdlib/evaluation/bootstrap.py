@@ -5,7 +5,7 @@ folds. The interval then says what another set of as many cases would give; it s
 again on other cases.
 """
 
-import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -24,6 +24,7 @@ from bcdlib.evaluation.metrics import (
     metrics_table,
     overlapping_folds,
     tables_by_seed,
+    with_correct,
 )
 
 REPEATS = 2000
@@ -34,6 +35,15 @@ ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can
 MOST_UNITS = 10_000  # that are drawn one by one; see `bootstrap_cases`
 MOST_KINDS = 20_000  # pairs of label and probability that are told apart
 LEVELS = 1_000  # of probability, where there are more
+COUNTS, LIMITS, LIMITS_BY_IMAGE = (
+    ["images", "slides", "cases"],
+    ["low", "high"],
+    ["low_by_image", "high_by_image"],
+)
+_USED = ["filename", "slide", "case", "label", "probability", "fold", "seed"]
+# intervals of this process by `_digest`: the tables and figures of one notebook ask for the same ones again
+_KNOWN: dict[str, dict] = {}
+_MOST_KNOWN = 2_000
 
 
 def bootstrap_cases(
@@ -297,26 +307,59 @@ def interval_table(
         said), and low_by_image, high_by_image: what a bootstrap by image claims, which takes the images of a
         case for independent and is too narrow.
     """
-    counts = [*by, "images", "slides", "cases"]
-    rows: list[list] = []
+    for name in metrics:
+        check_known("metric", name, METRICS)
     predictions = number_names(predictions, by)
-    points = metrics_table(predictions, by, threshold, keys=metrics)
-    for (_, part), (_, point) in zip(
-        predictions.groupby(list(by), sort=False), points.iterrows(), strict=True
-    ):
-        resample = functools.partial(
-            bootstrap_cases, part, metrics=metrics, threshold=threshold, repeats=repeats, seed=seed
-        )
-        cases = resample()
-        added = resample(metrics=[name for name in metrics if METRICS[name].rate], added=True)
-        images = resample(unit="filename") if by_image else cases
-        for metric in metrics:
-            limits = metric_limits(metric, point[metric], part, cases[metric], added.get(metric))
-            naive = confidence_limits(images[metric], point["images"])
-            rows.append([*point[counts], metric, point[metric], *limits, *naive])
-    columns = [*counts, "metric", "value", "low", "high", "low_by_image", "high_by_image"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table if by_image else table[columns[:-2]]
+    if len(_KNOWN) > _MOST_KNOWN:
+        _KNOWN.clear()
+    rows = []
+    for key, part in predictions.groupby(list(by), sort=False):
+        parts = {"by case": _by_case, "by image": _by_image} if by_image else {"by case": _by_case}
+        known = _KNOWN.setdefault(_digest(part, threshold, repeats, seed), {})
+        for kind, compute in parts.items():
+            asked = [name for name in metrics if (kind, METRICS[name]) not in known]
+            found = compute(part, asked, threshold=threshold, repeats=repeats, seed=seed) if asked else {}
+            known |= {(kind, METRICS[name]): row for name, row in found.items()}
+        rows += [
+            dict(zip(by, key, strict=True))
+            | {name: value for kind in parts for name, value in known[kind, METRICS[metric]].items()}
+            for metric in metrics
+        ]
+    columns = [*by, *COUNTS, "metric", "value", *LIMITS, *(LIMITS_BY_IMAGE if by_image else [])]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _digest(part: pd.DataFrame, threshold, repeats: int, seed: int) -> str:
+    """Tell apart what gives other intervals: of a threshold that is, what is predicted at it."""
+    used = with_correct(part[[*_USED, *([threshold] if isinstance(threshold, str) else [])]], threshold)
+    rows = pd.util.hash_pandas_object(used[[*_USED, "predicted"]], index=False).to_numpy()
+    return hashlib.sha256(rows.tobytes() + f"{repeats} {seed}".encode()).hexdigest()
+
+
+def _by_case(part: pd.DataFrame, metrics: list[str], **options) -> dict[str, dict]:
+    """Compute metrics of one group with their limits over cases."""
+    (point,) = metrics_table(part.assign(all=0), ["all"], options["threshold"], keys=metrics).to_dict(
+        "records"
+    )
+    draws = bootstrap_cases(part, metrics, **options)
+    added = bootstrap_cases(part, [name for name in metrics if METRICS[name].rate], added=True, **options)
+    return {
+        metric: {
+            **{name: point[name] for name in COUNTS},
+            "metric": metric,
+            "value": point[metric],
+            **dict(zip(LIMITS, metric_limits(metric, point[metric], part, draws[metric], added.get(metric)))),
+        }
+        for metric in metrics
+    }
+
+
+def _by_image(part: pd.DataFrame, metrics: list[str], **options) -> dict[str, dict]:
+    """Compute the limits that a bootstrap by image claims."""
+    draws, images = bootstrap_cases(part, metrics, "filename", **options), part["filename"].nunique()
+    return {
+        metric: dict(zip(LIMITS_BY_IMAGE, confidence_limits(draws[metric], images))) for metric in metrics
+    }
 
 
 def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:

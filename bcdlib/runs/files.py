@@ -99,8 +99,10 @@ def lock_path(path, *, busy: str = "") -> Iterator[None]:
     """Lock the creation of `path` across the processes of this machine.
 
     Other processes that ask for the same lock wait. Look inside the lock whether `path` exists by now. The
-    lock of a process that dies is released. Processes on other machines are not locked out: both create the
-    file, and the last one's stays.
+    lock of a process that dies is released. Processes on other machines are not locked out, also where both
+    see the same Drive: each does all the work, its files are whole, and the last one's stay. (A lock in the
+    folder itself would not help: a Drive shows one machine's files to another minutes later.) Give each
+    machine a run folder of its own; `compare --store` lets several share the work.
 
     Parameters
     ----------
@@ -423,7 +425,8 @@ def _read_plain(path, text: io.TextIOWrapper, what: str, required, optional) -> 
     )
     table = pd.DataFrame({name: _clean_column(found[place]) for name, place in places.items()})
     table.index += 2  # the line
-    return None if (table == "").all(axis=1).any() else table
+    nameless = table[table.iloc[:, 0] == ""]
+    return None if (nameless == "").all(axis=1).any() else table
 
 
 def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:

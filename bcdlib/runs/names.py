@@ -13,6 +13,7 @@ _UNSEEN = re.compile(
 )
 _CODE = re.compile(r"((?<!`)`[^`\n]+`(?!`))")  # in Markdown
 _MARKS = re.compile(r"[\\`*_\[\]~|$]|:(?=//)|(?<=www)\.")  # mean something in it; the last two make links
+_ROUNDED = re.compile(r"[0-9]([.,][0-9]+)?E\+[0-9]{2,3}")  # 2.01E+11
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
 
 
@@ -66,17 +67,23 @@ def in_markdown(text: str) -> str:
 
 
 def spelling_note(names: Iterable[str], what: str) -> str:
-    """Say which names differ only in capitals or in how a number is written; "" if none do.
+    """Say which names differ only in capitals or in how a number is written, or were rounded; "" if none do.
 
     Examples
     --------
     >>> spelling_note(["7", "7.0", "P-1", "p-1", "b"], "cases")
     "cases written in more than one way, and counted apart: '7' and '7.0'; 'P-1' and 'p-1'; write each ...
     """
+    names = set(names)
     spellings: dict[str, set[str]] = {}
-    for name in set(names):
+    for name in names:
         spellings.setdefault(_folded(name), set()).add(name)
     found = sorted(sorted(ways) for ways in spellings.values() if len(ways) > 1)
+    if rounded := sorted(filter(_ROUNDED.fullmatch, names)):
+        return (
+            f"{what} as spreadsheets round long numbers: {rounded[0]}; several may have become one: write "
+            "numbers in full, as text"
+        )
     if not found:
         return ""
     shown = [" and ".join(map(repr, ways)) for ways in found[:3]]

@@ -66,8 +66,8 @@ PARAMETERS = {
     "out": "the run folder (empty: one is named after data and profile)",
     "seed": "of every random choice: drawn tissue, splits, initial weights, order of images, samples shown",
     "weights": "what ResNet-50 starts from: `imagenet`, `none` (random), or a folder (empty: `imagenet`)",
-    "drive": "in Colab: keep the run folder on Google Drive (off: on Colab's own disk, which is lost with "
-    "the machine)",
+    "drive": "in Colab: keep the run folder on Google Drive, for one machine at a time (off: on Colab's own "
+    "disk, which is lost with the machine)",
     "guess": "your guess of the accuracy on the next patient, in percent (0: none yet; 05_evaluate and "
     "06_compare take that of 01_mount)",
     "manifest": "a CSV with the columns `path`, `label` and `group` that names the images in `data` if they "

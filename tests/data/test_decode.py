@@ -347,6 +347,7 @@ def test_millions_of_small_parts_cost_no_time(made, words):
         (encode(smooth(), "WEBP"), "a WebP"),
         (encode(smooth(), "JPEG2000"), "a JPEG 2000"),
         (encode(smooth(), "GIF"), "a GIF"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
     ],
 )
 def test_other_formats_under_an_images_name_are_told(start, kind):

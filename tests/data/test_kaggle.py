@@ -88,6 +88,15 @@ def test_what_is_mounted_is_used(place, kagglehub, tmp_path):
     assert source.path == tmp_path / "input" / place and len(source.names()) == 1 and not kagglehub.calls
 
 
+def test_empty_images_of_the_copy_found_again_are_named(kagglehub, capsys):
+    folder = Path(kagglehub.dataset_download("ambarish/breakhis"))
+    (folder / nested(kagglehub.images[0].name)).write_bytes(b"")
+    mount.start_run(mount.open_run(data="kaggle"), "kaggle", progress=False)
+    said = capsys.readouterr().out
+    assert f"; 1 are empty, the first is {nested(kagglehub.images[0].name).as_posix()}; " in said
+    assert "force_download=True" in said and "02_preprocess decodes each" in said
+
+
 def test_without_network_or_package(kagglehub, monkeypatch):
     kagglehub.offline = True
     with pytest.raises(InputError, match="could not be downloaded .*Max retries.*online") as caught:

@@ -1,7 +1,9 @@
 """Folders and archives: the same images from each, damage named, and the fingerprint."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import re
 import shutil
@@ -364,3 +366,26 @@ def test_the_checksum_at_the_end_of_a_tar_gz_is_looked_at(places, tmp_path):
         InputError, match="a.tar.gz: not a readable tar archive .*; remove it and download it"
     ):
         sources.open_source(tmp_path / "a.tar.gz").names()
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tgz"])
+@pytest.mark.parametrize(
+    "start, kind",
+    [
+        (b"7z\xbc\xaf\x27\x1c\0\4", "one of 7-Zip; unpack it"),
+        (b"Rar!\x1a\x07\1\0", "one of RAR; unpack it"),
+        (lzma.compress(b"a" * 999), "one packed by xz; unpack it"),
+        (bz2.compress(b"a" * 999), "one packed by bzip2; unpack it"),
+        (b"(\xb5/\xfd", "one packed by Zstandard; unpack it"),
+        (b"<!DOCTYPE html><html>", "a web page; download it again"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a pointer of Git LFS; fetch the file itself: git lfs pull",
+        ),
+    ],
+)
+def test_other_files_under_an_archives_name_are_told(start, kind, suffix, tmp_path):
+    (tmp_path / f"a{suffix}").write_bytes(start + bytes(40))
+    with pytest.raises(InputError) as error:
+        sources.open_source(tmp_path / f"a{suffix}")
+    assert str(error.value) == f"{tmp_path / f'a{suffix}'}: not a readable archive but {kind}"

@@ -68,6 +68,36 @@ def test_weighted_metrics_agree_with_sklearn():
         assert {name: values[row] for name, values in found.items()} == pytest.approx(expected, abs=1e-9)
 
 
+def test_what_was_asked_before_is_the_same_as_asked_anew(monkeypatch):
+    """Whatever was asked of the same rows before, and of others that differ a little."""
+    first, second = study(8)
+    changed = first.assign(probability=first["probability"].where(first.index > 0, 0.5))
+    fifths = first.assign(at=0.2)
+    asked = [
+        lambda: bootstrap.interval_table(first, ["accuracy"], by_image=False, repeats=60),
+        lambda: bootstrap.interval_table(first, ["auc", "accuracy"], repeats=60),
+        lambda: bootstrap.interval_table(first, ["auc", "accuracy"], by_image=False, repeats=60),
+        lambda: bootstrap.interval_table(first, ["accuracy"], threshold=0.2, repeats=60),
+        lambda: bootstrap.interval_table(fifths, ["accuracy"], threshold="at", repeats=60),
+        lambda: bootstrap.interval_table(first, ["accuracy"], repeats=61),
+        lambda: bootstrap.interval_table(first, ["accuracy"], repeats=60, seed=1),
+        lambda: bootstrap.interval_table(changed, ["accuracy", "auc"], repeats=60),
+        lambda: bootstrap.interval_table(second, ["accuracy"], repeats=60),
+        lambda: bootstrap.interval_table(first.assign(case="a"), ["accuracy"], repeats=60),
+    ]
+    anew = []
+    for ask in asked:
+        bootstrap._KNOWN.clear()
+        anew.append(ask())
+    bootstrap._KNOWN.clear()
+    for ask, found in zip(asked, anew):
+        pd.testing.assert_frame_equal(ask(), found, check_exact=True)
+    monkeypatch.setattr(bootstrap, "bootstrap_cases", None)
+    pd.testing.assert_frame_equal(asked[2](), anew[2], check_exact=True)  # nothing is drawn again
+    with pytest.raises(InputError, match="metric"):
+        bootstrap.interval_table(first, ["acuracy"])
+
+
 def test_table_and_seed():
     first, _ = study(3)
     found = bootstrap.interval_table(

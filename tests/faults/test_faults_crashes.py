@@ -5,6 +5,7 @@ look into ("done here" is not "done everywhere").
 """
 
 import shutil
+import zipfile
 
 import pytest
 
@@ -16,14 +17,25 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 def contents(folder) -> dict[str, bytes]:
     """What lies in a folder, without what says how long something took, or was half written."""
     return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not file.name.startswith(".") and file.name != "trial.json"
+        name: _weights(folder / name) if name.endswith(".keras") else (folder / name).read_bytes()
+        for name in sorted(names(folder))
+        if (folder / name).is_file() and not name.endswith("trial.json")
     }
 
 
+def _weights(file) -> bytes:
+    """Those of a network; its file says also when it was written."""
+    with zipfile.ZipFile(file) as archive:
+        return archive.read("model.weights.h5")
+
+
 def names(folder) -> set[str]:
-    return {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.name.startswith(".")}
+    """Of files and folders, without TensorBoard's, which have the time and the process in their names."""
+    return {
+        str(file.relative_to(folder))
+        for file in folder.rglob("*")
+        if not file.name.startswith((".", "events.out."))
+    }
 
 
 def walk(start, folder, record_property) -> int:
@@ -77,3 +89,28 @@ def test_preprocess_and_compare_with_a_store(models, tiny, warm, tmp_path, recor
     assert points > 30
     assert len(list(place.glob("store/*/predictions.csv"))) == 2
     assert len(list(place.glob("store/*/trial.json"))) == 2
+
+
+def test_a_training_with_checkpoints(tiny, warm, tmp_path, record_property):
+    """Two epochs of a network, with a checkpoint after each: the same tables and weights, bit for bit."""
+    place = tmp_path / "walked"
+    place.mkdir()
+
+    def start(**more):
+        return warm.start(
+            work="to_train",
+            data=tiny,
+            out=place / "run",
+            cache=tmp_path / "cache",
+            size=(36, 24),
+            method="lenet5",
+            epochs=2,
+            steps=2,
+            log=tmp_path / "log",
+            **more,
+        )
+
+    points = walk(start, place, record_property)
+    assert points > 8
+    assert len(list(place.glob("run/trials/*/model.keras"))) == 1
+    assert (place / "run" / "predictions.csv").is_file()

@@ -71,6 +71,9 @@ def test_paper_needs_pretrained_weights(trial, tmp_path):
         trial.estimator(PAPER, str(tmp_path)).build((32, 48, 3))
     with pytest.raises(InputError, match="no such folder"):
         trial.estimator(PAPER, str(tmp_path / "nowhere")).build((32, 48, 3))
+    with pytest.raises(InputError, match="holds no weights"):  # rather another folder than random ones
+        backbones.find_weights("resnet50", str(tmp_path), required=False)
+    (tmp_path / "vgg16_notop.weights.h5").touch()
     found = backbones.find_weights("resnet50", str(tmp_path), required=False)
     assert not found.pretrained and "random" in found.label
 

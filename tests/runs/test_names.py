@@ -47,6 +47,11 @@ def test_spellings_of_one_name_are_noted(names):
     )
 
 
+@pytest.mark.parametrize("rounded", ["2.01E+11", "2,01E+11", "1E+15"])
+def test_numbers_that_a_spreadsheet_rounded_are_noted(rounded):
+    assert f"round long numbers: {rounded}; several may have become one" in spelling_note([rounded], "cases")
+
+
 def test_different_names_are_not_noted():
     names = ["7", "8", "7.5", "70", "P-1", "P1", "P-11", "12345678901234567", "12345678901234568", ""]
     assert spelling_note(names, "groups") == ""

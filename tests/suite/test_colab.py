@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 import time
+import venv
+from pathlib import Path
 
 import nbclient
+import nbformat
 import pytest
 
 from bcdlib.runs import environment
@@ -150,6 +153,52 @@ def test_where_tensorflow_is_not_jax_is_chosen_before_keras_is_imported(given, c
     assert {"statsmodels", "papermill"} <= set(packages)
     assert not [name for name in packages if name.startswith("tensor")]
     assert any(name.startswith("opencv-python-headless") for name in packages)
+
+
+@pytest.fixture
+def python_without_tensorflow(tmp_path):
+    """A Python that has all that this one has, as links, without TensorFlow."""
+    pytest.importorskip("jax", reason="JAX is not installed here: nothing runs without TensorFlow")
+    venv.create(tmp_path / "venv", symlinks=True)
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    for folder in (Path(name) for name in sys.path if name.endswith("site-packages")):
+        for entry in folder.iterdir():
+            place = packages / entry.name
+            if not entry.name.startswith("tensor") and entry.suffix != ".pth" and not place.exists():
+                place.symlink_to(entry)
+        if (share := folder.parents[2] / "share" / "jupyter").is_dir():
+            (tmp_path / "venv" / "share").mkdir(exist_ok=True)
+            (tmp_path / "venv" / "share" / "jupyter").symlink_to(share)
+    return tmp_path / "venv" / "bin" / "python"
+
+
+@pytest.mark.slow
+def test_all_six_where_tensorflow_is_not(tiny, colab, python_without_tensorflow):
+    """Under papermill, with JAX alone; nobody has said which backend to take."""
+    run, environment = colab.content / "run", colab.environment | {"BCD_DRIVE": "none"}
+    environment["PYTHONPATH"] += f":{ROOT}"
+    environment.pop("KERAS_BACKEND", None)
+
+    def do(program):
+        command = [python_without_tensorflow, "-c", program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert "No module named 'tensorflow'" in do("import tensorflow").stderr
+    trained = {"method": "lenet5", "epochs": 1, "splits": "magnification", "weights": "none"}
+    parameters = {"data": str(tiny), "out": str(run), "drive": False, **trained}
+    done = do(
+        "from bcdlib import mount\nfrom bcdlib.suite.run import run_suite\n"
+        f"run_suite(mount.open_run({str(run)!r}), {parameters!r})"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in STAGES:
+        cells = nbformat.read(run / "notebooks" / f"{stage}.ipynb", as_version=4).cells
+        code = [cell for cell in cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code)
+        assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    facts = [json.loads(file.read_text())["environment"] for file in run.glob("trials/*/trial.json")]
+    assert len(facts) == 2 and all(one["backend"] == "jax" and "tensorflow" not in one for one in facts)
+    assert "jax" in (run / "report.html").read_text() and colab.asked == 0
 
 
 def test_torch_is_refused_in_one_line(colab, monkeypatch):

@@ -137,7 +137,7 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
     Raises
     ------
     InputError
-        If they cannot be had and are required, or if a named folder does not exist.
+        If they cannot be had and are required, or if a named folder does not exist or holds none at all.
 
     Examples
     --------
@@ -158,6 +158,11 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
         folder = Path(weights).expanduser().absolute()
         if not folder.is_dir():
             raise InputError(f"{weights}: no such folder of weights; name a folder, 'imagenet' or 'none'")
+        if next(folder.glob("*_notop.weights.h5"), None) is None:
+            raise InputError(
+                f"{weights}: holds no weights; they are named <architecture>_notop.weights.h5, for example "
+                f"{architecture}_notop.weights.h5; name another folder, 'imagenet' or 'none'"
+            )
         path = folder / f"{architecture}_notop.weights.h5"
         label = f"ImageNet weights (file {folder.name}/{path.name})"
         problem = "" if path.is_file() else f"{path}: {why_no_file(path)}"
