@@ -13,6 +13,7 @@ _UNSEEN = re.compile(
 )
 _CODE = re.compile(r"((?<!`)`[^`\n]+`(?!`))")  # in Markdown
 _MARKS = re.compile(r"[\\`*_\[\]~|$]|:(?=//)|(?<=www)\.")  # mean something in it; the last two make links
+_LEADING_ZERO = re.compile("(?<![0-9])0[0-9]")
 _ROUNDED = re.compile(r"[0-9]([.,][0-9]+)?E\+[0-9]{2,3}")  # 2.01E+11
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
 
@@ -94,7 +95,10 @@ def spelling_note(names: Iterable[str], what: str) -> str:
 
 
 def _folded(name: str) -> str:
-    name = unicodedata.normalize("NFKC", name).casefold()
+    # a table may hold a million: most are plain
+    name = name.lower() if name.isascii() else unicodedata.normalize("NFKC", name).casefold()
     if _NUMBER.fullmatch(name):
         return str(Decimal(name).normalize())
+    if name.isascii() and not _LEADING_ZERO.search(name):
+        return name
     return re.sub("[0-9]+", lambda digits: digits[0].lstrip("0") or "0", name)
