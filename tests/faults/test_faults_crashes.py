@@ -17,14 +17,16 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 def contents(folder) -> dict[str, bytes]:
     """What lies in a folder, without what says how long something took, or was half written."""
     return {
-        name: _weights(folder / name) if name.endswith(".keras") else (folder / name).read_bytes()
+        name: _content(folder / name)
         for name in sorted(names(folder))
         if (folder / name).is_file() and not name.endswith("trial.json")
     }
 
 
-def _weights(file) -> bytes:
-    """Those of a network; its file says also when it was written."""
+def _content(file) -> bytes:
+    """Of a network its weights: its file says also when it was written."""
+    if not (file.suffix == ".keras" and zipfile.is_zipfile(file)):
+        return file.read_bytes()
     with zipfile.ZipFile(file) as archive:
         return archive.read("model.weights.h5")
 
