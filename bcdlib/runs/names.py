@@ -80,18 +80,20 @@ def spelling_note(names: Iterable[str], what: str) -> str:
     for name in names:
         spellings.setdefault(_folded(name), set()).add(name)
     found = sorted(sorted(ways) for ways in spellings.values() if len(ways) > 1)
+    notes = []
     if rounded := sorted(filter(_ROUNDED.fullmatch, names)):
-        return (
+        notes.append(
             f"{what} as spreadsheets round long numbers: {rounded[0]}; several may have become one: write "
             "numbers in full, as text"
         )
-    if not found:
-        return ""
-    shown = [" and ".join(map(repr, ways)) for ways in found[:3]]
-    shown += [f"and {len(found) - 3} more"] if len(found) > 3 else []
-    return (
-        f"{what} written in more than one way, and counted apart: {'; '.join(shown)}; write each in one way"
-    )
+    if found:
+        shown = [" and ".join(map(repr, ways)) for ways in found[:3]]
+        shown += [f"and {len(found) - 3} more"] if len(found) > 3 else []
+        notes.append(
+            f"{what} written in more than one way, and counted apart: {'; '.join(shown)}; write each in one "
+            "way"
+        )
+    return "; ".join(notes)
 
 
 def _folded(name: str) -> str:
