@@ -342,7 +342,7 @@ def interval_table(
 
 
 def _digest(part: pd.DataFrame, threshold, repeats: int, seed: int) -> str:
-    """Tell apart what gives other intervals: of a threshold that is, what is predicted at it."""
+    """Identify what intervals depend on: the rows, what is predicted at the threshold, repeats, seed."""
     used = with_correct(part[[*_USED, *([threshold] if isinstance(threshold, str) else [])]], threshold)
     rows = pd.util.hash_pandas_object(used[[*_USED, "predicted"]], index=False).to_numpy()
     return hashlib.sha256(rows.tobytes() + f"{repeats} {seed}".encode()).hexdigest()
