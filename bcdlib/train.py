@@ -374,6 +374,7 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
             ylim=(0, 1.02 if quantity == "accuracy" else None),
             title=f"{methods.get_method(result.trial.method).title}, split {result.trial.split}",
         )
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
     figure.supxlabel(
         "started from "

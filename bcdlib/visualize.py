@@ -196,6 +196,8 @@ def counts_figure(images: pd.DataFrame):
     )
     right.yaxis.set_inverted(True)
     right.set(xlabel="number of images", title="By subtype", xmargin=0.2)
+    for numbers in (left.yaxis, right.xaxis):
+        numbers.get_major_locator().set_params(integer=True)
     for axis in (left, right):
         for bars in axis.containers:
             axis.bar_label(bars, fontsize=8, padding=2)

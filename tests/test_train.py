@@ -97,6 +97,7 @@ def test_figure_8_names_the_loss_that_was_minimised(method, task, label, tmp_pat
     (tmp_path / "trial.json").write_text('{"curves_on": "validation"}')
     figure = train.curves_figure([Result(trial, tmp_path, table, table, history)])
     assert figure.axes[0].get_ylabel() == label
+    assert all(tick == round(tick) for tick in figure.axes[0].get_xticks()), "epochs are whole"
 
 
 def test_paper_on_a_cpu_stops_with_the_time_it_would_take(run, monkeypatch):

@@ -159,6 +159,7 @@ def test_normalised_samples(cache):
 )
 def test_counts_equal_the_crosstab(images):
     left, right = visualize.counts_figure(images).axes
+    assert all(tick == round(tick) for tick in [*left.get_yticks(), *right.get_xticks()]), "of images"
     table = pd.crosstab(images["class"], images["magnification"])
     table = table.reindex(index=list(breakhis.CLASSES), columns=[40, 100, 200, 400], fill_value=0)
     assert [bar.get_height() for bar in left.patches] == table.to_numpy().ravel().tolist()

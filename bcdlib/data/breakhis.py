@@ -123,7 +123,7 @@ def official_name(path: str) -> str:
 
 
 def official_names(paths: pd.Series) -> pd.Series:
-    """Apply `official_name` to each path (str); at once where nothing is to be changed, as in most tables.
+    """Apply `official_name` to each path (str); skip the work where none can change, as in most tables.
 
     Examples
     --------

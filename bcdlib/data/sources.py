@@ -27,11 +27,11 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 _OTHER_ARCHIVES = (".rar", ".7z", ".gz", ".bz2", ".xz", ".zst", ".tbz2", ".txz")  # to be unpacked first
 # how other files begin that are given an archive's suffix, in small letters
 _NO_ARCHIVE = {
-    b"7z\xbc\xaf\x27\x1c": "one of 7-Zip; unpack it",
-    b"rar!\x1a\x07": "one of RAR; unpack it",
-    b"\xfd7zxz": "one packed by xz; unpack it",
-    b"(\xb5/\xfd": "one packed by Zstandard; unpack it",
-    b"bzh": "one packed by bzip2; unpack it",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive; unpack it",
+    b"rar!\x1a\x07": "a RAR archive; unpack it",
+    b"\xfd7zxz": "a file packed by xz; unpack it",
+    b"(\xb5/\xfd": "a file packed by Zstandard; unpack it",
+    b"bzh": "a file packed by bzip2; unpack it",
     **dict.fromkeys((b"<!doctype", b"<html"), "a web page; download it again"),
     b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself: git lfs pull",
 }
@@ -464,7 +464,7 @@ def open_source(path, listings=None) -> Source:
     start = _beginning(path)
     kind = next((kind for sign, kind in _NO_ARCHIVE.items() if start.lower().startswith(sign)), "")
     if kind and start[257:262] != b"ustar":  # a tar begins with the name of its first file
-        raise InputError(f"{path}: not a readable archive but {kind}")
+        raise InputError(f"{path}: not a zip or tar archive but {kind}")
     if _is_zip(path, start):
         return ZipSource(path)
     return TarSource(path, None if listings is None else Path(listings))

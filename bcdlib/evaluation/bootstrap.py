@@ -5,6 +5,7 @@ folds. The interval then says what another set of as many cases would give; it s
 again on other cases.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 
@@ -122,10 +123,21 @@ def bootstrap_cases(
 
 def _draws(units: int, n: int, *, repeats: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each unit is among n drawn (units, up to 250 resamples): blocks, to save memory."""
-    generator = np.random.default_rng(seed)
+    # kept where they are small: to draw from thousands of units takes longer than what is computed from it
+    for drawn in (_kept_blocks if repeats <= REPEATS else _blocks)(units, n, repeats, seed):
+        yield drawn.T.astype(float)
+
+
+def _blocks(units: int, n: int, repeats: int, seed: int) -> Iterator[np.ndarray]:
+    generator, small = np.random.default_rng(seed), np.min_scalar_type(n)
     for start in range(0, repeats, 250):
         drawn = generator.multinomial(n, [1 / units] * units, size=min(250, repeats - start))
-        yield drawn.T.astype(float)
+        yield drawn.astype(small)
+
+
+@functools.lru_cache(maxsize=3)
+def _kept_blocks(*draw) -> list[np.ndarray]:
+    return list(_blocks(*draw))
 
 
 def _count_kinds(
@@ -330,7 +342,7 @@ def interval_table(
 
 
 def _digest(part: pd.DataFrame, threshold, repeats: int, seed: int) -> str:
-    """Tell apart what gives other intervals: of a threshold that is, what is predicted at it."""
+    """Identify what intervals depend on: the rows, what is predicted at the threshold, repeats, seed."""
     used = with_correct(part[[*_USED, *([threshold] if isinstance(threshold, str) else [])]], threshold)
     rows = pd.util.hash_pandas_object(used[[*_USED, "predicted"]], index=False).to_numpy()
     return hashlib.sha256(rows.tobytes() + f"{repeats} {seed}".encode()).hexdigest()

@@ -150,9 +150,9 @@ class KerasTraining(Method):
         return head
 
     def _train_head(self, X, y, held_out) -> None:
-        """Train all of the head but its standardising, in a network in which others like it were trained.
+        """Train the head on standardised features, in a compiled network that heads of the same build share.
 
-        To compile a training takes as long as to do it, and a comparison trains a hundred heads.
+        Compiling takes as long as training, and a comparison trains a hundred heads.
         """
         network = keras.models.clone_model(self.head_, clone_function=_without_standardising)
         key = type(self), repr([self.get_params(), network.get_config()])

@@ -13,6 +13,7 @@ _UNSEEN = re.compile(
 )
 _CODE = re.compile(r"((?<!`)`[^`\n]+`(?!`))")  # in Markdown
 _MARKS = re.compile(r"[\\`*_\[\]~|$]|:(?=//)|(?<=www)\.")  # mean something in it; the last two make links
+_LEADING_ZERO = re.compile("(?<![0-9])0[0-9]")
 _ROUNDED = re.compile(r"[0-9]([.,][0-9]+)?E\+[0-9]{2,3}")  # 2.01E+11
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
 
@@ -79,22 +80,27 @@ def spelling_note(names: Iterable[str], what: str) -> str:
     for name in names:
         spellings.setdefault(_folded(name), set()).add(name)
     found = sorted(sorted(ways) for ways in spellings.values() if len(ways) > 1)
+    notes = []
     if rounded := sorted(filter(_ROUNDED.fullmatch, names)):
-        return (
+        notes.append(
             f"{what} as spreadsheets round long numbers: {rounded[0]}; several may have become one: write "
             "numbers in full, as text"
         )
-    if not found:
-        return ""
-    shown = [" and ".join(map(repr, ways)) for ways in found[:3]]
-    shown += [f"and {len(found) - 3} more"] if len(found) > 3 else []
-    return (
-        f"{what} written in more than one way, and counted apart: {'; '.join(shown)}; write each in one way"
-    )
+    if found:
+        shown = [" and ".join(map(repr, ways)) for ways in found[:3]]
+        shown += [f"and {len(found) - 3} more"] if len(found) > 3 else []
+        notes.append(
+            f"{what} written in more than one way, and counted apart: {'; '.join(shown)}; write each in one "
+            "way"
+        )
+    return "; ".join(notes)
 
 
 def _folded(name: str) -> str:
-    name = unicodedata.normalize("NFKC", name).casefold()
+    # a table may hold a million: most are plain
+    name = name.lower() if name.isascii() else unicodedata.normalize("NFKC", name).casefold()
     if _NUMBER.fullmatch(name):
         return str(Decimal(name).normalize())
+    if name.isascii() and not _LEADING_ZERO.search(name):
+        return name
     return re.sub("[0-9]+", lambda digits: digits[0].lstrip("0") or "0", name)

@@ -372,11 +372,11 @@ def test_the_checksum_at_the_end_of_a_tar_gz_is_looked_at(places, tmp_path):
 @pytest.mark.parametrize(
     "start, kind",
     [
-        (b"7z\xbc\xaf\x27\x1c\0\4", "one of 7-Zip; unpack it"),
-        (b"Rar!\x1a\x07\1\0", "one of RAR; unpack it"),
-        (lzma.compress(b"a" * 999), "one packed by xz; unpack it"),
-        (bz2.compress(b"a" * 999), "one packed by bzip2; unpack it"),
-        (b"(\xb5/\xfd", "one packed by Zstandard; unpack it"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7-Zip archive; unpack it"),
+        (b"Rar!\x1a\x07\1\0", "a RAR archive; unpack it"),
+        (lzma.compress(b"a" * 999), "a file packed by xz; unpack it"),
+        (bz2.compress(b"a" * 999), "a file packed by bzip2; unpack it"),
+        (b"(\xb5/\xfd", "a file packed by Zstandard; unpack it"),
         (b"<!DOCTYPE html><html>", "a web page; download it again"),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
@@ -388,4 +388,4 @@ def test_other_files_under_an_archives_name_are_told(start, kind, suffix, tmp_pa
     (tmp_path / f"a{suffix}").write_bytes(start + bytes(40))
     with pytest.raises(InputError) as error:
         sources.open_source(tmp_path / f"a{suffix}")
-    assert str(error.value) == f"{tmp_path / f'a{suffix}'}: not a readable archive but {kind}"
+    assert str(error.value) == f"{tmp_path / f'a{suffix}'}: not a zip or tar archive but {kind}"

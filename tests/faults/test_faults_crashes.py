@@ -6,6 +6,7 @@ look into ("done here" is not "done everywhere").
 
 import shutil
 import zipfile
+from functools import partial
 
 import pytest
 
@@ -17,14 +18,16 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 def contents(folder) -> dict[str, bytes]:
     """What lies in a folder, without what says how long something took, or was half written."""
     return {
-        name: _weights(folder / name) if name.endswith(".keras") else (folder / name).read_bytes()
+        name: _content(folder / name)
         for name in sorted(names(folder))
         if (folder / name).is_file() and not name.endswith("trial.json")
     }
 
 
-def _weights(file) -> bytes:
-    """Those of a network; its file says also when it was written."""
+def _content(file) -> bytes:
+    """Of a network its weights: its file says also when it was written."""
+    if not (file.suffix == ".keras" and zipfile.is_zipfile(file)):
+        return file.read_bytes()
     with zipfile.ZipFile(file) as archive:
         return archive.read("model.weights.h5")
 
@@ -70,21 +73,19 @@ def test_preprocess_and_compare_with_a_store(models, tiny, warm, tmp_path, recor
     place = tmp_path / "walked"
     place.mkdir()
 
-    def start(**more):
-        return warm.start(
-            work="to_compare",
-            data=tiny,
-            out=place / "run",
-            cache=place / "cache",
-            size=(36, 24),
-            methods=[tmp_path / "colours.py"],
-            splits=["case"],
-            store=str(place / "store"),
-            keep_models=models,
-            log=tmp_path / "log",
-            **more,
-        )
-
+    start = partial(
+        warm.start,
+        work="to_compare",
+        data=tiny,
+        out=place / "run",
+        cache=place / "cache",
+        size=(36, 24),
+        methods=[tmp_path / "colours.py"],
+        splits=["case"],
+        store=str(place / "store"),
+        keep_models=models,
+        log=tmp_path / "log",
+    )
     points = walk(start, place, record_property)
     assert points > 30
     assert len(list(place.glob("store/*/predictions.csv"))) == 2
@@ -96,20 +97,18 @@ def test_a_training_with_checkpoints(tiny, warm, tmp_path, record_property):
     place = tmp_path / "walked"
     place.mkdir()
 
-    def start(**more):
-        return warm.start(
-            work="to_train",
-            data=tiny,
-            out=place / "run",
-            cache=tmp_path / "cache",
-            size=(36, 24),
-            method="lenet5",
-            epochs=2,
-            steps=2,
-            log=tmp_path / "log",
-            **more,
-        )
-
+    start = partial(
+        warm.start,
+        work="to_train",
+        data=tiny,
+        out=place / "run",
+        cache=tmp_path / "cache",
+        size=(36, 24),
+        method="lenet5",
+        epochs=2,
+        steps=2,
+        log=tmp_path / "log",
+    )
     points = walk(start, place, record_property)
     assert points > 8
     assert len(list(place.glob("run/trials/*/model.keras"))) == 1

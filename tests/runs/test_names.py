@@ -50,6 +50,8 @@ def test_spellings_of_one_name_are_noted(names):
 @pytest.mark.parametrize("rounded", ["2.01E+11", "2,01E+11", "1E+15"])
 def test_numbers_that_a_spreadsheet_rounded_are_noted(rounded):
     assert f"round long numbers: {rounded}; several may have become one" in spelling_note([rounded], "cases")
+    both = spelling_note([rounded, "P-1", "p-1"], "cases")
+    assert rounded in both and "counted apart: 'P-1' and 'p-1'" in both
 
 
 def test_different_names_are_not_noted():

@@ -161,7 +161,8 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
         if next(folder.glob("*_notop.weights.h5"), None) is None:
             raise InputError(
                 f"{weights}: holds no weights; they are named <architecture>_notop.weights.h5, for example "
-                f"{architecture}_notop.weights.h5; name another folder, 'imagenet' or 'none'"
+                f"{architecture}_notop.weights.h5; name another folder with --weights or BCD_WEIGHTS_DIR, or "
+                "start from random weights with --weights none"
             )
         path = folder / f"{architecture}_notop.weights.h5"
         label = f"ImageNet weights (file {folder.name}/{path.name})"

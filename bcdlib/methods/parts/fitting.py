@@ -466,7 +466,7 @@ def fit_network(
 
 
 def set_steps_at_once(model: keras.Model, number: int) -> None:
-    """Set ``steps_per_execution``, also of a network that was trained before: Keras keeps what it made."""
+    """Set ``steps_per_execution``, and drop the functions that Keras made for another number of steps."""
     if model.steps_per_execution != number:
         model.steps_per_execution = number
         model.make_train_function(force=True)
