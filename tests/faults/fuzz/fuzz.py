@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing (atheris) of what strangers' files go through; not a part of the test run.
 
-    python tests/faults/fuzz/fuzz.py manifest|archive FOLDER [--seconds 600]
+    python tests/faults/fuzz/fuzz.py manifest|predictions|archive|model FOLDER [--seconds 600]
 
 FOLDER keeps the corpus and what was found (``crash-*``, ``timeout-*``, ``oom-*``). A finding is anything but
 an answer or an `InputError` of one line. What was found so far lies in found/ and is tested in
@@ -25,13 +25,18 @@ for name in (
     sys.modules.pop(name, None)
 
 with atheris.instrument_imports(
-    include=["bcdlib.data.breakhis", "bcdlib.data.custom", "bcdlib.data.sources", "tarfile", "zipfile"]
+    include=[
+        *("bcdlib.data.breakhis", "bcdlib.data.custom", "bcdlib.data.sources", "bcdlib.evaluation.metrics"),
+        *("bcdlib.methods._foreign", "bcdlib.methods._saved", "bcdlib.runs.files", "tarfile", "zipfile"),
+    ]
 ):
     import tarfile
     import zipfile
 
+    from bcdlib import methods
     from bcdlib.data import breakhis, custom, sources
     from bcdlib.errors import InputError
+    from bcdlib.evaluation import metrics
 
 NAME = "SOB_B_A-14-22549AB-40-001.png"
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -53,6 +58,52 @@ def try_manifest(data: bytes, folder: Path) -> None:
             work()
         except InputError as error:
             one_line(error)
+
+
+def try_predictions(data: bytes, folder: Path) -> None:
+    """A predictions table, and what is computed of it."""
+    file = folder / "predictions.csv"
+    file.write_bytes(data)
+    try:
+        table = metrics.read_predictions(file)
+    except InputError as error:
+        one_line(error)
+        return
+    assert table["probability"].between(0, 1).all() and set(table["label"]) <= {0, 1}
+    metrics.metrics_table(table)
+
+
+def try_model(data: bytes, folder: Path) -> None:
+    """The first byte says of what the rest takes the place: the file, or a member of a good one."""
+    kind, body = (data[0] if data else 0) % (1 + len(MODEL)), data[1:]
+    file = folder / "fuzz.keras"
+    if kind:
+        body = zipped(MODEL | {list(MODEL)[kind - 1]: body})
+    file.write_bytes(body)
+    try:
+        methods.load_method(file)
+    except InputError as error:
+        one_line(error)
+
+
+def small_model() -> dict[str, bytes]:
+    """The members of a network of two layers, saved by Keras."""
+    import keras
+
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "small.keras")
+        layers = [keras.Input((4, 4, 3)), keras.layers.Conv2D(2, 3), keras.layers.GlobalAveragePooling2D()]
+        keras.Sequential([*layers, keras.layers.Dense(1, activation="sigmoid")]).save(file)
+        with zipfile.ZipFile(file) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return out.getvalue()
 
 
 def try_archive(data: bytes, folder: Path) -> None:
@@ -124,17 +175,45 @@ MANIFEST_SEEDS = (
 )
 
 
+COLUMNS = ",".join(metrics.COLUMNS)
+ROW = f"{NAME},14-22549AB,14-22549,40,A,0,0.2,0,resnet50,case,0"
+PREDICTIONS_SEEDS = (
+    f"{COLUMNS}\n{ROW}\n".encode(),
+    f"{COLUMNS},weights,p_A,p_40X\n{ROW},imagenet,0.5,\n{ROW.replace('0.2', '1e-400')},,,1\n".encode(),
+    f"\ufeff{COLUMNS.replace(',', ';')}\r\n{ROW.replace(',', ';')}\r\n".encode(),
+    f'{COLUMNS}\n"a, b.png",,,,,1,1.0000001,val,m,s,x\n'.encode(),
+    gzip.compress(f"{COLUMNS}\n{ROW}\n".encode()),
+    f"{COLUMNS}\n{ROW}\n".encode("utf-16"),
+)
+
+
+def model_seeds():
+    yield b"\0" + zipped(MODEL)
+    yield from (bytes([number]) + content for number, content in enumerate(MODEL.values(), 1))
+
+
+MODEL: dict[str, bytes] = {}
+TARGETS = {
+    "manifest": (try_manifest, lambda: MANIFEST_SEEDS),
+    "predictions": (try_predictions, lambda: PREDICTIONS_SEEDS),
+    "archive": (try_archive, archive_seeds),
+    "model": (try_model, model_seeds),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("target", choices=("manifest", "archive"))
+    parser.add_argument("target", choices=tuple(TARGETS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=int, default=600)
     options = parser.parse_args()
     corpus = options.folder / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(archive_seeds() if options.target == "archive" else MANIFEST_SEEDS):
+    if options.target == "model":
+        MODEL.update(small_model())
+    work, seeds = TARGETS[options.target]
+    for number, seed in enumerate(seeds()):
         (corpus / f"seed-{number}").write_bytes(seed)
-    work = try_archive if options.target == "archive" else try_manifest
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
         atheris.Setup(
             [
