@@ -370,3 +370,12 @@ def test_what_should_start_at_once_imports_little(tiny, command, unneeded):
     assert done.returncode == 0, done.stderr
     found = set(done.stdout.rpartition("MODULES ")[2].split())
     assert "click" in found and not found & unneeded
+
+
+def test_a_table_is_evaluated_without_keras():
+    """What `evaluate` and 05_evaluate import; where there is a model to ask, Keras comes then."""
+    code = (
+        "import sys, bcdlib.evaluate, bcdlib.suite.run, bcdlib.widgets.threshold, bcdlib.widgets.upload\n"
+        "assert 'sklearn' in sys.modules and 'keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -8,7 +8,7 @@ import pandas as pd
 from bcdlib.data import cache, custom
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
-from bcdlib.explain import gradcam, models
+from bcdlib.explain import models
 from bcdlib.plots import style
 from bcdlib.runs.folder import MODEL, TRIAL_COLUMNS, Run, has_cache, trial_folder
 
@@ -96,6 +96,8 @@ def _maps(run: Run, rows: pd.DataFrame, cached) -> dict[int, np.ndarray]:
             model = models.load_model(folder / MODEL)
             resized = models.model_cache(model, cached)
             if resized is not None:
+                from bcdlib.explain import gradcam  # needs Keras; the rest does not
+
                 X = model.stained(resized.pixels[resized.rows(part["filename"])])
                 found |= dict(zip(part.index, gradcam.compute_gradcam(model.network, X), strict=True))
     return found

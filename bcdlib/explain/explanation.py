@@ -5,9 +5,12 @@ All models are plain Keras files. A model that lies in a trial's folder also has
 `ood.save_reference`).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,11 +18,13 @@ import pandas as pd
 from bcdlib.data import cache, custom, decode, sources, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import thresholds
-from bcdlib.explain import gradcam, models, ood
-from bcdlib.methods._saved import SavedMethod
+from bcdlib.explain import models, ood
 from bcdlib.plots import style
 from bcdlib.runs.folder import MODEL, TRIAL_COLUMNS, Run, has_cache, trial_folder
 from bcdlib.runs.names import in_markdown
+
+if TYPE_CHECKING:
+    from bcdlib.methods import SavedMethod
 
 SHOWN = 4  # nearest training images in a figure
 NEAREST_COLUMNS = ["filename", "slide", "case", "class", "distance"]
@@ -228,6 +233,8 @@ def _calibrate(model_file, probability) -> list[float] | None:
 
 
 def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = "the image") -> Explanation:
+    from bcdlib.explain import gradcam  # needs Keras; the rest does not
+
     X = model.stained(shown[None])
     probability = float(models.predict_images(model, shown[None])[0])
     [calibrated] = _calibrate(model_file, [probability]) or [None]

@@ -1,18 +1,23 @@
 """Saved models of trials: load them, predict with them, describe what they predicted."""
 
+from __future__ import annotations
+
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bcdlib import methods
 from bcdlib.data import breakhis, cache, splits
 from bcdlib.errors import InputError, one_line
 from bcdlib.evaluation import metrics
-from bcdlib.methods._base import malignant_probability
 from bcdlib.runs.files import read_json
 from bcdlib.runs.folder import MODEL, Run
+
+# functions import what needs Keras: 05_evaluate starts without it where there is no model to ask
+if TYPE_CHECKING:
+    from bcdlib import methods
 
 
 def load_model(model_file, *, values: str = "") -> methods.SavedMethod:
@@ -37,6 +42,8 @@ def load_model(model_file, *, values: str = "") -> methods.SavedMethod:
 # 05_evaluate draws three figures with the same two models, and to load one takes a second
 @functools.lru_cache(maxsize=2)
 def _load(model_file, values: str, facts) -> methods.SavedMethod:
+    from bcdlib import methods
+
     return methods.load_method(model_file, values=values)
 
 
@@ -56,6 +63,8 @@ def model_cache(model: methods.SavedMethod, cached: cache.PixelCache) -> cache.P
 
 def predict_images(model: methods.SavedMethod, X) -> np.ndarray:
     """Predict the probability of malignant; float64 (N,)."""
+    from bcdlib.methods._base import malignant_probability
+
     return malignant_probability(model.predict_proba(np.asarray(X)))
 
 

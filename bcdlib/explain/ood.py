@@ -16,7 +16,6 @@ import pandas as pd
 from sklearn import neighbors, preprocessing
 
 from bcdlib.errors import InputError
-from bcdlib.explain import gradcam
 from bcdlib.runs.files import TEXTS, atomic_write, read_json, write_csv, write_json
 
 NEIGHBOURS = 5
@@ -81,6 +80,8 @@ def reference_points(network, X) -> np.ndarray:
     -------
     float32 array (N, channels)
     """
+    from bcdlib.explain import gradcam  # needs Keras; the rest does not
+
     features = gradcam.last_features(network, X)
     return preprocessing.normalize(np.sign(features) * np.sqrt(np.abs(features))).astype("float32")
 

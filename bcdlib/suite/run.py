@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from bcdlib import methods, mount, preprocess
+from bcdlib import mount
 from bcdlib.data import breakhis, custom, sources
 from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation import metrics, thresholds
-from bcdlib.methods.parts import backbones
 from bcdlib.runs import places, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.suite.report import write_report
@@ -32,6 +31,8 @@ def absolute_parameters(parameters: dict) -> dict:
     InputError
         Unknown method, or a manifest without a folder or archive of one's own.
     """
+    from bcdlib import methods  # needs Keras, which takes seconds; `evaluate` does without
+
     data, manifest, weights = (parameters[name] for name in ("data", "manifest", "weights"))
     methods.method_settings(parameters["method"])
     if os.environ.get("BCD_WEIGHTS_DIR"):
@@ -63,6 +64,8 @@ def check_inputs(parameters: dict, only: tuple[str, ...] = ()) -> None:
     InputError
         Unknown profile or notebook, a data set or manifest that cannot be used, weights that cannot be had.
     """
+    from bcdlib.methods.parts import backbones
+
     profile, manifest = profiles.get_profile(parameters["profile"]), parameters["manifest"]
     for stage in only:
         check_known("notebook", stage, STAGES)
@@ -112,6 +115,8 @@ def prepare_run(
     InputError
         If the data set or the manifest cannot be used, or `strict` says so.
     """
+    from bcdlib import preprocess
+
     mount.start_run(run, data, manifest=manifest, profile=profile.name, seed=data_seed, progress=progress)
     cache = preprocess.resize_images(
         run, profile, mount.open_data(run), cache_root=cache_root, strict=strict, progress=progress

@@ -1,9 +1,12 @@
 """Notebooks executed by papermill; that of a finished trial is 04_train for this trial alone."""
 
+from __future__ import annotations
+
 import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import nbformat
@@ -17,7 +20,9 @@ from bcdlib.runs import files, noise, places, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.trials import cluster
 from bcdlib.trials.store import put_trial
-from bcdlib.trials.trial import Result, Trial, run_trial
+
+if TYPE_CHECKING:
+    from bcdlib.trials.trial import Result, Trial
 
 STAGES = ("01_mount", "02_preprocess", "03_visualize", "04_train", "05_evaluate", "06_compare")
 _NAME = "trial.ipynb"
@@ -46,6 +51,8 @@ def run_with_notebook(
     StageError
         If the notebook fails; its executed half is kept, and the trial's results too.
     """
+    from bcdlib.trials.trial import run_trial  # needs Keras; to execute a notebook does not
+
     result = run_trial(trial, cache, profile, weights=weights, store=store, **options)
     if not (result.folder / _NAME).is_file():
         if (
