@@ -238,6 +238,12 @@ def audit(data, manifest, split, folds, seed, as_json):
     "--methods", default="resnet50", show_default=True, help="Separated by commas or spaces, or 'all'."
 )
 @click.option(
+    "--embeddings",
+    default="",
+    help="Vectors of the images, made by any encoder: .npz, .npy beside a .csv, .h5, .parquet, or a folder "
+    "of them. They are judged as method 'embeddings', with the head of 'robust'.",
+)
+@click.option(
     "--splits",
     default="",
     help="Protocols or published splits (see audit), separated by commas or spaces; 'authors' is the one "
@@ -313,6 +319,7 @@ def compare(
     choose,
     shared_cases,
     weights,
+    embeddings,
     **options,
 ):
     """Run methods under protocols; trials that are finished already are not run again.
@@ -326,6 +333,7 @@ def compare(
     import pandas as pd
 
     from bcdlib import compare, mount, preprocess
+    from bcdlib.data import vectors
     from bcdlib.runs import profiles
     from bcdlib.suite.run import prepare_run
     from bcdlib.trials import cluster, comparison
@@ -340,8 +348,9 @@ def compare(
     if seed + many - 1 > LAST_SEED:
         raise InputError(f"--seed {seed}: with {many} seeds from there on the last is beyond {LAST_SEED}")
     settings = profiles.get_profile(profile, folds=folds)
+    given = [f"embeddings:file={Path(embeddings).expanduser().absolute()}"] if embeddings else []
     asked = {
-        "method_names": comparison.expand_methods(split_words(methods)),
+        "method_names": comparison.expand_methods([*split_words(methods), *given]),
         "split_names": split_words(splits),
         "seeds": range(seed, seed + many),
         "trainable": options.pop("trainable"),
@@ -350,6 +359,9 @@ def compare(
     }
     run = mount.open_run(out, data, profile)
     made = prepare_run(run, settings, data, manifest=manifest, strict=strict, data_seed=seed, split_seed=seed)
+    if embeddings:
+        found, extra = vectors.match_vectors(embeddings, run.images()["filename"])
+        click.echo(f"{embeddings}: a vector of each of {len(found)} images; {extra} more belong to none")
     if shared_cases:
         click.echo(measure_shared_cases(run, settings, **asked, **options).to_string(index=False))
         click.echo(f"Table: {run.folder / 'shared_cases.csv'}")

@@ -73,7 +73,12 @@ def compute_gradcam(network: keras.Model, X, classes=None) -> np.ndarray:
     gradients = _gradient(lambda values: keras.ops.sum(scores(values) * direction), feature_maps)
     total = 0.0
     for one, gradient in zip(feature_maps, gradients, strict=True):
-        each = _joined(keras.ops.relu(keras.ops.sum(one * gradient, axis=-1, keepdims=True)), len(X))
+        if len(one) != len(X):
+            raise InputError(
+                f"this network makes {len(one)} feature maps of {len(X)} images: there is no one map of where "
+                "it looks"
+            )
+        each = keras.ops.relu(keras.ops.sum(one * gradient, axis=-1, keepdims=True))
         total += keras.ops.convert_to_numpy(keras.ops.image.resize(each, X.shape[1:3]))[..., 0]
     largest = total.max(axis=(1, 2), keepdims=True)
     return np.divide(total, largest, out=np.zeros_like(total), where=largest > 0)
@@ -102,18 +107,6 @@ def _feature_network(network: keras.Model) -> keras.Model:
         network = _parts(network)[0]
         pooled = keras.ops.concatenate([keras.ops.mean(one, axis=(1, 2)) for one in network.outputs], axis=-1)
     return keras.Model(network.inputs[0], pooled)
-
-
-def _joined(pieces, n: int):
-    """Join the maps of an image that the network cuts into a square grid (`backbones.cut_patches`)."""
-    total, height, width, _ = pieces.shape
-    side = round((total // n) ** 0.5)
-    if side**2 * n != total:
-        raise InputError(
-            f"this network makes {total} feature maps of {n} images: there is no one map of where it looks"
-        )
-    grid = keras.ops.reshape(pieces, (n, side, side, height, width))
-    return keras.ops.reshape(keras.ops.transpose(grid, (0, 1, 3, 2, 4)), (n, side * height, side * width, 1))
 
 
 def _gradient(score, tensors):

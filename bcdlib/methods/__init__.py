@@ -45,15 +45,25 @@ _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 @functools.cache
 def method_names() -> tuple[str, ...]:
-    """List the keys of the methods in this folder, the paper's own first.
+    """List the keys of the methods in this folder that run as they are, the paper's own first.
+
+    Those that must be given something, ``embeddings`` and ``encoder``, are found by name only.
 
     Examples
     --------
     >>> method_names()[0]
     'resnet50'
     """
-    names = [name for _, name, package in pkgutil.iter_modules(__path__) if not (package or name[0] == "_")]
+    names = [name for name in _modules() if not _load(name).given]
     return tuple(sorted(names, key=lambda name: (name != "resnet50", name)))
+
+
+def _modules() -> list[str]:
+    return [name for _, name, package in pkgutil.iter_modules(__path__) if not (package or name[0] == "_")]
+
+
+def _load(name: str) -> type[Method]:
+    return _only_method(importlib.import_module(f"bcdlib.methods.{name}"), name)
 
 
 def method_settings(name: str) -> dict:
@@ -84,7 +94,7 @@ def method_settings(name: str) -> dict:
 
 
 def absolute_name(name: str) -> str:
-    """Make a name hold in any folder: the path of a method file becomes absolute.
+    """Make a name hold in any folder: the path of a method file, or of what it is given, becomes absolute.
 
     Examples
     --------
@@ -92,6 +102,11 @@ def absolute_name(name: str) -> str:
     'robust:stages=4'
     """
     name, *changes = _CHANGE.split(name)
+    given = f"{get_method(name).given}="
+    for place, change in enumerate(changes):
+        path = Path(change.removeprefix(given)).expanduser()
+        if change.startswith(given) and path.exists():
+            changes[place] = f"{given}{path.absolute()}"
     return ":".join([str(Path(name).absolute()) if name.endswith(".py") else name, *changes])
 
 
@@ -117,8 +132,8 @@ def get_method(name: str) -> type[Method]:
     name = _CHANGE.split(name)[0]
     if name.endswith(".py"):
         return _own_method(Path(name))
-    check_known("method", name, method_names())
-    return _only_method(importlib.import_module(f"bcdlib.methods.{name}"), name)
+    check_known("method", name, _modules())
+    return _load(name)
 
 
 _LOADING = threading.RLock()  # a second thread must not find a module that is half loaded

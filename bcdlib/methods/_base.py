@@ -43,6 +43,8 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
         How its authors trained it, as far as known; of ours, and where nothing is known, `PAPER`.
     own_size : bool
         Whether it may look at images at a size of its own, whatever the profile's.
+    given : str
+        Name of a parameter without which it cannot run: such a method is not among "all".
     decides_for : str
         What one probability is of: "image", or "slide" if all images of a slide get the same; tables say so.
     suffix : str
@@ -57,6 +59,7 @@ class Method(ClassifierMixin, BaseEstimator, ABC):
     changes: dict[str, dict] = {}
     authors: Recipe = PAPER
     own_size: bool = False
+    given: str = ""
     decides_for: str = "image"
     suffix: str = ".keras"
 

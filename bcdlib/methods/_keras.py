@@ -7,7 +7,7 @@ from bcdlib.errors import InputError
 from bcdlib.methods._base import TASKS
 from bcdlib.methods._recipe import PAPER, RECIPES, Recipe
 from bcdlib.methods._training import AUGMENTATION, KerasTraining
-from bcdlib.methods.parts import backbones, hardware
+from bcdlib.methods.parts import backbones, features, hardware
 from bcdlib.methods.parts.architectures import chain as chain  # for method files
 
 
@@ -207,6 +207,14 @@ class KerasMethod(KerasTraining):
                 f"{self.key}: size={self.size!r}; give WIDTHxHEIGHT, for example 350x230, or 'cache'"
             ) from None
         return height, width, 3
+
+    def starts_from(self) -> dict[str, str] | str:
+        """Identify what the bases start from: weights in files by their content."""
+        builtin = set(self.architectures) <= set(backbones.ARCHITECTURES)
+        if self.weights in ("none", "imagenet") and builtin:
+            return self.weights
+        found = backbones.find_all(self.architectures, self.weights, required=False)
+        return {name: features.weights_identity(base, 0) for name, base in found.items()}
 
     # --- what they can use ------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ from bcdlib.errors import InputError, check_seed
 from bcdlib.evaluation.metrics import COLUMNS, MAGNIFICATION_COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods._base import TASKS, Method, malignant_probability, predict_checked, wanted
 from bcdlib.methods._recipe import PAPER, Recipe
-from bcdlib.methods.parts import backbones, features, fitting, hardware
-from bcdlib.runs import environment, files, profiles
+from bcdlib.methods.parts import backbones, fitting, hardware
+from bcdlib.runs import environment, files, places, profiles
 from bcdlib.runs.folder import TRIAL_COLUMNS
 from bcdlib.trials import model_card
 from bcdlib.trials.store import fetch_trial, put_trial
@@ -88,7 +88,10 @@ class Trial:
             "" if self.task == "binary" else self.task,
             "" if self.stain is None else f"stain_{self.stain}",
             "paper_recipe" if self.recipe == "paper" and kind.authors != PAPER else "",
-            *(f"{key}={value}" for key, value in methods.method_settings(self.method).items()),
+            *(
+                f"{key}={places.name_only(value)}"
+                for key, value in methods.method_settings(self.method).items()
+            ),
         ]
         return "-".join(filter(None, parts))
 
@@ -396,22 +399,13 @@ def _name(trial: Trial, estimator, part: pd.DataFrame, cache: PixelCache) -> str
         settings,
         # the method's code, in a form that comments and layout do not change
         ast.dump(ast.parse(Path(inspect.getfile(type(estimator))).read_text())),
-        _weights_content(estimator),
+        estimator.starts_from() if hasattr(estimator, "starts_from") else "none",
         cache.folder.name,
         part[["filename", "role"]].to_csv(index=False),
     ]
     digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.=-]", "_", trial.label)
     return f"{label}-{trial.split}-fold{trial.fold}-seed{trial.seed}-{digest}"
-
-
-def _weights_content(estimator: Method) -> dict[str, str] | str:
-    """Identify pre-trained weights, by content where they are files."""
-    weights = getattr(estimator, "weights", "none")
-    if weights in ("none", "imagenet"):
-        return weights
-    found = backbones.find_all(getattr(estimator, "architectures", ()), weights, required=False)
-    return {name: features.weights_identity(base, 0) for name, base in found.items()}
 
 
 def load_trial(trial: Trial, folder) -> Result:

@@ -12,8 +12,10 @@ import numpy as np
 
 from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation.published import NOT_COMPARABLE
+from bcdlib.methods.parts import encoders
 from bcdlib.methods.parts.architectures import GoogLeNet
 from bcdlib.runs.files import why_no_file
+from bcdlib.runs.places import name_only
 
 
 class Architecture(NamedTuple):
@@ -127,7 +129,7 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
     Parameters
     ----------
     architecture : str
-        A key of `ARCHITECTURES`.
+        A key of `ARCHITECTURES`; else the preset of an encoder, which has its own weights.
     weights : str, optional
         ``"imagenet"`` (Keras downloads them), ``"none"``, or a folder with
         ``<architecture>_notop.weights.h5``. Default: see `choose_weights`.
@@ -144,6 +146,9 @@ def find_weights(architecture: str, weights: str | None = None, required: bool =
     >>> find_weights("resnet50", "none")
     Weights(path=None, label='random initial weights')
     """
+    if architecture not in ARCHITECTURES:
+        licence = encoders.load_encoder(architecture).licence
+        return Weights(architecture, f"{name_only(architecture)} (licence of its weights: {licence})")
     weights = choose_weights(weights)
     if weights == "none":
         return Weights(None, "random initial weights")
@@ -327,6 +332,8 @@ def append_features(
     InputError
         If the weights file does not fit the architecture.
     """
+    if architecture not in ARCHITECTURES:
+        return encoders.append_encoder(x, architecture, pooling, name)
     about = ARCHITECTURES[architecture]
     height, width = x.shape[1:3]
     factor = -(-about.smallest // min(height, width))

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
 
-from bcdlib.data import stain
+from bcdlib.data import stain, vectors
 from bcdlib.methods.parts import augmentation, backbones, fitting
 from bcdlib.runs.files import atomic_write, local_copy, lock_path
 
@@ -53,7 +55,8 @@ def cached_features(
         *([change] if change else []),
     ]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    path = cache.folder / "features" / f"{architecture}-{digest}.npy"
+    name = re.sub(r"[^\w.-]+", "_", architecture)[-80:]  # an encoder's may be an address
+    path = cache.folder / "features" / f"{name}-{digest}.npy"
     with lock_path(path):
         if not path.is_file():
             with atomic_write(path) as temporary:
@@ -93,7 +96,7 @@ def extract_features(
     ----------
     X : uint8 array (N, height, width, 3), RGB
     architecture : str
-        A key of `backbones.ARCHITECTURES`.
+        A key of `backbones.ARCHITECTURES`, or the preset of an encoder.
     target : stain.StainTarget, optional
         Of stain normalisation in front of the base.
     pooling, pixels
@@ -124,7 +127,9 @@ def weights_identity(weights: backbones.Weights, seed: int) -> str:
     """Identify what a base starts from: weights in a file by their content, random ones by their seed."""
     if weights.path is None:
         return f"random {seed} {keras.backend.backend()}"  # backends draw different numbers from a seed
-    if weights.path == "imagenet":
-        return "imagenet"
+    if Path(weights.path).is_dir():
+        return vectors.content_digest(weights.path)
+    if not Path(weights.path).is_file():  # "imagenet", or the address of an encoder
+        return weights.path
     with open(weights.path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
