@@ -75,7 +75,7 @@ def compute_gradcam(network: keras.Model, X, classes=None) -> np.ndarray:
     for one, gradient in zip(feature_maps, gradients, strict=True):
         if len(one) != len(X):
             raise InputError(
-                f"this network makes {len(one)} feature maps of {len(X)} images: there is no one map of where "
+                f"this network makes {len(one)} feature maps of {len(X)} images: there is no map of where "
                 "it looks"
             )
         each = keras.ops.relu(keras.ops.sum(one * gradient, axis=-1, keepdims=True))
