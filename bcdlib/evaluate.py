@@ -23,10 +23,13 @@ from bcdlib.evaluation.bootstrap import comparison_table as comparison_table
 from bcdlib.evaluation.metrics import cross_validation_table as cross_validation_table
 from bcdlib.evaluation.metrics import subtype_table as subtype_table
 from bcdlib.evaluation.thresholds import referral_table as referral_table
+from bcdlib.explain.elsewhere import ask_elsewhere as ask_elsewhere
+from bcdlib.explain.elsewhere import elsewhere_table as elsewhere_table
 from bcdlib.explain.error_analysis import error_figure as error_figure
 from bcdlib.explain.error_analysis import worst_errors as worst_errors
 from bcdlib.explain.explanation import explain_image as explain_image
 from bcdlib.explain.explanation import explain_own_image as explain_own_image
+from bcdlib.explain.export import export_onnx as export_onnx
 from bcdlib.explain.prediction import predict_files as predict_files
 from bcdlib.explain.prediction import predict_labelled as predict_labelled
 

@@ -18,8 +18,8 @@ from bcdlib.runs.places import name_only
 
 _METRICS = ("auc", "case_auc", "balanced_accuracy", "sensitivity", "specificity", "accuracy")
 HOW = (
-    "Nothing was asked: set `external` to a folder or archive of images from elsewhere and `external_labels` to "
-    "a CSV with the columns `path`, `label` and `group`."
+    "Nothing was asked: set `external` to a folder or archive of images from elsewhere, and "
+    "`external_labels` to a CSV with the columns `path`, `label` and `group`."
 )
 
 
@@ -34,7 +34,7 @@ class Elsewhere:
     predictions : DataFrame or None
         As from `prediction.predict_labelled`; None if nothing was asked.
     table : DataFrame or None
-        Metrics inside and elsewhere, with intervals and their difference; see `compare_elsewhere`.
+        Metrics inside and elsewhere, with intervals and their difference; see `elsewhere_table`.
     figure : matplotlib Figure or None
     """
 
@@ -83,8 +83,7 @@ def ask_elsewhere(run: Run, external: str = "", external_labels: str = "") -> El
         model_file, Path(external).expanduser(), Path(external_labels).expanduser(), progress=True
     )
     run.write_csv("external.csv", found)
-    internal = internal_predictions(model_file)
-    table = compare_elsewhere(found, internal)
+    internal, table = internal_predictions(model_file), elsewhere_table(found, model_file)
     line = elsewhere_text(found, model_file=model_file, table=table, place=name_only(external))
     return Elsewhere(f"Model: {in_markdown(name)}. {line}", found, table, _figure(found, internal, table))
 
@@ -108,22 +107,24 @@ def internal_predictions(model_file) -> pd.DataFrame | None:
     )
 
 
-def compare_elsewhere(found: pd.DataFrame, internal: pd.DataFrame | None) -> pd.DataFrame:
+def elsewhere_table(found: pd.DataFrame, model_file) -> pd.DataFrame:
     """Compute metrics elsewhere, beside the internal ones, with 95 % intervals by case and group.
 
     Parameters
     ----------
-    found, internal : DataFrame
-        Predictions tables of one method and split each, with the columns threshold and calibrated.
+    found : DataFrame
+        As from `prediction.predict_labelled`.
+    model_file : path-like
+        What lies beside it says the internal ones; see `internal_predictions`.
 
     Returns
     -------
     DataFrame
         metric (at the locked threshold; the Brier score is that of the calibrated probability); value and
         interval inside, elsewhere, and of their difference (elsewhere minus inside; the two share no case,
-        see `bootstrap.difference_limits`). Without `internal` those columns are left out.
+        see `bootstrap.difference_limits`). Where the internal ones are not known those columns are left out.
     """
-    there = _measure(found)
+    there, internal = _measure(found), internal_predictions(model_file)
     table = pd.DataFrame({"metric": [metrics.METRICS[key].label for key in there.index]})
     if internal is None:
         return table.assign(**_columns(there, "elsewhere", "95 % by group"))
@@ -163,18 +164,18 @@ def elsewhere_text(found: pd.DataFrame, *, model_file, table: pd.DataFrame, plac
         As from `prediction.predict_labelled`.
     model_file : path-like
     table : DataFrame
-        As from `compare_elsewhere`.
+        As from `elsewhere_table`.
     place : str
         What the images are called.
     """
     groups = found.drop_duplicates(["case", "label"])["label"].value_counts()
     of = f" of `{place}`" if place else ""
     lock = models.saved_lock(model_file)
-    fixed = "no threshold lies beside the model: 0.5" if lock is None else f"{lock['threshold']:.3f}"
+    fixed = "0.5: none lies beside it" if lock is None else f"{lock['threshold']:.3f}"
     lines = [
         f"{len(found)} images{of}, {found['case'].nunique()} groups ("
         + ", ".join(f"{groups.get(side, 0)} {name}" for side, name in enumerate(breakhis.CLASSES))
-        + f"). Threshold as locked with the model ({fixed}), and so the calibration: nothing was fitted here.",
+        + f"). Threshold ({fixed}) and calibration are those locked with the model: nothing was fitted here.",
     ]
     auc = table.iloc[0]
     if "difference" in table and not np.isnan(auc["difference"]):

@@ -12,6 +12,7 @@ from bcdlib.runs.files import TEXTS, atomic_write, read_json, write_csv, write_j
 TRIAL_COLUMNS = ["method", "split", "fold", "seed"]  # name a trial in a predictions table
 MODEL = "model.keras"  # a trial's stored model
 LOCK = "locked.csv"  # threshold and calibration: of a run's trials, and beside each stored model its own
+CROSS_VALIDATION = "cross_validation.csv"  # beside a final model: the predictions that its figures rest on
 RUN_SUBFOLDERS = ("figures", "notebooks", "prepared", "splits", "tables", "trials")
 # what depends on the images, their size and splits; trials do too, but are named by all that they depend on
 _RESULTS = (

@@ -13,7 +13,6 @@ from bcdlib.runs import files, names, places
 from bcdlib.runs import folder as folders
 
 CARD_NAME = "model-card.md"
-CROSS_VALIDATION = "cross_validation.csv"  # of a final model: what its figures rest on
 _NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
 
 
@@ -39,7 +38,7 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     card = Path(folder) / CARD_NAME
     facts = files.read_json(card.with_name("trial.json"))
     final = facts["split"] == splits.ALL
-    tested = _read(card.with_name(CROSS_VALIDATION if final else "predictions.csv"))
+    tested = _read(card.with_name(folders.CROSS_VALIDATION if final else "predictions.csv"))
     locked = _read(card.with_name(folders.LOCK))
     shown = bootstrap.interval_table(
         tested, metrics.shown_in("card"), threshold="threshold" if final else metrics.THRESHOLD
