@@ -110,13 +110,11 @@ def predict_labelled(
 def _left_out(scan: custom.CustomScan, unread: pd.DataFrame) -> list[str]:
     """Say how many images are not in the table, and why; a sentence a kind."""
     kinds = {
-        "images that the manifest names are missing": [f"{path}: {why}" for path, why in scan.reasons],
-        "images could not be read": [f"{row.file}: {row.reason}" for row in unread.itertuples()],
-        "images have no label in the manifest": scan.unused,
+        "missing, though named in the manifest": [f"{path}: {why}" for path, why in scan.reasons],
+        "that cannot be read": [f"{row.file}: {row.reason}" for row in unread.itertuples()],
+        "without a label in the manifest": scan.unused,
     }
-    return [
-        f"{len(found)} {kind}, left out; the first is {found[0]}" for kind, found in kinds.items() if found
-    ]
+    return [f"left out: {len(found)} {kind}, the first {found[0]}" for kind, found in kinds.items() if found]
 
 
 def _lock_notes(model_file) -> list[str]:

@@ -19,7 +19,9 @@ def folds_of(run):
     """Predictions and locks of the trials by case, read from their folders."""
     parts = []
     for file in sorted((run.folder / "trials").glob("texture-case-*/trial.json")):
-        test, validation = (pd.read_csv(file.with_name(f"{name}.csv")) for name in ("predictions", "validation"))
+        test, validation = (
+            pd.read_csv(file.with_name(f"{name}.csv")) for name in ("predictions", "validation")
+        )
         parts.append((test, thresholds.lock_thresholds(validation)))
     return parts
 
@@ -74,8 +76,15 @@ def test_the_network_is_that_of_all_images(final_run):
 def test_04_train_finds_it_finished_and_says_what_it_is(final_run, tmp_path_factory):
     run, result = final_run
     method = str(run.folder.parent / "texture.py")
-    planned = train.plan_trials(run, SMALL, split_names=("case", "all"), method=method, trainable="head", fold=1)
-    assert [(trial.split, trial.fold) for trial in planned] == [("case", 0), ("case", 1), ("case", 2), ("all", 0)]
+    planned = train.plan_trials(
+        run, SMALL, split_names=("case", "all"), method=method, trainable="head", fold=1
+    )
+    assert [(trial.split, trial.fold) for trial in planned] == [
+        ("case", 0),
+        ("case", 1),
+        ("case", 2),
+        ("all", 0),
+    ]
     written = (result.folder / "model.keras").stat().st_mtime_ns
     results = train.train_trials(run, SMALL, planned, weights="none", keep_model=False)
     assert results[-1].folder == result.folder
