@@ -115,7 +115,9 @@ def _whole_network(model: SavedMethod, lock: dict | None) -> keras.Model:
         p = ops.clip(ops.cast(outputs[0], "float64"), 1e-6, 1 - 1e-6)  # as `thresholds.calibrate`
         z = lock["slope"] * ops.log(p / (1 - p)) + lock["intercept"]
         outputs.append(ops.cast(1 / (1 + ops.exp(-z)), "float32"))
-    return keras.Model(image, outputs)
+    network = keras.Model(image, outputs)
+    network(np.zeros((1, height, width, 3), "uint8"))  # Keras exports only what was called once
+    return network
 
 
 def _convert(network: keras.Model, path: Path, names: list[str], facts: dict[str, str]) -> None:
