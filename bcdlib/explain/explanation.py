@@ -33,8 +33,6 @@ class Explanation:
     ----------
     label : str
         "benign" or "malignant", at the threshold; empty if there was no model to ask.
-    threshold : float
-        The one that was locked with the model, else 0.5.
     probability : float
         Of malignant, 0..1.
     calibrated : float or None
@@ -46,15 +44,17 @@ class Explanation:
         they are not known.
     figure : matplotlib Figure
         The image, its Grad-CAM map for the predicted class, the nearest training images.
+    threshold : float
+        The one that was locked with the model, else 0.5.
     """
 
     label: str
-    threshold: float
     probability: float
     calibrated: float | None
     warning: str
     nearest: pd.DataFrame
     figure: object
+    threshold: float = metrics.THRESHOLD
 
     @property
     def summary(self) -> str:
@@ -145,9 +145,9 @@ def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: i
             cached.pixels[cached.rows([row["filename"]])[0]],
             title=models.true_caption(row),
         )
-    text, unknown = "This run has no saved model of these predictions: there is none to ask.", float("nan")
+    text = "This run has no saved model of these predictions, so there is none to ask about an image."
     nothing = pd.DataFrame(columns=NEAREST_COLUMNS)
-    return Explanation("", unknown, unknown, None, text, nothing, style.note_figure(text))
+    return Explanation("", float("nan"), None, text, nothing, style.note_figure(text))
 
 
 def trial_reference(model_file, model: SavedMethod) -> ood.OODReference | None:
@@ -251,14 +251,9 @@ def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = 
         cam = gradcam.compute_gradcam(model.network, X)[0]
     except InputError:  # a network without a feature map still has a class and its probability
         cam = None
+    label = models.predicted_class(probability, threshold)
     answer = Explanation(
-        models.predicted_class(probability, threshold),
-        threshold,
-        probability,
-        calibrated,
-        warning,
-        nearest[NEAREST_COLUMNS],
-        None,
+        label, probability, calibrated, warning, nearest[NEAREST_COLUMNS], None, threshold=threshold
     )
     record = models.trial_record(model_file)
     made = f"{record['method']}, split {record['split']}: " if record else ""

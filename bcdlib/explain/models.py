@@ -13,7 +13,7 @@ from bcdlib.errors import InputError, one_line
 from bcdlib.evaluation import metrics
 from bcdlib.methods._base import malignant_probability
 from bcdlib.runs.files import read_json
-from bcdlib.runs.folder import LOCK, MODEL, Run
+from bcdlib.runs.folder import LOCK, MODEL, TRIAL_COLUMNS, Run
 
 
 def load_model(model_file, *, values: str = "") -> methods.SavedMethod:
@@ -108,17 +108,19 @@ def saved_lock(model_file) -> dict | None:
     Raises
     ------
     InputError
-        If the file is damaged.
+        If the file is damaged, or of another model than ``trial.json`` beside it.
     """
-    file = Path(model_file).with_name(LOCK)
+    record, file = trial_record(model_file), Path(model_file).with_name(LOCK)
     if not file.is_file():
         return None
     try:
-        table = pd.read_csv(file)[["threshold", "slope", "intercept"]].astype(float)
-        [row] = table.to_dict("records")
+        table = pd.read_csv(file)
+        if record and any(str(table[name].iloc[0]) != str(record[name]) for name in TRIAL_COLUMNS):
+            raise ValueError("it is of another model")
+        [row] = table[["threshold", "slope", "intercept"]].astype(float).to_dict("records")
         if not np.isfinite(list(row.values())).all():
             raise ValueError("a number is missing")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError) as error:
         raise InputError(
             f"{file}: cannot be read ({one_line(error)}); delete it, or run again what made it"
         ) from None

@@ -152,6 +152,12 @@ def test_a_model_without_its_folder(model, other, tmp_path):
     (tmp_path / "locked.csv").write_text("threshold,slope,intercept\n0.5,,0\n")
     with pytest.raises(InputError, match="locked.csv: cannot be read"):
         models.saved_lock(tmp_path / "alone.keras")
+    (tmp_path / "locked.csv").write_text(model.with_name("locked.csv").read_text())
+    assert models.saved_lock(tmp_path / "alone.keras") == models.saved_lock(model)
+    record = json.loads(model.with_name("trial.json").read_text())
+    (tmp_path / "trial.json").write_text(json.dumps(record | {"split": "case"}))
+    with pytest.raises(InputError, match="locked.csv: cannot be read .it is of another model"):
+        models.saved_lock(tmp_path / "alone.keras")
 
 
 def test_another_model_is_judged_by_its_test_part(final_run):
