@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -128,6 +129,8 @@ def main():
 @click.option("--final", is_flag=True, help=FINAL)
 def run(out, only, sweep_file, scheduler, final, **parameters):
     """Execute the six notebooks; write report.html and summary.json."""
+    if final and (sweep_file or only and "04_train" not in only):
+        raise InputError("--final: 04_train makes the final model; goes neither with --sweep nor without it")
     from bcdlib import mount
     from bcdlib.suite import run, sweep
     from bcdlib.trials import cluster
@@ -140,10 +143,6 @@ def run(out, only, sweep_file, scheduler, final, **parameters):
     if sweep_file and only:
         raise InputError(
             f"--only {only[0]}: does not go with --sweep, which runs {' and '.join(sweep.SWEEP_STAGES)}"
-        )
-    if final and (sweep_file or only and "04_train" not in only):
-        raise InputError(
-            "--final: 04_train makes the final model; it goes neither with --sweep nor without 04"
         )
     given = sweep.read_sweep(sweep_file) if sweep_file else {}
     parameters = run.absolute_parameters(parameters)
@@ -449,11 +448,11 @@ def predict(model, images, as_json, values, manifest, csv):
 
     For research and teaching, not a medical device.
     """
+    if manifest and len(images) > 1:
+        raise InputError(f"{images[1]}: with --manifest name one folder or archive")
     from bcdlib import evaluate
     from bcdlib.runs import files
 
-    if manifest and len(images) > 1:
-        raise InputError(f"{images[1]}: with --manifest name one folder or archive")
     if manifest:
         table = evaluate.predict_labelled(model, images[0], manifest, progress=True, values=values)
     else:
@@ -463,6 +462,10 @@ def predict(model, images, as_json, values, manifest, csv):
     if csv:
         files.write_csv(csv, table)
         click.echo(f"Table: {csv}", err=True)
+        validation = Path(model).with_name("validation.csv")
+        if manifest and validation.is_file():
+            command = ["python", "-m", "bcdlib", "evaluate", csv, "--validation", str(validation)]
+            click.echo(f"Report, at the same threshold: {shlex.join(command)}", err=True)
     if manifest and not as_json:
         click.echo(evaluate.elsewhere_table(table, model).to_string(index=False))
     elif as_json or not csv:

@@ -281,6 +281,8 @@ def test_table_ii_and_gap():
         (["audit", "--data", "~nouser/x"], ["home folder", "~"]),
         (["verify", "a" * 5000], ["a" * 100]),
         (["frobnicate"], ["frobnicate"]),
+        (["run", "--final", "--only", "05_evaluate"], ["--final", "04_train"]),
+        (["predict", "m.keras", "a", "b", "--manifest", "l.csv"], ["b: with --manifest", "one folder"]),
         (["audit", "--split"], ["--split"]),
         (["evaluate", "p\u00fcnktchen.csv"], ["no such predictions table"]),
     ],

@@ -76,8 +76,9 @@ def finish_final(results: list[Result], images: pd.DataFrame) -> Result:
         ignore_index=True,
     )
     validation = tested[final.predictions.columns].assign(split=trial.split, fold=trial.fold)
+    validation = validation.drop_duplicates("filename")
     files.write_csv(place / folder.CROSS_VALIDATION, tested)
-    files.write_csv(place / "validation.csv", validation.drop_duplicates("filename"))
+    files.write_csv(place / "validation.csv", validation)
     files.write_csv(place / folder.LOCK, thresholds.lock_thresholds(validation))
     model_card.write_card(place, images, trial.split_table)
     return load_trial(trial, place)

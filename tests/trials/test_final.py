@@ -1,5 +1,10 @@
 """A final model: trained on all images, its threshold and figures from models that had not seen the case."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +13,12 @@ from bcdlib import compare, evaluate, train
 from bcdlib.data import splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics, thresholds
+from bcdlib.explain import ood
 from bcdlib.runs.files import read_json
 from bcdlib.runs.profiles import get_profile
-from tests.conftest import TEXTURE
+from tests.conftest import TEXTURE, write_labelled
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 SMALL = get_profile("demo", size=(24, 16), folds=3)
 
@@ -97,6 +105,28 @@ def test_04_train_finds_it_finished_and_says_what_it_is(final_run, tmp_path_fact
     probability = pd.read_csv(result.folder / "validation.csv").query("label == 1")["probability"]
     assert pd.read_csv(result.folder / "locked.csv")["threshold"].tolist() == [probability.min()]
     evaluate.lock(run)
+
+
+def test_compare_makes_one(tmp_path):
+    """Through the command line: the folder that is named at the end holds all that is taken elsewhere."""
+    (tmp_path / "texture.py").write_text(TEXTURE)
+    labels = write_labelled(tmp_path / "own", 6)
+    data = ["--data", tmp_path / "own" / "images", "--manifest", labels, "--out", tmp_path / "run"]
+    chosen = ["--methods", tmp_path / "texture.py", "--splits", "case", "--folds", "2", "--final"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bcdlib", "compare", *map(str, [*data, *chosen])],
+        cwd=ROOT,
+        env=os.environ | {"BCD_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1].removeprefix("Final model: "))
+    assert folder.parent == tmp_path / "run" / "trials" and folder.name.startswith("texture-all-fold0-seed0-")
+    taken = {"model.keras", "model-card.md", "locked.csv", "cross_validation.csv", "trial.json", *ood.FILES}
+    assert taken <= {file.name for file in folder.iterdir()}
+    assert "fewer than 8" in (folder / "model-card.md").read_text()  # three cases of a class lock nothing
+    assert len(list(folder.parent.glob("texture-case-*"))) == 2
 
 
 def test_what_has_no_final_model_is_refused(final_run, tmp_path):
