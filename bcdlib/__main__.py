@@ -467,7 +467,9 @@ def predict(model, images, as_json, values, manifest, csv):
             command = ["python", "-m", "bcdlib", "evaluate", csv, "--validation", str(validation)]
             click.echo(f"Report, at the same threshold: {shlex.join(command)}", err=True)
     if manifest and not as_json:
-        click.echo(evaluate.elsewhere_table(table, model).to_string(index=False))
+        click.echo(
+            evaluate.elsewhere_table(table, model).to_string(index=False, float_format="{:.3f}".format)
+        )
     elif as_json or not csv:
         click.echo(evaluate.as_json(table) if as_json else table.to_string(index=False))
 
