@@ -7,7 +7,7 @@ import pandas as pd
 from bcdlib.data import breakhis, cache, checks, splits
 from bcdlib.runs.folder import Run
 
-COUNTS = ["images", "slides", "cases", "benign", "malignant"]
+COUNTS = ["images", "slides", "cases", "benign", "malignant", "benign_cases", "malignant_cases"]
 COLUMNS = ["split", "fold", "step", "reason", *COUNTS, "cases_in_training"]
 _TEXTS = {"split": "", "fold": "", "reason": ""}
 _MOST_REASONS = 4
@@ -28,8 +28,9 @@ def flow_table(run: Run, tested: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         split, fold (both empty where a row is about all), step (found, left out, used, outside the split,
         train, validation, test), reason (of those that were left out), images, slides (folders), cases,
-        benign and malignant (images; NaN of files that were left out), cases_in_training (test cases that are
-        also in training or validation, NaN in other rows).
+        benign and malignant (images), benign_cases, malignant_cases (those with a malignant image); all but
+        images NaN of files that were left out; cases_in_training (test cases that are also in training or
+        validation, NaN in other rows).
     """
     if not (run.folder / "images.csv").is_file():
         return pd.DataFrame(
@@ -64,11 +65,14 @@ def _with_class(tested: pd.DataFrame) -> pd.DataFrame:
 
 
 def _counts(images: pd.DataFrame) -> dict[str, int]:
+    malignant = images.loc[images["class"] == breakhis.CLASSES[1], "case"].nunique()
     return {
         "images": len(images),
         "slides": breakhis.count_slide_folders(images),
         "cases": images["case"].nunique(),
         **{name: int((images["class"] == name).sum()) for name in breakhis.CLASSES},
+        "benign_cases": images["case"].nunique() - malignant,
+        "malignant_cases": malignant,
     }
 
 

@@ -201,7 +201,9 @@ def calibration_slope(label, probability, weights=None) -> float:
     >>> round(calibration_slope([0, 0, 0, 1, 0, 1, 1, 1], [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9]), 2)
     0.5
     """
-    model = LogisticRegression(C=1e6).fit(clipped_logit(probability)[:, None], label, sample_weight=weights)
+    model = LogisticRegression(C=1e6, solver="newton-cholesky").fit(
+        clipped_logit(probability)[:, None], label, sample_weight=weights
+    )
     return float(model.coef_[0, 0])
 
 
@@ -223,10 +225,11 @@ def calibration_intercept(label, probability, weights=None) -> float:
 def _by_resample(compute, label, probability, weights) -> np.ndarray:
     """Compute a metric that takes weights for each resample; NaN where a class was not drawn."""
     found = np.full(len(weights), np.nan)
-    for number, row in enumerate(weights):
-        used = row > 0
-        if 0 < row @ label < row.sum():
-            found[number] = compute(label[used], probability[used], row[used])
+    with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):  # a third of the time
+        for number, row in enumerate(weights):
+            used = row > 0
+            if 0 < row @ label < row.sum():
+                found[number] = compute(label[used], probability[used], row[used])
     return found
 
 

@@ -77,7 +77,7 @@ def _common_rows(table: pd.DataFrame) -> list[list[_Box]]:
     return [
         [_Box(f"Found: {found.images:.0f} files")],
         _aside("\n".join([f"Left out: {gone:.0f}" if gone else "Left out: none", *lines])),
-        [_Box(f"Used: {_count_text(used, ', ')}")],
+        [_Box(f"Used\n{_count_text(used, ' ')}")],
     ]
 
 
@@ -87,23 +87,30 @@ def _split_rows(name: str, table: pd.DataFrame) -> list[list[_Box]]:
     title = f"Split {name}, fold {folds[0]}" + (f" (first of {len(folds)} tested)" if len(folds) > 1 else "")
     rows = [[_Box(textwrap.fill(title, 48), _TITLE)]]
     if "outside the split" in part.index:
-        rows.append(_aside(f"Not in this split: {_count_text(part.loc['outside the split'], ', ')}"))
+        rows.append(_aside(f"Not in this split\n{_count_text(part.loc['outside the split'], ' ')}"))
     roles = [role for role in _COLOURS if role in part.index and part.loc[role, "images"]]
     width, boxes = (1 - 0.03 * (len(roles) - 1)) / len(roles), []
+    newline = "\n"
     for place, role in enumerate(roles):
         row = part.loc[role]
-        text = f"{role}\n{_count_text(row, chr(10))}"
+        text = f"{role}\n{_count_text(row, newline)}"
         if pd.notna(row["cases_in_training"]):
             text += f"\n({row['cases_in_training']:.0f} cases also\nin training)"
         boxes.append(_Box(text, _COLOURS[role], place * (width + 0.03), width))
     return [*rows, boxes]
 
 
-def _count_text(row, between: str) -> str:
-    units = [("images", row.images), ("slides", row.slides), ("cases", row.cases)]
-    parts = [f"{number:.0f} {name[:-1] if number == 1 else name}" for name, number in units]
-    classes = [f"{row.benign:.0f} benign", f"{row.malignant:.0f} malignant"]
-    return "\n".join([*parts, *classes] if between == "\n" else [", ".join(parts), ", ".join(classes)])
+def _count_text(row, classes: str) -> str:
+    """Count in lines; `classes` stands between what is counted and its classes."""
+    counts = {"image": (row.images, row.benign, row.malignant), "slide": (row.slides,)}
+    counts["case"] = (row.cases, row.benign_cases, row.malignant_cases)
+    lines = []
+    for name, (number, *by_class) in counts.items():
+        line = f"{number:.0f} {name}" + ("" if number == 1 else "s")
+        between = "," + classes[-1]
+        parts = between.join(f"{count:.0f} {kind}" for count, kind in zip(by_class, ("benign", "malignant")))
+        lines.append(f"{line}{classes}({parts})" if parts else line)
+    return "\n".join(lines)
 
 
 def _draw_box(axis, box: _Box, top: float, height: float) -> None:
