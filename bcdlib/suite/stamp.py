@@ -95,8 +95,8 @@ PARAMETERS = {
     "calibration": "of the probabilities, fitted on validation: `temperature`, `platt` or `none`",
     "predictions": "the predictions table of any other model, a CSV (empty: the run's own)",
     "validation": "that model's predictions on its validation part, for threshold and calibration",
-    "prevalences": "shares of malignant cases, with commas or spaces between, for which predictive values are "
-    "computed (empty: 0.05, 0.1, 0.25, 0.5)",
+    "prevalences": "shares of malignant cases, with commas or spaces between, for which predictive values "
+    "are computed (empty: 0.05, 0.1, 0.25, 0.5)",
     "image": "a PNG, JPEG, TIFF or BMP file of your own to classify (empty: an image of the test part)",
 }
 
