@@ -511,7 +511,7 @@ def net_benefit_figure(table: pd.DataFrame):
     found = decisions.net_benefit(table)
     if found.empty:
         return style.note_figure("No method here gives a probability of malignant.")
-    figure, panels = _panels(table[table["probability"].notna()], width=4.2, height=3.1, columns=1)
+    figure, panels = _panels(table[table["probability"].notna()], width=4.2, height=2.7, columns=1)
     for (axis, _), (_, part) in zip(panels, found.groupby(GROUP, sort=False)):
         most = part["act_on_all"].max()
         axis.fill_between(part["threshold"], part["low"], part["high"], color=style.MEASURED, alpha=0.15)
@@ -544,11 +544,11 @@ def precision_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def precision_figure(table: pd.DataFrame):
     """Draw how far intervals by case reach against the number of cases, a panel a measure."""
-    found, cases = decisions.precision(table), np.geomspace(4, 2000, 40)
+    found, cases = decisions.precision(table), np.geomspace(2, 2000, 40)
     if found.empty:
         return style.note_figure("No method here gives a probability of malignant.")
     measures = found["measure"].unique()
-    figure, axes = style.make_figure(len(measures), 1, width=4.2, height=2.6 * len(measures), squeeze=False)
+    figure, axes = style.make_figure(len(measures), 1, width=4.2, height=2.1 * len(measures), squeeze=False)
     for axis, measure in zip(axes.flat, measures):
         for row in found[found["measure"] == measure].itertuples():
             widths = [decisions.half_width(measure, row.value, n, malignant=row.malignant) for n in cases]

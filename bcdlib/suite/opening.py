@@ -1,5 +1,6 @@
 """The report's first page: what was tested, on whom, the figures by case, what leaks, what it means."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,7 @@ from bcdlib.data import breakhis, splits
 from bcdlib.runs.files import TEXTS
 from bcdlib.runs.folder import Run
 
-MOST_ROWS = 8  # of the table on the first page
+MOST_ROWS = 8  # methods and splits on the first page
 DRAWN, BREAKHIS, OWN = "drawn", "BreakHis", "own"
 
 
@@ -25,14 +26,14 @@ def opening_facts(run: Run, summary: dict) -> dict:
     -------
     dict
         ``kind`` of the images ("drawn", "BreakHis" or "own"); ``tested``, ``whom``, ``leaks`` and ``means``,
-        lists of sentences; ``rows`` of the table, dicts, the strictest split first; ``more``, how many rows
+        lists of sentences; ``rows``, a dict a method and split, the strictest first; ``more``, how many rows
         are left out.
     """
     kind = data_kind(run)
-    by_case = _table(run, "tables/by_case.csv")
-    pairs = list(by_case.groupby(["method", "split"], sort=False).groups) if len(by_case) else []
+    by_case, flow, results = (_table(run, f"tables/{name}.csv") for name in ("by_case", "flow", "results"))
+    evaluated = len(by_case) and len(flow) and len(results)
+    pairs = list(by_case.groupby(["method", "split"], sort=False).groups) if evaluated else []
     pairs.sort(key=lambda pair: splits.strictness(pair[1]))
-    flow, results = _table(run, "tables/flow.csv"), _table(run, "tables/results.csv")
     rows = [_row(pair, by_case, flow, results) for pair in pairs]
     return {
         "kind": kind,
@@ -63,26 +64,31 @@ def _table(run: Run, name: str) -> pd.DataFrame:
 
 
 def _row(pair: tuple, by_case: pd.DataFrame, flow: pd.DataFrame, results: pd.DataFrame) -> dict:
-    """Make a row of the table on the first page."""
+    """Gather the figures by case of a method and split."""
     found = by_case[(by_case[["method", "split"]] == list(pair)).all(axis=1)].set_index("measure")
     row = {"method": pair[0], "split": pair[1]}
     for measure in ("sensitivity", "specificity"):
         value, cases, interval = found.loc[measure, ["value", "cases", "95 %"]]
-        row[measure] = "not defined" if pd.isna(value) else f"{cases}: {value:.2f} ({interval})"
+        row[measure] = "not defined" if pd.isna(value) else f"{cases}, {value:.2f} ({_short(interval)})"
     auc = results[
         (results[["method", "split"]] == list(pair)).all(axis=1) & (results["metric"] == "case_auc")
     ]
     row["auc"], row["limits"] = "not defined", None
     if len(auc) and pd.notna(auc["value"].iloc[0]):
         interval = auc["95 % by case"].iloc[0]
-        row["auc"] = f"{auc['value'].iloc[0]:.2f} ({interval})"
+        row["auc"] = f"{auc['value'].iloc[0]:.2f} ({_short(interval)})"
         if " to " in interval:
             row["limits"] = [float(limit) for limit in interval.split(" to ")]
     test = flow[(flow["split"] == pair[1]) & (flow["step"] == "test")]
-    row["cases"], row["shared"] = int(test["cases"].sum()), None
+    row["cases"], row["folds"], row["shared"] = int(test["cases"].sum()), len(test), None
     if test["cases_in_training"].notna().all():
         row["shared"] = int(test["cases_in_training"].sum())
     return row
+
+
+def _short(interval: str) -> str:
+    """Write an interval, or that it cannot be said, with two decimal places."""
+    return re.sub(r"\d\.\d+", lambda number: f"{float(number[0]):.2f}", interval)
 
 
 def _tested(run: Run, summary: dict) -> list[str]:
@@ -118,9 +124,13 @@ def _whom(kind: str, flow: pd.DataFrame, names: list[str]) -> list[str]:
         )
         lines.append(
             f"Split {name}: {cases} test cases ({malignant} malignant, {cases - malignant} benign), {slides} "
-            f"slides, {images} images."
+            f"slides, {images} images{_folds_text(len(test))}."
         )
     return lines[: MOST_ROWS + 1]
+
+
+def _folds_text(folds: int) -> str:
+    return f", {folds} folds together" if folds > 1 else ""
 
 
 def _leaks(rows: list[dict]) -> list[str]:
@@ -129,7 +139,8 @@ def _leaks(rows: list[dict]) -> list[str]:
         lines[row["split"]] = f"Split {row['split']}: " + (
             "not known, since the predictions were made elsewhere."
             if row["shared"] is None
-            else f"{row['shared']} of {row['cases']} test cases were also in training or validation."
+            else f"{row['shared']} of {row['cases']} test cases were also in training or validation"
+            f"{_folds_text(row['folds'])}."
         )
     return list(lines.values())[:MOST_ROWS] or ["Nothing was evaluated yet."]
 

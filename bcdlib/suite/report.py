@@ -34,6 +34,7 @@ OWN_SECTIONS = {
     "environment": "Made with",
 }
 WENT_IN = ("predictions.csv", "validation.csv", "locked.csv", "splits/*.csv", "comparison_predictions.csv")
+DRAWING = 4096  # colours, which no figure with a photograph has so few of
 LOSSLESS = 200_000  # bytes; a figure that is larger without loss holds photographs
 
 
@@ -193,9 +194,13 @@ def _smaller_pictures(html: str) -> str:
 
 
 def _webp(png: bytes) -> str:
-    """Pack a PNG file as the address of a WebP picture: drawings without loss, photographs with little."""
+    """Pack a PNG file as the address of a WebP picture: drawings in few colours, photographs with little loss."""
     with Image.open(io.BytesIO(png)) as image:
         picture = image.convert("RGB")
+    if picture.getcolors(DRAWING):  # of its colours most are shades at the edges of letters
+        few = picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).convert("RGB")
+        few.paste("white", mask=picture.convert("L").point(lambda light: 255 * (light == 255)))
+        picture = few
     found = io.BytesIO()
     picture.save(found, "WEBP", lossless=True, method=1, quality=20)  # quick, and nearly as small
     if found.tell() > LOSSLESS:
