@@ -194,7 +194,7 @@ def _smaller_pictures(html: str) -> str:
 
 
 def _webp(png: bytes) -> str:
-    """Pack a PNG file as the address of a WebP picture: drawings in few colours, photographs with little loss."""
+    """Pack a PNG file as a WebP address: drawings in few colours, photographs with little loss."""
     with Image.open(io.BytesIO(png)) as image:
         picture = image.convert("RGB")
     if picture.getcolors(DRAWING):  # of its colours most are shades at the edges of letters
