@@ -30,7 +30,7 @@ from bcdlib.explain.error_analysis import error_figure as error_figure
 from bcdlib.explain.error_analysis import worst_errors as worst_errors
 from bcdlib.explain.explanation import explain_image as explain_image
 from bcdlib.explain.explanation import explain_own_image as explain_own_image
-from bcdlib.plots.flow import draw_flow as draw_flow
+from bcdlib.plots.flow_diagram import draw_flow as draw_flow
 
 GROUP = ["method", "split"]
 REFITS = 500  # resamples in which calibration is fitted anew: a regression each

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 
 from bcdlib.data import breakhis, cache, checks, splits
@@ -58,10 +59,8 @@ def flow_table(run: Run, tested: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_class(tested: pd.DataFrame) -> pd.DataFrame:
-    names = dict(enumerate(breakhis.CLASSES))
-    return tested.drop_duplicates(["split", "fold", "filename"]).assign(
-        **{"class": tested["label"].map(names)}
-    )
+    once = tested.drop_duplicates(["split", "fold", "filename"])
+    return once.assign(**{"class": np.take(breakhis.CLASSES, once["label"])})
 
 
 def _counts(images: pd.DataFrame) -> dict[str, int]:

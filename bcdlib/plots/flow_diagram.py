@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from bcdlib.plots import style
 
 MOST_SPLITS = 8  # drawn beneath each other; more would be taller than a picture may be
-_LINE, _GAP, _BOX = 0.16, 0.22, 0.12  # inches: of a line of text, between rows of boxes, a box's margins
+_LINE, _GAP, _BOX = 0.165, 0.22, 0.13  # inches: of a line of text, between rows of boxes, a box's margins
 _WIDTH = 4.2  # inches, so that a phone shows it nearly as large as it is
 _INDENT = 0.12  # of a box that stands aside
 _PLAIN, _ASIDE, _TITLE = "#ffffff", "#f3f5f8", ""
