@@ -231,7 +231,7 @@ def confidence_limits(values, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def auc_limits(auc: float, malignant: int, benign: int) -> tuple[float, float]:
+def auc_limits(auc: float, malignant: float, benign: float) -> tuple[float, float]:
     """Compute the 95 % interval of an AUC from the numbers of units of both classes.
 
     Newcombe 2006, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic, part

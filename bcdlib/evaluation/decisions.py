@@ -21,7 +21,7 @@ PREVALENCES = (0.05, 0.1, 0.25, 0.5)
 HALF_WIDTH = 0.05  # of an interval, which precision is planned for
 MOST_CASES = 10**7
 MEASURES = ("sensitivity", "specificity", "PPV", "NPV")
-_THRESHOLDS = np.arange(1, 100) / 100
+_THRESHOLDS = tuple(n / 100 for n in range(1, 100))
 
 
 def predict_cases(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -196,19 +196,19 @@ def net_benefit(predictions: pd.DataFrame, at: Sequence[float] = _THRESHOLDS) ->
         `bootstrap.FEWEST_CASES` cases of a class), act_on_all (the net benefit of acting on every case;
         acting on none has 0).
     """
-    at, tables = np.asarray(at, dtype=float), []
-    odds = at / (1 - at)
+    thresholds, tables = np.asarray(at, dtype=float), []
+    odds = thresholds / (1 - thresholds)
     for key, part in _parts(predictions):
         cases = predict_cases(part)
         label, probability = cases[["label"]].to_numpy(), cases[["calibrated"]].to_numpy()
         weighed = np.where(label == 1, 1.0, -odds)
-        by_case = pd.DataFrame(weighed * (probability >= at - 1e-12)).groupby(cases["case"]).mean()
+        by_case = pd.DataFrame(weighed * (probability >= thresholds - 1e-12)).groupby(cases["case"]).mean()
         labels = cases.groupby("case")["label"].max()
-        limits = np.full((len(at), 2), np.nan)
+        limits = np.full((len(thresholds), 2), np.nan)
         if min((labels == side).sum() for side in (0, 1)) >= bootstrap.FEWEST_CASES:
             draws = bootstrap.resampled_sums(by_case) / len(by_case)
             limits = np.array([bootstrap.confidence_limits(values, len(by_case)) for values in draws.T])
-        columns = {"threshold": at, "net_benefit": by_case.mean().to_numpy()}
+        columns = {"threshold": thresholds, "net_benefit": by_case.mean().to_numpy()}
         columns |= {"low": limits[:, 0], "high": limits[:, 1]}
         columns |= {"act_on_all": labels.mean() - (1 - labels.mean()) * odds}
         tables.append(pd.DataFrame(columns).assign(**dict(zip(GROUP, key, strict=True)), cases=len(by_case)))
