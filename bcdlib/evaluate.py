@@ -11,7 +11,7 @@ from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
 from bcdlib.data import breakhis, cache, decode, near_duplicates, published_splits, splits
-from bcdlib.errors import InputError, split_words
+from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, decisions, metrics, thresholds
 from bcdlib.explain import explanation, models
 from bcdlib.plots import style
@@ -480,7 +480,7 @@ def predictive_table(table: pd.DataFrame, prevalences="") -> pd.DataFrame:
     ----------
     table : DataFrame
     prevalences : str
-        Shares between 0 and 1, with commas or spaces between; empty: `decisions.PREVALENCES`.
+        See `decisions.read_prevalences`.
 
     Returns
     -------
@@ -490,15 +490,9 @@ def predictive_table(table: pd.DataFrame, prevalences="") -> pd.DataFrame:
     Raises
     ------
     InputError
-        If it holds what is no such share.
+        If one is no share between 0 and 1.
     """
-    try:
-        shares = [float(word) for word in split_words(prevalences)] or decisions.PREVALENCES
-    except ValueError:
-        raise InputError(
-            f"prevalences {prevalences!r}: give shares between 0 and 1, such as 0.1 0.25"
-        ) from None
-    found = decisions.predictive_values(table, shares)
+    found = decisions.predictive_values(table, decisions.read_prevalences(prevalences))
     texts = found.assign(text=[bootstrap.interval_text(row) for row in found.itertuples()])
     wide = texts.pivot(index=[*GROUP, "prevalence"], columns="measure", values="text")
     order = pd.MultiIndex.from_frame(texts[[*GROUP, "prevalence"]].drop_duplicates())
@@ -538,7 +532,7 @@ def precision_table(table: pd.DataFrame) -> pd.DataFrame:
         for +- 0.05"; see `decisions.precision`.
     """
     found = decisions.precision(table)
-    names = {"half_width": "+- now", "needed": f"cases for +- {decisions.HALF_WIDTH}"}
+    names = {"half_width": "+- now", "needed": decisions.NEEDED}
     return found.drop(columns="malignant").rename(columns=names)
 
 

@@ -13,13 +13,15 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, split_words
 from bcdlib.evaluation import bootstrap, metrics
 
 GROUP = ["method", "split"]
 PREVALENCES = (0.05, 0.1, 0.25, 0.5)
 HALF_WIDTH = 0.05  # of an interval, which precision is planned for
+NEEDED = f"cases for +- {HALF_WIDTH}"  # the name of that column where it is shown
 MOST_CASES = 10**7
+_AT_ONCE = 50_000  # cases whose net benefit is computed at all thresholds together: memory
 MEASURES = ("sensitivity", "specificity", "PPV", "NPV")
 _THRESHOLDS = tuple(n / 100 for n in range(1, 100))
 
@@ -116,6 +118,30 @@ def _parts(predictions: pd.DataFrame):
     return known.groupby(GROUP, sort=False)
 
 
+def read_prevalences(text: str) -> list[float]:
+    """Read shares of malignant cases, with commas or spaces between; empty: `PREVALENCES`.
+
+    Raises
+    ------
+    InputError
+        If one is no share between 0 and 1.
+
+    Examples
+    --------
+    >>> read_prevalences("0.1, 0.25"), read_prevalences("")
+    ([0.1, 0.25], [0.05, 0.1, 0.25, 0.5])
+    """
+    shares = []
+    for word in split_words(text):
+        try:
+            shares.append(float(word))
+        except ValueError:
+            shares.append(float("nan"))
+        if not 0 < shares[-1] < 1:
+            raise InputError(f"prevalence {word!r}: give a share between 0 and 1, such as 0.1")
+    return shares or list(PREVALENCES)
+
+
 def predictive_values(predictions: pd.DataFrame, prevalences: Sequence[float] = PREVALENCES) -> pd.DataFrame:
     """Compute PPV and NPV where other shares of the cases are malignant, by Bayes' rule.
 
@@ -134,15 +160,7 @@ def predictive_values(predictions: pd.DataFrame, prevalences: Sequence[float] = 
     DataFrame
         method, split, prevalence, measure ("PPV" or "NPV"), value, low, high. NaN without malignant or
         without benign cases, or where no case is predicted so.
-
-    Raises
-    ------
-    InputError
-        If a prevalence is not between 0 and 1.
     """
-    for prevalence in prevalences:
-        if not 0 < prevalence < 1:
-            raise InputError(f"prevalence {prevalence:g}: give a share between 0 and 1, such as 0.1")
     rows = []
     for key, part in _parts(predictions):
         n = count_cases(part)
@@ -200,20 +218,30 @@ def net_benefit(predictions: pd.DataFrame, at: Sequence[float] = _THRESHOLDS) ->
     odds = thresholds / (1 - thresholds)
     for key, part in _parts(predictions):
         cases = predict_cases(part)
-        label, probability = cases[["label"]].to_numpy(), cases[["calibrated"]].to_numpy()
-        weighed = np.where(label == 1, 1.0, -odds)
-        by_case = pd.DataFrame(weighed * (probability >= thresholds - 1e-12)).groupby(cases["case"]).mean()
         labels = cases.groupby("case")["label"].max()
-        limits = np.full((len(thresholds), 2), np.nan)
-        if min((labels == side).sum() for side in (0, 1)) >= bootstrap.FEWEST_CASES:
-            draws = bootstrap.resampled_sums(by_case) / len(by_case)
-            limits = np.array([bootstrap.confidence_limits(values, len(by_case)) for values in draws.T])
-        columns = {"threshold": thresholds, "net_benefit": by_case.mean().to_numpy()}
-        columns |= {"low": limits[:, 0], "high": limits[:, 1]}
-        columns |= {"act_on_all": labels.mean() - (1 - labels.mean()) * odds}
-        tables.append(pd.DataFrame(columns).assign(**dict(zip(GROUP, key, strict=True)), cases=len(by_case)))
+        blocks = min(len(at), -(-len(cases) // _AT_ONCE))
+        found = np.concatenate([_benefits(cases, block) for block in np.array_split(thresholds, blocks)])
+        if min((labels == side).sum() for side in (0, 1)) < bootstrap.FEWEST_CASES:
+            found[:, 1:] = np.nan
+        rows = pd.DataFrame(found, columns=["net_benefit", "low", "high"]).assign(
+            **dict(zip(GROUP, key, strict=True)),
+            cases=len(labels),
+            threshold=thresholds,
+            act_on_all=labels.mean() - (1 - labels.mean()) * odds,
+        )
+        tables.append(rows)
     order = [*GROUP, "cases", "threshold", "net_benefit", "low", "high", "act_on_all"]
     return pd.concat(tables, ignore_index=True)[order] if tables else pd.DataFrame(columns=order)
+
+
+def _benefits(cases: pd.DataFrame, thresholds: np.ndarray) -> np.ndarray:
+    """Compute net benefit and its limits at each threshold, (N, 3), from the rows of `predict_cases`."""
+    weighed = np.where(cases[["label"]] == 1, 1.0, -thresholds / (1 - thresholds))
+    acted = cases[["calibrated"]].to_numpy() >= thresholds - 1e-12
+    by_case = pd.DataFrame(weighed * acted).groupby(cases["case"].to_numpy()).mean().to_numpy()
+    draws = bootstrap.resampled_sums(by_case) / len(by_case)
+    limits = [bootstrap.confidence_limits(values, len(by_case)) for values in draws.T]
+    return np.column_stack([by_case.mean(axis=0), limits])
 
 
 def half_width(measure: str, value: float, cases: float, *, malignant: float = 0.5) -> float:

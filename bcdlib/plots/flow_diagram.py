@@ -65,9 +65,7 @@ def draw_flow(table: pd.DataFrame):
 def _common_rows(table: pd.DataFrame) -> list[list[_Box]]:
     """Make the boxes that stand above the splits."""
     if table.empty:
-        return [
-            [_Box("Made elsewhere: what was found and left\nout, and the training, are not known", _ASIDE)]
-        ]
+        return [[_Box("Made elsewhere: what was found and left\nout, and the training, are not known")]]
     (found,), left_out, (used,) = (
         list(table[table["step"] == step].itertuples()) for step in ("found", "left out", "used")
     )

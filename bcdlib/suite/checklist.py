@@ -8,13 +8,15 @@ from bcdlib.suite import opening
 
 CHECKLIST_NAME = "checklist.md"
 MET, AUTHOR = "met", "author must write"
+# of predictions made elsewhere these sections say that nothing is known
+_OF_OUR_RUNS = ("Who leaked into the test part", "What it sees", "Your own image", "Which images went where")
 _EDITIONS = {
     "CLAIM": "CLAIM, update of 2024 (Tejani et al., Radiology: Artificial Intelligence), 44 items",
     "TRIPOD+AI": "TRIPOD+AI, 2024 (Collins et al., BMJ 385:e078378), 27 items with 52 parts",
 }
 
 
-def render_checklist(sections: list[str], kind: str) -> str:
+def render_checklist(sections: list[str], kind: str, *, elsewhere: bool = False) -> str:
     """Write the checklist of a report, in Markdown.
 
     Parameters
@@ -25,7 +27,11 @@ def render_checklist(sections: list[str], kind: str) -> str:
     kind : str
         Of the images; see `opening.data_kind`. What BreakHis' authors state is met with BreakHis only, and
         what they do not give is impossible with it.
+    elsewhere : bool
+        Whether the predictions were made elsewhere, so that images and training are not known.
     """
+    if elsewhere:
+        sections = [title for title in sections if _bare(title) not in _OF_OUR_RUNS]
     text = [
         "# Checklist",
         "",
@@ -52,6 +58,11 @@ def render_checklist(sections: list[str], kind: str) -> str:
     return "\n".join(text) + "\n"
 
 
+def _bare(title: str) -> str:
+    """Cut the number from a section's title."""
+    return title.lstrip("0123456789. ")
+
+
 def _answer(row, sections: list[str], kind: str) -> str:
     """Say whether, and where, an item is met."""
     if row.answer == "impossible" and kind != opening.OWN:
@@ -59,5 +70,5 @@ def _answer(row, sections: list[str], kind: str) -> str:
     if row.answer == "met with BreakHis" and kind != opening.BREAKHIS:
         return AUTHOR if kind == opening.OWN else "impossible with drawn tissue"
     titles = row.sections.split(";")
-    found = [title for title in sections if title.lstrip("0123456789. ") in titles]
+    found = [title for title in sections if _bare(title) in titles]
     return f"{MET}: {'; '.join(found)}" if found else AUTHOR

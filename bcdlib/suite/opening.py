@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from bcdlib.data import breakhis, splits
+from bcdlib.evaluation import decisions
 from bcdlib.runs.files import TEXTS
 from bcdlib.runs.folder import Run
 
@@ -103,8 +104,8 @@ def _tested(run: Run, summary: dict) -> list[str]:
     locked = _table(run, "locked.csv")
     chosen = int(locked["note"].isna().sum()) if len(locked) else 0
     lines.append(
-        f"The threshold was chosen on validation and locked before the test part was read, in {chosen} of "
-        f"{max(len(locked), chosen)} trials with validation; elsewhere it is 0.5."
+        "The threshold was chosen on validation and locked before the test part was read "
+        f"({chosen} of {len(locked)} trials with validation; without, it is 0.5)."
         if chosen
         else "The threshold is 0.5: validation was missing, or had too few cases to choose one."
     )
@@ -176,7 +177,8 @@ def _means(kind: str, rows: list[dict], precision: pd.DataFrame) -> list[str]:
             & (precision["measure"] == "AUC by case")
         ]
         lines += [
-            f"For +- 0.05 about {count} test cases would be needed; there are {first['cases']}."
-            for count in needed.iloc[:, -1].head(1)
+            f"For +- {decisions.HALF_WIDTH} about {row[decisions.NEEDED]} test cases would be needed; there "
+            f"are {row['cases']}."
+            for row in needed.to_dict("records")
         ]
     return lines

@@ -103,9 +103,9 @@ def test_predictive_values_by_hand():
     assert evaluate.predictive_table(rows)["prevalence"].tolist() == list(decisions.PREVALENCES)
 
 
-@pytest.mark.parametrize(("given", "named"), [("0", "0"), ("0.1 1", "1"), ("ten", "'ten'"), ("nan", "nan")])
+@pytest.mark.parametrize(("given", "named"), [("0", "0"), ("0.1 1", "1"), ("ten", "ten"), ("0.5,nan", "nan")])
 def test_prevalences_that_are_none_are_refused(given, named):
-    with pytest.raises(InputError, match=f"prevalences? {named}: give"):
+    with pytest.raises(InputError, match=f"prevalence '{named}': give a share between 0 and 1"):
         evaluate.predictive_table(table(CASES), given)
 
 

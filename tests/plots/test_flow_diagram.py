@@ -77,6 +77,8 @@ def test_many_splits_stay_a_picture():
 
 def test_made_elsewhere():
     table = pd.DataFrame([row("test", 3, 2, 2, 2, 1, 1, 1, split="mine", fold=0)])
-    shown = texts(draw_flow(table))
+    figure = draw_flow(table)
+    shown = texts(figure)
+    assert len(figure.axes[0].texts) == 4  # an arrow, to the test part
     assert shown[0].startswith("Made elsewhere") and shown[1] == "Split mine, fold 0"
     assert shown[2].startswith("test\n3 images")
