@@ -98,16 +98,17 @@ def _split_rows(name: str, table: pd.DataFrame) -> list[list[_Box]]:
     return [*rows, boxes]
 
 
-def _count_text(row, classes: str) -> str:
-    """Count in lines; `classes` stands between what is counted and its classes."""
-    counts = {"image": (row.images, row.benign, row.malignant), "slide": (row.slides,)}
-    counts["case"] = (row.cases, row.benign_cases, row.malignant_cases)
+def _count_text(row, gap: str) -> str:
+    """Count in lines; `gap`, a blank or the start of a new line, stands before each class."""
     lines = []
-    for name, (number, *by_class) in counts.items():
+    for name, number, classes in (
+        ("image", row.images, (row.benign, row.malignant)),
+        ("slide", row.slides, ()),
+        ("case", row.cases, (row.benign_cases, row.malignant_cases)),
+    ):
+        parts = [f"{count:.0f} {kind}" for count, kind in zip(classes, ("benign", "malignant"))]
         line = f"{number:.0f} {name}" + ("" if number == 1 else "s")
-        between = "," + classes[-1]
-        parts = between.join(f"{count:.0f} {kind}" for count, kind in zip(by_class, ("benign", "malignant")))
-        lines.append(f"{line}{classes}({parts})" if parts else line)
+        lines.append(f"{line}{gap}({f',{gap}'.join(parts)})" if parts else line)
     return "\n".join(lines)
 
 
