@@ -61,7 +61,8 @@ def data_kind(run: Run) -> str:
 def _table(run: Run, name: str) -> pd.DataFrame:
     """Read a table of the run; empty if it is not there."""
     file = Path(run.folder, name)
-    return pd.read_csv(file, dtype=TEXTS) if file.is_file() else pd.DataFrame()
+    texts = TEXTS | {"method": str, "split": str}
+    return pd.read_csv(file, dtype=texts) if file.is_file() else pd.DataFrame()
 
 
 def _row(pair: tuple, by_case: pd.DataFrame, flow: pd.DataFrame, results: pd.DataFrame) -> dict:
@@ -82,7 +83,7 @@ def _row(pair: tuple, by_case: pd.DataFrame, flow: pd.DataFrame, results: pd.Dat
             row["limits"] = [float(limit) for limit in interval.split(" to ")]
     test = flow[(flow["split"] == pair[1]) & (flow["step"] == "test")]
     row["cases"], row["folds"], row["shared"] = int(test["cases"].sum()), len(test), None
-    if test["cases_in_training"].notna().all():
+    if len(test) and test["cases_in_training"].notna().all():
         row["shared"] = int(test["cases_in_training"].sum())
     return row
 

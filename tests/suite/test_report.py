@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html as html_text
 import io
 import json
 import re
@@ -33,9 +34,9 @@ def evaluated(run, table, flow):
         ("results", evaluate.results_table(table)),
         ("by_case", evaluate.case_table(table)),
         ("precision", evaluate.precision_table(table)),
+        ("flow", flow),
     ):
         run.table(name, values)
-    run.write_csv("tables/flow.csv", flow)
 
 
 @pytest.fixture
@@ -255,6 +256,21 @@ def test_the_first_page_of_other_data(html, tmp_path):
         (run.folder / "tables" / f"{name}.csv").unlink()
         write_report(run)
         assert "05_evaluate has not run in this folder" in first_page(run)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "01", "a 'b'", "-x {y} $z$ %s"])
+def test_the_first_page_with_names_of_all_kinds(tmp_path, name):
+    images = breakhis.known_images().query("magnification == 40")
+    run, tested = real_run(tmp_path / "run", images)
+    (run.folder / "images.csv").unlink()
+    tested = tested.assign(method=name, split=name)
+    write_csv(run.folder / "predictions.csv", tested)
+    evaluated(run, tested, evaluate.flow_table(run, tested))
+    write_report(run)
+    page = html_text.unescape(first_page(run))
+    cases = tested["case"].nunique()
+    assert f": {cases} test cases (" in page and f"{name}: AUC " in page
+    assert "not known, since the predictions were made elsewhere" in page
 
 
 def test_what_went_in_is_told_by_its_digest(html, tmp_path):
