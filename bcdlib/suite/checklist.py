@@ -4,34 +4,39 @@ from pathlib import Path
 
 import pandas as pd
 
+from bcdlib.runs.folder import Run
 from bcdlib.suite import opening
 
 CHECKLIST_NAME = "checklist.md"
 MET, AUTHOR = "met", "author must write"
-# of predictions made elsewhere these sections say that nothing is known
-_OF_OUR_RUNS = ("Who leaked into the test part", "What it sees", "Your own image", "Which images went where")
+# sections that say something only in a run that has this file: its own images, those of another laboratory
+NEEDS = {
+    "Who leaked into the test part": "images.csv",
+    "What it sees": "images.csv",
+    "Your own image": "images.csv",
+    "Which images went where": "images.csv",
+    "Another laboratory": "tables/elsewhere.csv",
+}
 _EDITIONS = {
     "CLAIM": "CLAIM, update of 2024 (Tejani et al., Radiology: Artificial Intelligence), 44 items",
     "TRIPOD+AI": "TRIPOD+AI, 2024 (Collins et al., BMJ 385:e078378), 27 items with 52 parts",
 }
 
 
-def render_checklist(sections: list[str], kind: str, *, elsewhere: bool = False) -> str:
-    """Write the checklist of a report, in Markdown.
+def render_checklist(run: Run, sections: list[str], kind: str) -> str:
+    """Write the checklist of a run's report, in Markdown.
 
     Parameters
     ----------
+    run : Run
     sections : list of str
         The titles of the report's sections, with their numbers. An item is met if one of its sections is
-        among them.
+        among them, and has what it needs (`NEEDS`).
     kind : str
         Of the images; see `opening.data_kind`. What BreakHis' authors state is met with BreakHis only, and
         what they do not give is impossible with it.
-    elsewhere : bool
-        Whether the predictions were made elsewhere, so that images and training are not known.
     """
-    if elsewhere:
-        sections = [title for title in sections if _bare(title) not in _OF_OUR_RUNS]
+    sections = [title for title in sections if (run.folder / NEEDS.get(_bare(title), "")).exists()]
     text = [
         "# Checklist",
         "",

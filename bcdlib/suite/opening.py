@@ -43,7 +43,7 @@ def opening_facts(run: Run, summary: dict) -> dict:
         "rows": rows[:MOST_ROWS],
         "more": max(0, len(rows) - MOST_ROWS),
         "leaks": _leaks(rows),
-        "means": _means(kind, rows, _table(run, "tables/precision.csv")),
+        "means": _means(kind, rows, _table(run, "tables/precision.csv")) + _elsewhere(run),
     }
 
 
@@ -165,8 +165,8 @@ def _means(kind: str, rows: list[dict], precision: pd.DataFrame) -> list[str]:
         )
     else:
         lines.append(
-            f"The strictest, {name}, was tested on other cases of the same data set. Of another laboratory, "
-            "scanner or stain that says nothing."
+            f"The strictest, {name}, was tested on other cases of the same data set. That says nothing of "
+            "another laboratory, scanner or stain."
         )
     if first["limits"] is None:
         lines.append("There are too few test cases for an interval of the AUC by case.")
@@ -183,3 +183,8 @@ def _means(kind: str, rows: list[dict], precision: pd.DataFrame) -> list[str]:
             for row in needed.to_dict("records")
         ]
     return lines
+
+
+def _elsewhere(run: Run) -> list[str]:
+    asked = (run.folder / "tables" / "elsewhere.csv").is_file()
+    return ["How it did in another laboratory stands in 05_evaluate."] if asked else []

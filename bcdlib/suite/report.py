@@ -61,11 +61,7 @@ def write_report(run: Run) -> dict:
     files.write_json(run.folder / "summary.json", summary)
     chapters = _chapters(run)
     titles = [html.unescape(part["title"]) for chapter in chapters for part in chapter["sections"]]
-    text = checklist.render_checklist(
-        [*OWN_SECTIONS.values(), *titles],
-        opening.data_kind(run),
-        elsewhere=not (run.folder / "images.csv").is_file(),
-    )
+    text = checklist.render_checklist(run, [*OWN_SECTIONS.values(), *titles], opening.data_kind(run))
     files.write_text(run.folder / checklist.CHECKLIST_NAME, text)
     files.write_text(run.folder / "report.html", render_report(run, summary, chapters))
     return summary
