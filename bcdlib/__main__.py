@@ -413,6 +413,11 @@ def compare(
     "--sensitivity", default=0.95, show_default=True, help="The one to reach, with --rule sensitivity."
 )
 @click.option("--calibration", default="temperature", show_default=True, help="temperature, platt or none.")
+@click.option(
+    "--prevalences",
+    default="",
+    help="Shares of malignant cases for which PPV and NPV are computed.  [default: 0.05 0.1 0.25 0.5]",
+)
 @click.option("--out", help="Folder of the report.  [default: runs/<name of the table>-evaluate]")
 def evaluate(predictions, out, **options):
     """Write the full report for any model's predictions table: 05_evaluate on it, and report.html.

@@ -1,6 +1,7 @@
 """Evaluate a predictions table: leaks, metrics with intervals, threshold, calibration, referral."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
 from bcdlib.data import breakhis, cache, near_duplicates, published_splits, splits
 from bcdlib.errors import InputError
-from bcdlib.evaluation import bootstrap, metrics, thresholds
+from bcdlib.evaluation import bootstrap, decisions, metrics, thresholds
 from bcdlib.plots import style
 from bcdlib.runs import lesson
 from bcdlib.runs.files import write_csv
@@ -19,6 +20,7 @@ from bcdlib.runs.names import in_markdown
 
 # isort: split
 # for notebooks, which call verbs only
+from bcdlib.data.flow import flow_table as flow_table
 from bcdlib.evaluation.bootstrap import comparison_table as comparison_table
 from bcdlib.evaluation.metrics import cross_validation_table as cross_validation_table
 from bcdlib.evaluation.metrics import subtype_table as subtype_table
@@ -31,8 +33,10 @@ from bcdlib.explain.explanation import explain_image as explain_image
 from bcdlib.explain.explanation import explain_own_image as explain_own_image
 from bcdlib.explain.prediction import predict_files as predict_files
 from bcdlib.explain.prediction import predict_labelled as predict_labelled
+from bcdlib.plots.flow_diagram import draw_flow as draw_flow
 
 GROUP = ["method", "split"]
+REFITS = 500  # resamples in which calibration is fitted anew: a regression each
 MOST_SLIDES, MOST_GROUPS = 500, 50  # in a table: the intervals of a million groups would take hours
 
 
@@ -322,16 +326,25 @@ def subtype_confusion_figure(table: pd.DataFrame):
     )
 
 
-def _panels(table: pd.DataFrame, *, width: float, height: float):
-    """Make a figure with a titled panel for each method and split; also return pairs of panel and rows."""
+def _panels(table: pd.DataFrame, *, width: float, height: float, columns: int = 0):
+    """Make a figure with a titled panel for each method and split; also return pairs of panel and rows.
+
+    With `columns`, panels stand in so many of them (more if there are many panels), else in one row.
+    """
     names, parts = zip(*table.groupby(GROUP, sort=False), strict=True)
-    figure, axes = style.make_figure(1, len(parts), width=width * len(parts), height=height, squeeze=False)
-    for axis, (method, split), part in zip(axes[0], names, parts, strict=True):
+    columns = min(len(parts), max(columns, math.isqrt(len(parts)))) if columns else len(parts)
+    rows = -(-len(parts) // columns)
+    figure, axes = style.make_figure(
+        rows, columns, width=width * columns, height=height * rows, squeeze=False
+    )
+    for axis in axes.flat[len(parts) :]:
+        axis.remove()
+    for axis, (method, split), part in zip(axes.flat, names, parts):
         axis.set_title(
             f"{method}, split {split}\n{part['filename'].nunique()} images, {part['case'].nunique()} cases",
             fontsize=9,
         )
-    return figure, zip(axes[0], parts, strict=True)
+    return figure, zip(axes.flat, parts)
 
 
 def _confusion_panels(table: pd.DataFrame, names: dict, *, size: float, colours: str):
@@ -369,7 +382,8 @@ def roc_figure(table: pd.DataFrame):
 def reliability_figure(table: pd.DataFrame):
     """Draw reliability diagrams before and after calibration on validation, a panel a method and split.
 
-    The legends give the Brier score (the lower, the better) with its 95 % interval over cases.
+    The band is the 95 % interval over cases, where there are enough, of the last curve. The legends give the
+    Brier score (the lower, the better) with its interval.
     """
     figure, panels = _panels(table, width=3.8, height=3.8)
     looks = {"probability": ("before", style.PUBLISHED, "s"), "calibrated": ("after", style.MEASURED, "o")}
@@ -388,11 +402,169 @@ def reliability_figure(table: pd.DataFrame):
                     marker=marker,
                     ref_line=column == "probability",
                 )
+        band = thresholds.reliability_band(part, "calibrated" if "calibrated" in part else "probability")
+        axis.errorbar(
+            band["probability"],
+            band["malignant"],
+            yerr=bootstrap.error_bars(band, "malignant"),
+            fmt="none",
+            color=colour,
+            capsize=2,
+        )
+        axis.fill_between(band["probability"], band["low"], band["high"], color=colour, alpha=0.15)
         # the upper part is the legend's: curves reach 1
         axis.set(xlabel="mean probability of malignant", ylabel="share malignant", ylim=(-0.05, 1.5))
         axis.set_yticks(np.linspace(0, 1, 6))
         axis.legend(fontsize=7, loc="upper left")
     return _with_note(figure, table)
+
+
+def calibration_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Compute calibration slope and intercept, and the Brier score, with 95 % intervals over cases.
+
+    Returns
+    -------
+    DataFrame
+        method, split, probability ("before" or "after" what was fitted on validation; one row where nothing
+        was), cases, metric, value, "95 % by case" (text).
+    """
+    keys, tables = metrics.shown_in("calibration"), []
+    for _, part in table.groupby(GROUP, sort=False):
+        looks = {"before": part["probability"], "after": part.get("calibrated", part["probability"])}
+        if np.allclose(looks["before"], looks["after"], equal_nan=True):
+            del looks["after"]
+        tables += [
+            bootstrap.interval_table(
+                part.assign(probability=values), keys, by_image=False, repeats=REFITS
+            ).assign(when=when)
+            for when, values in looks.items()
+        ]
+    found = pd.concat(tables, ignore_index=True)
+    return pd.DataFrame(
+        found[GROUP].to_dict("series")
+        | {
+            "probability": found["when"],
+            "cases": found["cases"],
+            "metric": [metrics.METRICS[key].label for key in found["metric"]],
+            "value": found["value"],
+            "95 % by case": list(map(bootstrap.range_text, found["low"], found["high"])),
+        }
+    )
+
+
+def case_figure(table: pd.DataFrame):
+    """Draw the 2x2 by case at the locked threshold, a panel a method and split."""
+    known = table[table["probability"].notna()]
+    if known.empty:
+        return style.note_figure("No method here gives a probability of malignant.")
+    figure, panels = _panels(known, width=2.1, height=2.3, columns=2)
+    for axis, part in panels:
+        n = decisions.count_cases(part)
+        matrix = np.array([[n["TN"], n["FP"]], [n["FN"], n["TP"]]])
+        shown = ConfusionMatrixDisplay(matrix, display_labels=breakhis.CLASSES)
+        shown.plot(ax=axis, cmap="Greens", colorbar=False, values_format=".3g")
+        axis.set(xlabel="predicted", ylabel="true")
+        axis.tick_params(labelsize=8)
+        axis.tick_params(axis="y", labelrotation=90)
+        axis.set_title("{method}\nsplit {split}".format(**part.iloc[0]), fontsize=8.5)
+    return figure
+
+
+def case_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Compute sensitivity, specificity, PPV and NPV by case at the locked threshold.
+
+    Returns
+    -------
+    DataFrame
+        method, split, measure, cases ("5 of 7"), value, "95 %" (Wilson's interval, text).
+    """
+    found = decisions.two_by_two(table)
+    cases = [f"{count:.3g} of {of:.3g}" for count, of in found[["count", "of"]].to_numpy()]
+    texts = list(map(bootstrap.range_text, found["low"], found["high"]))
+    return found[[*GROUP, "measure"]].assign(cases=cases, value=found["value"], **{"95 %": texts})
+
+
+def predictive_table(table: pd.DataFrame, prevalences="") -> pd.DataFrame:
+    """Compute PPV and NPV by case for other shares of malignant cases; see `decisions.predictive_values`.
+
+    Parameters
+    ----------
+    table : DataFrame
+    prevalences : str
+        See `decisions.read_prevalences`.
+
+    Returns
+    -------
+    DataFrame
+        method, split, prevalence, "PPV (95 %)", "NPV (95 %)" (text).
+
+    Raises
+    ------
+    InputError
+        If one is no share between 0 and 1.
+    """
+    found = decisions.predictive_values(table, decisions.read_prevalences(prevalences))
+    texts = found.assign(text=[bootstrap.interval_text(row) for row in found.itertuples()])
+    wide = texts.pivot(index=[*GROUP, "prevalence"], columns="measure", values="text")
+    order = pd.MultiIndex.from_frame(texts[[*GROUP, "prevalence"]].drop_duplicates())
+    names = {"PPV": "PPV (95 %)", "NPV": "NPV (95 %)"}
+    return wide.reindex(order)[list(names)].rename(columns=names).reset_index().rename_axis(columns=None)
+
+
+def net_benefit_figure(table: pd.DataFrame):
+    """Draw decision curves by case with 95 % bands, a panel a method and split."""
+    found = decisions.net_benefit(table)
+    if found.empty:
+        return style.note_figure("No method here gives a probability of malignant.")
+    figure, panels = _panels(table[table["probability"].notna()], width=4.2, height=2.7, columns=1)
+    for (axis, _), (_, part) in zip(panels, found.groupby(GROUP, sort=False)):
+        most = part["act_on_all"].max()
+        axis.fill_between(part["threshold"], part["low"], part["high"], color=style.MEASURED, alpha=0.15)
+        axis.plot(part["threshold"], part["net_benefit"], color=style.MEASURED, label="act on the model")
+        axis.plot(part["threshold"], part["act_on_all"], color=style.PUBLISHED, label="act on every case")
+        axis.axhline(0, color="#222222", linewidth=0.8, linestyle=":", label="act on none")
+        axis.set(
+            xlim=(0, 1),
+            ylim=(-0.4 * max(most, 0.1), 1.25 * max(most, 0.1)),
+            xlabel="threshold probability of acting",
+            ylabel="net benefit, per case",
+        )
+        axis.legend(fontsize=8, loc="upper right", frameon=False)
+    return figure
+
+
+def precision_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Compute how wide the intervals by case are, and how many cases +- 0.05 would need.
+
+    Returns
+    -------
+    DataFrame
+        method, split, measure, counted ("all", "malignant" or "benign" cases), cases, value, "+- now", "cases
+        for +- 0.05"; see `decisions.precision`.
+    """
+    found = decisions.precision(table)
+    names = {"half_width": "+- now", "needed": decisions.NEEDED}
+    return found.drop(columns="malignant").rename(columns=names)
+
+
+def precision_figure(table: pd.DataFrame):
+    """Draw how far intervals by case reach against the number of cases, a panel a measure."""
+    found, cases = decisions.precision(table), np.geomspace(2, 2000, 40)
+    if found.empty:
+        return style.note_figure("No method here gives a probability of malignant.")
+    measures = found["measure"].unique()
+    figure, axes = style.make_figure(len(measures), 1, width=4.2, height=2.1 * len(measures), squeeze=False)
+    for axis, measure in zip(axes.flat, measures):
+        for row in found[found["measure"] == measure].itertuples():
+            widths = [decisions.half_width(measure, row.value, n, malignant=row.malignant) for n in cases]
+            (line,) = axis.plot(cases, widths, label=f"{row.method}, split {row.split}: {row.value:.2f}")
+            axis.plot(row.cases, row.half_width, "o", color=line.get_color())
+        axis.axhline(decisions.HALF_WIDTH, color="#222222", linewidth=0.8, linestyle=":")
+        counted = row.counted.replace("all", "test")
+        axis.set(xscale="log", ylim=(0, 0.52), xlabel=f"{counted} cases", ylabel=f"{measure}, +-")
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.legend(fontsize=8, loc="upper right", frameon=False)
+    return figure
 
 
 def selective_figure(table: pd.DataFrame):

@@ -162,9 +162,8 @@ def test_predict_labelled_images_and_evaluate(tmp_path):
     )
     validation = validation.assign(probability=0.3 + 0.1 * validation["label"])
     validation.to_csv(tmp_path / "v.csv", index=False)
-    done = bcdlib(
-        "evaluate", tmp_path / "p.csv", "--validation", tmp_path / "v.csv", "--out", tmp_path / "out"
-    )
+    asked = ["evaluate", tmp_path / "p.csv", "--validation", tmp_path / "v.csv", "--out", tmp_path / "out"]
+    done = bcdlib(*asked, "--prevalences", "0.2")
     assert done.returncode == 0 and "0.75" in done.stdout and "mine" in done.stdout, done.stderr
     assert pd.read_csv(tmp_path / "out" / "locked.csv")["threshold"].tolist() == [0.4]
     results = pd.read_csv(tmp_path / "out" / "tables" / "results.csv").set_index("metric")
@@ -172,12 +171,27 @@ def test_predict_labelled_images_and_evaluate(tmp_path):
         results.loc["accuracy", "value"] == 0.75
         and results.loc["accuracy", "cases"] == table["case"].nunique()
     )
+    # the 2x2 by case, at the locked threshold, counted anew; and what it gives at a prevalence of 0.2
+    cases = table.groupby("case").agg(label=("label", "max"), p=("probability", "mean"))
+    cases["found"] = cases["p"] >= 0.4
+    shares = cases.groupby("label")["found"].mean()
+    by_case = pd.read_csv(tmp_path / "out" / "tables" / "by_case.csv").set_index("measure")
+    assert by_case.loc["sensitivity", "value"] == pytest.approx(shares[1])
+    assert by_case.loc["specificity", "value"] == pytest.approx(1 - shares[0])
+    assert by_case.loc["PPV", "value"] == pytest.approx(cases.loc[cases["found"], "label"].mean())
+    values = pd.read_csv(tmp_path / "out" / "tables" / "predictive_values.csv")
+    ppv = 0.2 * shares[1] / (0.2 * shares[1] + 0.8 * shares[0])
+    assert values["prevalence"].tolist() == [0.2] and values["PPV (95 %)"][0].startswith(f"{ppv:.3f} (")
+    checklist = (tmp_path / "out" / "checklist.md").read_text()
+    assert "met: 5.10 Calibration" in checklist and "met: 5.7" not in checklist  # the training is not known
     html = (tmp_path / "out" / "report.html").read_text()
+    assert f"Split case, mine &lt;b&gt;:</b> AUC {results.loc['case_auc', 'value']:.2f} (" in html
     assert "made elsewhere" in html and "mine &lt;b&gt;" in html and "mine <b>" not in html
     table.drop(columns="probability").to_csv(tmp_path / "p.csv", index=False)
     refused(bcdlib("evaluate", tmp_path / "p.csv"), "p.csv", "'probability' is missing")
     refused(bcdlib("evaluate", tmp_path / "q.csv"), "q.csv")
     refused(bcdlib("evaluate", tmp_path / "v.csv", "--rule", "best"), "unknown threshold rule 'best'")
+    refused(bcdlib("evaluate", tmp_path / "v.csv", "--prevalences", "20"), "prevalence '20': give a share")
     refused(bcdlib("evaluate", tmp_path / "v.csv", "--validation", tmp_path / "w.csv"), "w.csv")
 
 

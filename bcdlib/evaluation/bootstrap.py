@@ -140,6 +140,35 @@ def _kept_blocks(*draw) -> list[np.ndarray]:
     return list(_blocks(*draw))
 
 
+def resampled_sums(values, *, repeats: int = REPEATS, seed: int = 0) -> np.ndarray:
+    """Sum what each case contributes over resampled cases.
+
+    More than `MOST_UNITS` cases are drawn in as many groups; see `bootstrap_cases`.
+
+    Parameters
+    ----------
+    values : float array (cases, K)
+    repeats, seed : int
+        Number of resamples, and the seed that draws them.
+
+    Returns
+    -------
+    float array (repeats, K)
+
+    Examples
+    --------
+    >>> drawn = resampled_sums([[0.0, 1.0], [1.0, 1.0]], repeats=3)
+    >>> drawn.shape, drawn[:, 1].tolist()
+    ((3, 2), [2.0, 2.0, 2.0])
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) > MOST_UNITS:
+        order = np.random.default_rng(seed).permutation(len(values)) % MOST_UNITS
+        values = pd.DataFrame(values).groupby(order).sum().to_numpy()
+    blocks = _draws(len(values), len(values), repeats=repeats, seed=seed)
+    return np.concatenate([weights.T @ values for weights in blocks])
+
+
 def _count_kinds(
     metric, table: pd.DataFrame, place: pd.Series, *, unit: str, added: bool
 ) -> tuple[pd.DataFrame, sparse.csr_array]:
@@ -202,7 +231,7 @@ def confidence_limits(values, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def auc_limits(auc: float, malignant: int, benign: int) -> tuple[float, float]:
+def auc_limits(auc: float, malignant: float, benign: float) -> tuple[float, float]:
     """Compute the 95 % interval of an AUC from the numbers of units of both classes.
 
     Newcombe 2006, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic, part

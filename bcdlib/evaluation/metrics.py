@@ -17,7 +17,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import sklearn
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
 
 from bcdlib.data import breakhis
 from bcdlib.errors import InputError
@@ -66,8 +69,8 @@ class Metric:
         Whether it only counts what is correct, and so holds for the task "magnification" too; others are NaN
         there.
     tables : tuple of str
-        Where it is shown: "results", "comparison", "card", "thresholds", "groups" (by magnification,
-        subtype or slide).
+        Where it is shown: "results", "comparison", "card", "thresholds", "calibration", "groups" (by
+        magnification, subtype or slide).
 
     Examples
     --------
@@ -176,6 +179,60 @@ def calibration_error(label, probability) -> float:
     return float(np.sqrt(max(0.0, np.average(excess, weights=counts))))
 
 
+def clipped_logit(probability) -> np.ndarray:
+    """Compute logits, float (N,), of probabilities that are kept 1e-6 away from 0 and 1, which have none.
+
+    Examples
+    --------
+    >>> clipped_logit([0.5, 1]).round(2).tolist()
+    [0.0, 13.82]
+    """
+    return logit(np.clip(np.asarray(probability, dtype=float), 1e-6, 1 - 1e-6))
+
+
+def calibration_slope(label, probability, weights=None) -> float:
+    """Compute the slope of a logistic regression of the label on the logit of the probability.
+
+    1 is right; below 1 the probabilities are too extreme, as after overfitting (Van Calster et al. 2019,
+    "Calibration: the Achilles heel of predictive analytics"). Where the classes lie apart it is very large.
+
+    Examples
+    --------
+    >>> round(calibration_slope([0, 0, 0, 1, 0, 1, 1, 1], [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9]), 2)
+    0.5
+    """
+    model = LogisticRegression(C=1e6, solver="newton-cholesky").fit(
+        clipped_logit(probability)[:, None], label, sample_weight=weights
+    )
+    return float(model.coef_[0, 0])
+
+
+def calibration_intercept(label, probability, weights=None) -> float:
+    """Compute how far the logits must be moved so that on average as much is malignant as they say.
+
+    0 is right, above 0 the probabilities are too low: "calibration in the large" (see `calibration_slope`).
+
+    Examples
+    --------
+    >>> round(calibration_intercept([1, 1, 1, 0], [0.5, 0.5, 0.5, 0.5]), 3)  # log 3
+    1.099
+    """
+    x, weights = clipped_logit(probability), np.ones(len(label)) if weights is None else weights
+    wanted = weights @ label
+    return float(brentq(lambda shift: weights @ expit(x + shift) - wanted, -40, 40))
+
+
+def _by_resample(compute, label, probability, weights) -> np.ndarray:
+    """Compute a metric that takes weights for each resample; NaN where a class was not drawn."""
+    found = np.full(len(weights), np.nan)
+    with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):  # a third of the time
+        for number, row in enumerate(weights):
+            used = row > 0
+            if 0 < row @ label < row.sum():
+                found[number] = compute(label[used], probability[used], row[used])
+    return found
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(
         "accuracy",
@@ -251,9 +308,25 @@ METRICS: dict[str, Metric] = {
         partial(sk.brier_score_loss, pos_label=1),
         lambda label, probability, weights: _weighted_mean(label, (probability - label) ** 2, weights),
         of="probability",
-        tables=("groups",),
+        tables=("groups", "calibration"),
     ),
     "ece": Metric("calibration error (debiased)", calibration_error, of="probability", tables=()),
+    "calibration_slope": Metric(
+        "calibration slope (1 is right)",
+        calibration_slope,
+        partial(_by_resample, calibration_slope),
+        of="probability",
+        both_classes=True,
+        tables=("calibration",),
+    ),
+    "calibration_intercept": Metric(
+        "calibration intercept (0 is right)",
+        calibration_intercept,
+        partial(_by_resample, calibration_intercept),
+        of="probability",
+        both_classes=True,
+        tables=("calibration",),
+    ),
     # the mean over slides of the share of their images that are predicted correctly: the "patient
     # recognition rate" of Spanhol et al. 2016
     "slide_recognition": Metric(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
 
@@ -26,11 +26,6 @@ FEWEST_CASES = 8  # of a class, below which a threshold or calibration is noise
 _REPEATS = 500  # resamples of each point of a curve
 WISHED_SENSITIVITY = 0.95
 REFERRAL_SENSITIVITY = 0.99
-
-
-def _logit(probability) -> np.ndarray:
-    # probabilities of exactly 0 and 1 have no logit
-    return logit(np.clip(np.asarray(probability, dtype=float), 1e-6, 1 - 1e-6))
 
 
 def _check(rule: str = "youden", sensitivity: float = WISHED_SENSITIVITY, calibration: str = "none") -> None:
@@ -107,7 +102,7 @@ def fit_calibration(label, probability, kind: str = "temperature") -> tuple[floa
     (1.0, 0.0)
     """
     _check(calibration=kind)
-    label, x = np.asarray(label), _logit(probability)
+    label, x = np.asarray(label), metrics.clipped_logit(probability)
     if kind == "none" or len(np.unique(label)) < 2 or np.ptp(x) == 0:
         return 1.0, 0.0
     if kind == "platt":
@@ -178,7 +173,7 @@ def calibrate(probability, slope, intercept) -> np.ndarray:
     >>> calibrate([0.1, 0.5, 0.9], slope=0.5, intercept=0).round(2).tolist()
     [0.25, 0.5, 0.75]
     """
-    return expit(np.asarray(slope) * _logit(probability) + np.asarray(intercept))
+    return expit(np.asarray(slope) * metrics.clipped_logit(probability) + np.asarray(intercept))
 
 
 def lock_thresholds(
@@ -324,7 +319,7 @@ def selective_accuracy(
     rows = []
     for key, part in predictions.groupby(["method", "split"], sort=False):
         at = part["threshold"] if "threshold" in part else metrics.THRESHOLD
-        certain = np.abs(_logit(part["probability"]) - _logit(at))
+        certain = np.abs(metrics.clipped_logit(part["probability"]) - metrics.clipped_logit(at))
         part = metrics.with_correct(part, at).iloc[np.argsort(-certain, kind="stable")]
         part = bootstrap.number_names(part)
         for share in shares:
@@ -332,6 +327,40 @@ def selective_accuracy(
             interval = bootstrap.share_interval(kept, kept["correct"], repeats=_REPEATS)
             rows.append([*key, share, kept["filename"].nunique(), kept["case"].nunique(), *interval])
     return pd.DataFrame(rows, columns="method split decided images cases accuracy low high".split())
+
+
+def reliability_band(predictions: pd.DataFrame, column: str = "probability") -> pd.DataFrame:
+    """Compute a reliability curve with its 95 % band over cases, in `metrics.BINS` bins of equal width.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        Rows of one method and split.
+    column : str
+        "probability" or "calibrated".
+
+    Returns
+    -------
+    DataFrame
+        A row a bin that holds images: probability (their mean), malignant (share of them), cases, low, high
+        (NaN with fewer than `bootstrap.FEWEST_CASES` cases, or where both are the same).
+    """
+    place = np.searchsorted(np.linspace(0, 1, metrics.BINS + 1)[1:-1], predictions[column])
+    images = pd.DataFrame({"case": predictions["case"], "bin": place, "label": predictions["label"], "n": 1})
+    sums = images.pivot_table(["label", "n"], "case", "bin", "sum", fill_value=0)
+    curve = predictions.groupby(place).agg(
+        probability=(column, "mean"), malignant=("label", "mean"), cases=("case", "nunique")
+    )
+    drawn = bootstrap.resampled_sums(sums, repeats=_REPEATS)
+    found, counts = np.split(drawn, 2, axis=1)
+    shares = np.divide(found, counts, out=np.full_like(found, np.nan), where=counts > 0)
+    limits = [
+        bootstrap.confidence_limits(share, cases if cases >= bootstrap.FEWEST_CASES else 0)
+        for share, cases in zip(shares.T, curve["cases"], strict=True)
+    ]
+    curve[["low", "high"]] = limits
+    curve.loc[curve["low"] == curve["high"], ["low", "high"]] = np.nan
+    return curve.reset_index(drop=True)
 
 
 def referral_table(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,15 @@ CROSS_VALIDATION = "cross_validation.csv"  # beside a final model: the predictio
 RUN_SUBFOLDERS = ("figures", "notebooks", "prepared", "splits", "tables", "trials")
 # what depends on the images, their size and splits; trials do too, but are named by all that they depend on
 _RESULTS = (
-    *("predictions.csv", "validation.csv", "locked.csv", "choices.csv", "report.html", "summary.json"),
+    *(
+        "predictions.csv",
+        "validation.csv",
+        "locked.csv",
+        "choices.csv",
+        "report.html",
+        "summary.json",
+        "checklist.md",
+    ),
     *("comparison.csv", "comparison_predictions.csv", "comparison_validation.csv"),
     *("splits/*.csv", "tables/*.csv", "figures/*", "notebooks/*.ipynb"),
 )
@@ -27,7 +35,7 @@ class Run:
     """A run folder, in which stages find each other's files.
 
     ``settings.json`` (what was asked for), ``images.csv`` (the data set's images), ``splits/``, ``trials/``,
-    ``figures/``, ``tables/``, ``notebooks/`` (executed), ``report.html``, ``summary.json``.
+    ``figures/``, ``tables/``, ``notebooks/`` (executed), ``report.html``, ``checklist.md``, ``summary.json``.
 
     Attributes
     ----------

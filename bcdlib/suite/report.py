@@ -1,6 +1,8 @@
-"""report.html and summary.json, made of what stands in the run folder."""
+"""report.html, checklist.md and summary.json, made of what stands in the run folder."""
 
 import base64
+import hashlib
+import html
 import io
 import json
 import os
@@ -20,17 +22,26 @@ from bcdlib.evaluation import metrics
 from bcdlib.plots import panel
 from bcdlib.runs import environment, files, places
 from bcdlib.runs.folder import Run
+from bcdlib.suite import checklist, opening
 from bcdlib.trials.notebook import STAGES
 
 PROTOCOLS = 'run.figure("protocols"'  # the call that makes the figure which the report begins with
 SEE_ABOVE = '<p>The figure stands at the top, under <a href="#results">Results</a>.</p>'
+OWN_SECTIONS = {
+    "page": "On one page",
+    "results": "Results",
+    "data": "What is known of the data",
+    "environment": "Made with",
+}
+WENT_IN = ("predictions.csv", "validation.csv", "locked.csv", "splits/*.csv", "comparison_predictions.csv")
+DRAWING = 4096  # colours, which no figure with a photograph has so few of
 LOSSLESS = 200_000  # bytes; a figure that is larger without loss holds photographs
 
 
 def write_report(run: Run) -> dict:
-    """Write ``report.html`` and ``summary.json`` from what stands in the run folder; return the summary.
+    """Write ``report.html``, ``checklist.md`` and ``summary.json`` from the run folder; return the summary.
 
-    Both are meant to be passed on: folders of this machine are named without their paths.
+    All are meant to be passed on: folders of this machine are named without their paths.
     """
     settings = {key: places.name_only(value) for key, value in run.settings.items()}
     summary = {
@@ -39,6 +50,7 @@ def write_report(run: Run) -> dict:
         "settings": settings,
         "environment": environment.describe_environment(),
         "trials": trial_environments(run),
+        "files": file_digests(run),
         "trained": [],
         "compared": [],
     }
@@ -47,8 +59,21 @@ def write_report(run: Run) -> dict:
             table = metrics.metrics_table(metrics.read_predictions(run.folder / name, any_task=True))
             summary[key] = json.loads(table.to_json(orient="records"))
     files.write_json(run.folder / "summary.json", summary)
-    files.write_text(run.folder / "report.html", render_report(run, summary))
+    chapters = _chapters(run)
+    titles = [html.unescape(part["title"]) for chapter in chapters for part in chapter["sections"]]
+    text = checklist.render_checklist(run, [*OWN_SECTIONS.values(), *titles], opening.data_kind(run))
+    files.write_text(run.folder / checklist.CHECKLIST_NAME, text)
+    files.write_text(run.folder / "report.html", render_report(run, summary, chapters))
     return summary
+
+
+def file_digests(run: Run) -> dict[str, str]:
+    """Compute the SHA-256 of what the report's numbers were computed from, by path inside the run folder."""
+    found = [file for pattern in WENT_IN for file in sorted(run.folder.glob(pattern))]
+    return {
+        file.relative_to(run.folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in found
+    }
 
 
 def trial_environments(run: Run) -> list[dict]:
@@ -73,8 +98,8 @@ def trial_environments(run: Run) -> list[dict]:
     return [{"trials": rows.count(row), **row} for row in distinct.values()]
 
 
-def render_report(run: Run, summary: dict) -> str:
-    """Render one self-contained HTML page: results, then what the executed notebooks say and show."""
+def _chapters(run: Run) -> list[dict]:
+    """Take id, title, body (HTML) and sections of each executed notebook."""
     chapters = []
     for path in filter(Path.is_file, (run.folder / "notebooks" / f"{stage}.ipynb" for stage in STAGES)):
         try:
@@ -103,12 +128,19 @@ def render_report(run: Run, summary: dict) -> str:
                 ],
             }
         )
+    return chapters
+
+
+def render_report(run: Run, summary: dict, chapters: list[dict]) -> str:
+    """Render one self-contained HTML page: a first page, results, then the chapters."""
     figure = run.folder / "figures" / "protocols.png"
     template = jinja2.Environment(
         loader=jinja2.PackageLoader("bcdlib.suite", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("report.html.j2")
     return template.render(
         summary=summary,
+        opening=opening.opening_facts(run, summary),
+        own_sections=OWN_SECTIONS,
         made_with=_made_with(summary),
         chapters=chapters,
         protocol_figure=_webp(figure.read_bytes()) if figure.is_file() else "",
@@ -162,9 +194,13 @@ def _smaller_pictures(html: str) -> str:
 
 
 def _webp(png: bytes) -> str:
-    """Pack a PNG file as the address of a WebP picture: drawings without loss, photographs with little."""
+    """Pack a PNG file as a WebP address: drawings in few colours, photographs with little loss."""
     with Image.open(io.BytesIO(png)) as image:
         picture = image.convert("RGB")
+    if picture.getcolors(DRAWING):  # of its colours most are shades at the edges of letters
+        few = picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).convert("RGB")
+        few.paste("white", mask=picture.convert("L").point(lambda light: 255 * (light == 255)))
+        picture = few
     found = io.BytesIO()
     picture.save(found, "WEBP", lossless=True, method=1, quality=20)  # quick, and nearly as small
     if found.tell() > LOSSLESS:

@@ -9,7 +9,7 @@ import pandas as pd
 from bcdlib import mount
 from bcdlib.data import breakhis, custom, sources, splits
 from bcdlib.errors import InputError, check_known
-from bcdlib.evaluation import metrics, thresholds
+from bcdlib.evaluation import decisions, metrics, thresholds
 from bcdlib.runs import places, profiles
 from bcdlib.runs.folder import Run
 from bcdlib.suite.report import write_report
@@ -125,7 +125,7 @@ def prepare_run(
 
 
 def evaluation_parameters(
-    predictions, *, validation="", rule: str, sensitivity: float, calibration: str
+    predictions, *, validation="", rule: str, sensitivity: float, calibration: str, prevalences: str = ""
 ) -> dict:
     """Check what 05_evaluate needs for predictions made elsewhere; return its parameters, and ``notes``.
 
@@ -135,12 +135,14 @@ def evaluation_parameters(
         Predictions tables of the test and of the validation part; the latter may be missing.
     rule, sensitivity, calibration
         As in `thresholds.lock_thresholds`.
+    prevalences : str
+        As in `decisions.read_prevalences`.
 
     Raises
     ------
     InputError
         If a table cannot be used, the two do not belong together (see `thresholds.match_validation`), or
-        there is no such rule or calibration.
+        there is no such rule, calibration or prevalence.
     """
     table = metrics.read_predictions(predictions)
     found = table[["method", "split"]].drop_duplicates()
@@ -153,12 +155,14 @@ def evaluation_parameters(
     if validation:
         known = thresholds.match_validation(metrics.read_predictions(validation), table)
     thresholds.lock_thresholds(known, rule, sensitivity, calibration=calibration)
+    decisions.read_prevalences(prevalences)
     return {
         "predictions": _absolute(predictions),
         "validation": _absolute(validation) if validation else "",
         "rule": rule,
         "sensitivity": sensitivity,
         "calibration": calibration,
+        "prevalences": prevalences,
         "notes": metrics.prediction_notes(table),
     }
 

@@ -95,8 +95,10 @@ PARAMETERS = {
     "calibration": "of the probabilities, fitted on validation: `temperature`, `platt` or `none`",
     "predictions": "the predictions table of any other model, a CSV (empty: the run's own)",
     "validation": "that model's predictions on its validation part, for threshold and calibration",
-    "external": "a folder or archive of images from another laboratory, for 5.14 (empty: none)",
+    "external": "a folder or archive of images from another laboratory, for 5.18 (empty: none)",
     "external_labels": "a CSV with the columns `path`, `label` and `group` that says what they show",
+    "prevalences": "shares of malignant cases, with commas or spaces between, for which predictive values "
+    "are computed (empty: 0.05, 0.1, 0.25, 0.5)",
     "image": "a PNG, JPEG, TIFF or BMP file of your own to classify (empty: an image of the test part)",
 }
 

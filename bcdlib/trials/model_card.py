@@ -1,11 +1,15 @@
-"""A model card beside each saved model (Mitchell et al. 2019): training data, test results, limits."""
+"""A model card beside each saved model (Mitchell et al. 2019): training data, test results, limits.
+
+It begins with the metadata that Hugging Face reads, so that it can be uploaded as it is (as README.md).
+"""
 
 from pathlib import Path
 
 import jinja2
 import pandas as pd
+import yaml
 
-from bcdlib import __version__
+from bcdlib import REPOSITORY, __version__
 from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
@@ -13,6 +17,9 @@ from bcdlib.runs import files, names, places
 from bcdlib.runs import folder as folders
 
 CARD_NAME = "model-card.md"
+# names that Hugging Face knows; others stay our own
+_HUB_METRICS = {"auc": "roc_auc", "sensitivity": "recall"}
+_TAGS = ("histopathology", "breast-cancer", "image-classification", "bcdlib", "research-only")
 _NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
 
 
@@ -57,6 +64,9 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     files.write_text(
         card,
         template.render(
+            metadata=yaml.safe_dump(
+                _hub_metadata(facts, shown, known, final=final), sort_keys=False, allow_unicode=True
+            ),
             facts=facts,
             version=__version__,
             breakhis=breakhis.is_breakhis(known),
@@ -83,6 +93,52 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
 
 def _read(table: Path) -> pd.DataFrame | None:
     return pd.read_csv(table, dtype=files.TEXTS) if table.is_file() else None
+
+
+def _hub_metadata(facts: dict, shown: pd.DataFrame, images: pd.DataFrame, *, final: bool) -> dict:
+    """Describe the model as the front matter of a Hugging Face card does; results with what they are of."""
+    ours = breakhis.is_breakhis(images)
+    drawn = breakhis.is_synthetic(images)
+    part = "all images" if final else f"split {facts['split']}, fold {facts['fold']}"
+    which = "final" if final else f"{facts['split']}-fold{facts['fold']}"
+    name = f"bcdlib-{Path(facts['method']).stem}-{which}-seed{facts['seed']}"
+    data = "drawn tissue (bcdlib)" if drawn else "BreakHis" if ours else "the user's own images"
+    test = {
+        "name": f"{data}, {part}{', cross-validated' * final}",
+        "type": "breakhis" if ours and not drawn else "other",
+        "split": "cross-validation" if final else "test",
+    }
+    results = [
+        {
+            "type": _HUB_METRICS.get(row.metric, row.metric),
+            "value": round(float(row.value), 4),
+            "name": f"{row.label}, 95 % interval over cases: {bootstrap.range_text(row.low, row.high)}",
+        }
+        for row in shown[shown["defined"]].rename(columns={"name": "label"}).itertuples(index=False)
+    ]
+    return {
+        # of the code; what may be done with a model of other images is for their owner to say
+        "license": "apache-2.0" if ours else "other",
+        **({} if ours else {"license_name": "not-stated"}),
+        "library_name": "keras",
+        "pipeline_tag": "image-classification",
+        "tags": list(_TAGS),
+        **({"datasets": ["breakhis"]} if ours and not drawn else {}),
+        "metrics": [result["type"] for result in results],
+        "model-index": [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": "image-classification", "name": "benign or malignant"},
+                        "dataset": test,
+                        "metrics": results,
+                        "source": {"name": f"bcdlib {__version__}", "url": REPOSITORY},
+                    }
+                ],
+            }
+        ],
+    }
 
 
 def _protocol(split: str) -> str:

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 from sklearn import metrics as sk
 
 from bcdlib import compare, evaluate
@@ -62,11 +63,32 @@ def test_agrees_with_sklearn(seed, at):
         "average_precision": sk.average_precision_score(y, p),
         "brier": sk.brier_score_loss(y, p),
     }
+    fit = sm.Logit(y, sm.add_constant(metrics.clipped_logit(p))).fit(disp=0)
+    at_one = sm.GLM(y, np.ones(200), sm.families.Binomial(), offset=metrics.clipped_logit(p)).fit()
     units = {"slide_recognition", "slide_auc", "case_auc"}
-    assert set(expected) | units | {"ece", "auc_within"} == set(metrics.METRICS)
+    fitted = {"calibration_slope": fit.params[1], "calibration_intercept": at_one.params[0]}
+    assert set(expected) | set(fitted) | units | {"ece", "auc_within"} == set(metrics.METRICS)
+    assert [row[name] for name in fitted] == pytest.approx(list(fitted.values()), abs=1e-3)
     assert row["auc_within"] == pytest.approx(row["auc"])  # one fold
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_calibration_of_resamples_is_that_of_the_rows_drawn():
+    rng = np.random.default_rng(0)
+    p = rng.random(60)
+    rows = pd.DataFrame({"label": (rng.random(60) < p**2).astype(int), "probability": p})
+    weights = rng.multinomial(60, [1 / 60] * 60, size=5).astype(float)
+    one_class = np.where(rows["label"] == 1, 1.0, 0.0)
+    for name in ("calibration_slope", "calibration_intercept"):
+        metric = metrics.METRICS[name]
+        drawn = [metric.value(rows.loc[rows.index.repeat(row.astype(int))]) for row in weights]
+        found = metric.weighted_values(rows, np.vstack([weights, one_class]))
+        assert found[:5] == pytest.approx(drawn, abs=2e-3) and np.isnan(found[5])
+    # too high on average, and not too extreme
+    assert metrics.METRICS["calibration_intercept"].value(rows) < -0.3
+    table = pd.DataFrame({"label": [0, 1] * 20, "probability": np.tile([0.01, 0.99], 20)})
+    assert metrics.METRICS["calibration_slope"].value(table) > 1  # apart, and finite
 
 
 def test_calibration_error_by_hand():

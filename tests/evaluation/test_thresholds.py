@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit, logit
+from sklearn.calibration import calibration_curve
 
 from bcdlib import evaluate
 from bcdlib.errors import InputError
-from bcdlib.evaluation import metrics, thresholds
+from bcdlib.evaluation import bootstrap, metrics, thresholds
 
 
 def table(label, probability, **columns):
@@ -208,3 +209,49 @@ class TestForeignValidation:
     def test_shared_cases_are_warned_of(self):
         with pytest.warns(UserWarning, match="8 validation cases are test cases too, the first 14-0"):
             thresholds.match_validation(self.other, self.test.assign(case=lambda t: t["case"].str[1:]))
+
+
+def test_the_reliability_band_is_of_sklearns_curve_and_over_cases():
+    rng = np.random.default_rng(0)
+    case = np.repeat(np.arange(30), 8)
+    p = np.clip(rng.beta(1, 1, 30)[case] + rng.normal(0, 0.1, 240), 0, 1)
+    rows = table((rng.random(240) < p).astype(int), p, case=[f"14-{k}" for k in case])
+    rows.loc[0, "probability"] = 1.0
+    found = thresholds.reliability_band(rows)
+    share, mean = calibration_curve(rows["label"], rows["probability"], n_bins=metrics.BINS)
+    assert found["malignant"].tolist() == pytest.approx(share)
+    assert found["probability"].tolist() == pytest.approx(mean)
+    # whole cases drawn, one by one
+    cases = [part for _, part in rows.groupby("case")]
+    draws = []
+    for _ in range(500):
+        drawn = pd.concat([cases[k] for k in rng.integers(0, 30, 30)])
+        inside = drawn["probability"].between(0.5, 0.6)
+        draws.append(drawn.loc[inside, "label"].mean())
+    row = found[found["probability"].between(0.5, 0.6)].iloc[0]
+    wanted = bootstrap.confidence_limits(np.array(draws), int(row["cases"]))
+    assert [row["low"], row["high"]] == pytest.approx(wanted, abs=0.08)
+    few = rows[rows["case"].isin(["14-0", "14-1"])]
+    assert thresholds.reliability_band(few)[["low", "high"]].isna().all(axis=None)
+
+
+def test_calibration_in_numbers_before_and_after():
+    """Probabilities made too extreme: a slope below 1, and 1 after what was done to them is undone."""
+    rng = np.random.default_rng(0)
+    honest = expit(rng.normal(0, 1.5, 400))
+    rows = table((rng.random(400) < honest).astype(int), expit(2 * logit(honest)))
+    rows = rows.assign(case=[f"14-{n % 40}" for n in range(400)], calibrated=honest)
+    found = evaluate.calibration_table(rows).set_index(["probability", "metric"])
+    assert found.index.get_level_values(0).unique().tolist() == ["before", "after"]
+    names = [metrics.METRICS[f"calibration_{name}"].label for name in ("slope", "intercept")]
+    before, after = (found.loc[when, "value"] for when in ("before", "after"))
+    assert before[names[0]] == pytest.approx(after[names[0]] / 2, rel=0.01)
+    assert after[names].tolist() == pytest.approx([1, 0], abs=0.3)
+    for name, right in zip(names, (1, 0)):
+        low, high = map(float, found.loc[("after", name), "95 % by case"].split(" to "))
+        assert low < right < high
+    assert float(found.loc[("before", names[0]), "95 % by case"].split(" to ")[1]) < 1
+    same = evaluate.calibration_table(rows.assign(calibrated=rows["probability"]))
+    assert set(same["probability"]) == {"before"}  # nothing was fitted: once is enough
+    panel = evaluate.reliability_figure(rows).axes[0]
+    assert len(panel.collections) >= 2  # the band and its bars

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from bcdlib.plots import panel
@@ -167,6 +168,11 @@ def check_run(folder):
     html = (folder / "report.html").read_text()
     assert html.count("data:image/webp;base64,") >= 12
     assert "random initial weights" in html and "test slides and" in html
+    assert "Nobody: the images are drawn" in html
+    flow = pd.read_csv(folder / "tables" / "flow.csv").query("step == 'test'").set_index("split")
+    assert flow["cases_in_training"].to_dict() == {"magnification": 12, "case": 0}
+    checklist = (folder / "checklist.md").read_text()
+    assert "met: 5.7 Which images went where" in checklist and "impossible with drawn tissue" in checklist
     assert not re.findall(r'(?:src|href)="(?!data:|#|https://doi)[^"]*\.(?:js|css|png|svg)"', html)
     return summary
 

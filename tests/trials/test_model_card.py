@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from bcdlib.data import breakhis, sources, splits
 from bcdlib.data.cache import build_cache
@@ -105,3 +106,34 @@ def test_a_trial_writes_its_card_beside_its_model(tiny, prior, tmp_path):
     assert "no pre-trained weights" in text
     without = run_trial(trial, cache, get_profile("demo"), root=tmp_path / "more", keep_model=False).folder
     assert not (without / model_card.CARD_NAME).exists()
+
+
+def front_matter(text):
+    """The metadata that Hugging Face reads: YAML between the first two lines of dashes."""
+    start, metadata, rest = text.split("---\n", 2)
+    assert start == "" and rest.lstrip().startswith("# Model card")
+    return yaml.safe_load(metadata)
+
+
+def test_hugging_face_reads_its_metadata(tmp_path, tiny_names):
+    images = breakhis.known_images()
+    text = finished(tmp_path, images, splits.make_split(images, "case"))
+    data = front_matter(text)
+    assert data["license"] == "apache-2.0" and data["library_name"] == "keras"
+    assert data["datasets"] == ["breakhis"] and "histopathology" in data["tags"]
+    (model,) = data["model-index"]
+    (result,) = model["results"]
+    assert model["name"] == "bcdlib-resnet50-case-fold0-seed0"
+    assert result["task"]["type"] == data["pipeline_tag"] == "image-classification"
+    assert result["dataset"]["type"] == "breakhis" and result["dataset"]["split"] == "test"
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert list(values) == data["metrics"] and {"accuracy", "roc_auc", "recall"} <= set(values)
+    assert values["accuracy"] == pytest.approx(float(row(text, "accuracy")[1]), abs=6e-4)
+    assert all(isinstance(value, float) for value in values.values())
+    assert "95 % interval over cases" in result["metrics"][0]["name"]
+    drawn = breakhis.images_table(tiny_names)
+    data = front_matter(finished(tmp_path, drawn, splits.make_split(drawn, "case", folds=3)))
+    assert "datasets" not in data and data["model-index"][0]["results"][0]["dataset"]["type"] == "other"
+    own = drawn.assign(filename=[f"{k}.png" for k in range(len(drawn))], magnification=0, subtype="unknown")
+    data = front_matter(finished(tmp_path, own, splits.make_split(own, "case", folds=3)))
+    assert data["license"] == "other" and data["license_name"] and "datasets" not in data
