@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -84,6 +85,12 @@ training_options = (  # those that ``run`` and ``compare`` share
 )
 
 
+FINAL = (
+    "Also train on all images, for use elsewhere: threshold, calibration and figures of this final model "
+    "come from cross-validation under the strictest split."
+)
+
+
 def _print_failed(lines: list[str]) -> None:
     for line in lines:
         click.echo(f"Failed: {line}", err=True)
@@ -91,10 +98,10 @@ def _print_failed(lines: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _run_notebooks(opened, parameters: dict, only: tuple[str, ...]) -> None:
+def _run_notebooks(opened, parameters: dict, only: tuple[str, ...], **options) -> None:
     from bcdlib.suite import report, run
 
-    click.echo(report.result_lines(run.run_suite(opened, parameters, only)))
+    click.echo(report.result_lines(run.run_suite(opened, parameters, only, **options)))
     click.echo(f"Report: {opened.folder / 'report.html'}")
 
 
@@ -119,8 +126,11 @@ def main():
     help="YAML file of notebook parameters, each with a value or a list: 04_train and "
     "05_evaluate for every combination, and one table, sweep.csv.",
 )
-def run(out, only, sweep_file, scheduler, **parameters):
+@click.option("--final", is_flag=True, help=FINAL)
+def run(out, only, sweep_file, scheduler, final, **parameters):
     """Execute the six notebooks; write report.html and summary.json."""
+    if final and (sweep_file or only and "04_train" not in only):
+        raise InputError("--final: 04_train makes the final model; goes neither with --sweep nor without it")
     from bcdlib import mount
     from bcdlib.suite import run, sweep
     from bcdlib.trials import cluster
@@ -144,7 +154,7 @@ def run(out, only, sweep_file, scheduler, **parameters):
         _print_failed(sweep.failed_combinations(table))
     else:
         run.check_inputs(parameters, only)
-        _run_notebooks(opened, parameters | {"out": str(opened.folder)}, only)
+        _run_notebooks(opened, parameters | {"out": str(opened.folder)}, only, final=final)
 
 
 @main.command()
@@ -299,6 +309,7 @@ def audit(data, manifest, split, folds, seed, as_json):
 @click.option(
     "--notebooks", is_flag=True, help="Store with each trial 04_train, executed, as its record: trial.ipynb."
 )
+@click.option("--final", is_flag=True, help=FINAL)
 def compare(
     data,
     manifest,
@@ -313,6 +324,7 @@ def compare(
     choose,
     shared_cases,
     weights,
+    final,
     **options,
 ):
     """Run methods under protocols; trials that are finished already are not run again.
@@ -334,6 +346,8 @@ def compare(
     cluster.check_scheduler(options["scheduler"])
     if options["task"] == "magnification" and (shared_cases or choose):
         raise InputError("--task magnification: goes with neither --choose nor --without-shared-cases")
+    if final and (options["task"] == "magnification" or shared_cases):
+        raise InputError("--final: goes with neither --task magnification nor --without-shared-cases")
     if shared_cases and (choose or not splits):
         raise InputError("--without-shared-cases: needs --splits, and does not go with --choose")
     many = seeds or (DRAWS if shared_cases else 1)
@@ -363,6 +377,10 @@ def compare(
     if note := preprocess.splits_note(made):
         click.echo(note.strip("*"))
     click.echo(f"Table: {run.folder / 'comparison.csv'}")
+    if final:
+        asked = {name: value for name, value in asked.items() if name not in ("split_names", "seeds")}
+        for made in compare.train_finals(run, settings, seed=seed, **asked, **options):
+            click.echo(f"Final model: {made.folder}")
     _print_failed(comparison.failed_trials(run))
 
 
@@ -406,26 +424,70 @@ def evaluate(predictions, out, **options):
     _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))
 
 
-@main.command(params=[json_option])
-@click.option(
-    "--input",
-    "values",
+input_option = click.Option(
+    ["--input", "values"],
     default="",
     help="What a model made elsewhere takes: 0..255, 0..1 or -1..1 (--input=-1..1).  [default: 0..255]",
 )
+
+
+@main.command(params=[json_option, input_option])
+@click.option(
+    "--manifest",
+    default="",
+    help="CSV (path, label, group) that labels the images of one folder or archive: what comes out is a "
+    "predictions table, which evaluate reads, and the metrics are shown beside the model's own.",
+)
+@click.option("--csv", default="", help="Write the table into this file.")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-def predict(model, images, as_json, values):
+def predict(model, images, as_json, values, manifest, csv):
     """Classify images (or folders, archives) with a saved model, ours or any .keras file of plain layers.
+
+    The class is that at the threshold that was locked with the model, if one lies beside it, else at 0.5.
 
     For research and teaching, not a medical device.
     """
+    if manifest and len(images) > 1:
+        raise InputError(f"{images[1]}: with --manifest name one folder or archive")
     from bcdlib import evaluate
+    from bcdlib.runs import files
 
-    table = evaluate.predict_files(model, images, progress=True, values=values)
+    if manifest:
+        table = evaluate.predict_labelled(model, images[0], manifest, progress=True, values=values)
+    else:
+        table = evaluate.predict_files(model, images, progress=True, values=values)
     for note in table.attrs["notes"]:
         click.echo(f"Note: {printable(note)}", err=True)
-    click.echo(evaluate.as_json(table) if as_json else table.to_string(index=False))
+    if csv:
+        files.write_csv(csv, table)
+        click.echo(f"Table: {csv}", err=True)
+        validation = Path(model).with_name("validation.csv")
+        if manifest and validation.is_file():
+            command = ["python", "-m", "bcdlib", "evaluate", csv, "--validation", str(validation)]
+            click.echo(f"Report, at the same threshold: {shlex.join(command)}", err=True)
+    if manifest and not as_json:
+        click.echo(
+            evaluate.elsewhere_table(table, model).to_string(index=False, float_format="{:.3f}".format)
+        )
+    elif as_json or not csv:
+        click.echo(evaluate.as_json(table) if as_json else table.to_string(index=False))
+
+
+@main.command(params=[input_option])
+@click.argument("model")
+@click.argument("out")
+def export(model, out, values):
+    """Write a saved model as ONNX (OUT.onnx): raw RGB in, probability of malignant out, as predict gives it.
+
+    Its calibration is in it; size and threshold stand in the file's metadata. For research and teaching, not
+    a medical device.
+    """
+    from bcdlib import evaluate
+
+    for name, value in evaluate.export_onnx(model, out, values=values).items():
+        click.echo(f"{name}: {printable(str(value))}")
+    click.echo(f"Model: {out}")
 
 
 @main.command()

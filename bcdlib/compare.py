@@ -8,11 +8,15 @@ import pandas as pd
 
 from bcdlib.data import breakhis, published_splits, splits
 from bcdlib.evaluation import bootstrap, metrics, published, recorded
+from bcdlib.explain import explanation
 from bcdlib.plots import style
 from bcdlib.runs import files, lesson
-from bcdlib.runs.folder import Run
+from bcdlib.runs.folder import MODEL, Run
 from bcdlib.runs.names import in_markdown
-from bcdlib.trials import comparison
+from bcdlib.runs.profiles import Profile
+from bcdlib.trials import comparison, final
+from bcdlib.trials.store import put_trial
+from bcdlib.trials.trial import Result
 
 # isort: split
 # for notebooks, which call verbs only
@@ -35,6 +39,24 @@ def failures_text(run: Run) -> str:
     """List the trials that failed, in Markdown."""
     found = [f"- {in_markdown(line)}" for line in comparison.failed_trials(run)]
     return "\n".join(["**Trials that failed:**", "", *found]) if found else "No trial failed."
+
+
+def train_finals(run: Run, profile: Profile, *, store: str = "", **options) -> list[Result]:
+    """Train final models as `final.train_finals`, each with what tells images apart that are unlike its own.
+
+    Parameters
+    ----------
+    run, profile
+        After 02_preprocess.
+    store, **options
+        As in `final.train_finals`.
+    """
+    found = final.train_finals(run, profile, store=store, **options)
+    for result in found:
+        explanation.store_reference(result.folder / MODEL)
+        if store:
+            put_trial(store, result.folder)
+    return found
 
 
 def protocol_table(predictions: pd.DataFrame, found: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Evaluate a predictions table: leaks, metrics with intervals, threshold, calibration, referral."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -9,13 +8,13 @@ import pandas as pd
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay
 
-from bcdlib.data import breakhis, cache, decode, near_duplicates, published_splits, splits
+from bcdlib.data import breakhis, cache, near_duplicates, published_splits, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, thresholds
-from bcdlib.explain import explanation, models
 from bcdlib.plots import style
 from bcdlib.runs import lesson
-from bcdlib.runs.folder import TRIAL_COLUMNS, Run
+from bcdlib.runs.files import write_csv
+from bcdlib.runs.folder import LOCK, TRIAL_COLUMNS, Run, trial_folder
 from bcdlib.runs.names import in_markdown
 
 # isort: split
@@ -24,10 +23,15 @@ from bcdlib.evaluation.bootstrap import comparison_table as comparison_table
 from bcdlib.evaluation.metrics import cross_validation_table as cross_validation_table
 from bcdlib.evaluation.metrics import subtype_table as subtype_table
 from bcdlib.evaluation.thresholds import referral_table as referral_table
+from bcdlib.explain.elsewhere import ask_elsewhere as ask_elsewhere
+from bcdlib.explain.elsewhere import elsewhere_table as elsewhere_table
 from bcdlib.explain.error_analysis import error_figure as error_figure
 from bcdlib.explain.error_analysis import worst_errors as worst_errors
 from bcdlib.explain.explanation import explain_image as explain_image
 from bcdlib.explain.explanation import explain_own_image as explain_own_image
+from bcdlib.explain.export import export_onnx as export_onnx
+from bcdlib.explain.prediction import predict_files as predict_files
+from bcdlib.explain.prediction import predict_labelled as predict_labelled
 
 GROUP = ["method", "split"]
 MOST_SLIDES, MOST_GROUPS = 500, 50  # in a table: the intervals of a million groups would take hours
@@ -43,7 +47,8 @@ def lock(
 ) -> pd.DataFrame:
     """Choose threshold and calibration of each trial from the validation predictions, and store them.
 
-    Writes ``locked.csv``. Call it before `load_predictions`: it does not look at the test part.
+    Writes ``locked.csv``, and each trial's part of it beside the trial's model. Call it before
+    `load_predictions`: it does not look at the test part.
 
     Parameters
     ----------
@@ -64,7 +69,14 @@ def lock(
     table = metrics.read_predictions(path) if known else pd.DataFrame(columns=metrics.COLUMNS)
     table = table if validation else run.check_origin(table, path.name)
     locked = thresholds.lock_thresholds(table, rule, sensitivity, calibration=calibration)
-    run.write_csv("locked.csv", locked)
+    run.write_csv(LOCK, locked)
+    if not validation:
+        for (_, row), (_, part) in zip(
+            locked.iterrows(), table.groupby(TRIAL_COLUMNS, sort=False), strict=True
+        ):
+            folder = trial_folder(run, part.iloc[0], "validation.csv")
+            if folder is not None:
+                write_csv(folder / LOCK, row.to_frame().T)
     return locked
 
 
@@ -413,60 +425,6 @@ def _with_note(figure, table: pd.DataFrame):
     if notes:
         figure.supxlabel("; ".join(notes), fontsize=8)
     return figure
-
-
-def predict_files(model_file, image_files, progress: bool = False, *, values: str = "") -> pd.DataFrame:
-    """Classify images with a saved model: decoded on all cores, a few hundred in memory at a time.
-
-    Parameters
-    ----------
-    model_file : path
-        A .keras file, ours or any that takes (N, height, width, 3), RGB; see `methods.load_method`.
-    image_files : sequence of paths
-        PNG, JPEG, TIFF or BMP files, and folders or archives of them, each once.
-    progress : bool
-        Whether to show a progress bar.
-    values : str
-        As in `methods.load_method`.
-
-    Returns
-    -------
-    DataFrame
-        Its ``attrs["notes"]`` say what was assumed of a model that does not say it (list of str). Columns:
-        file, probability (of malignant; NaN if unreadable), class, reason (empty, or why it was left out);
-        and if the model lies in a trial's folder with what they need: calibrated (probability), warning
-        (empty, or that the image is unlike the training images), nearest (the nearest training image).
-
-    Raises
-    ------
-    InputError
-        If the model cannot be loaded, it gives what are no probabilities, or none of the images can be read.
-    """
-    model, tables = models.load_model(model_file, values=values), []
-    decoded = decode.decode_files(image_files, model.size, progress)
-    while part := list(itertools.islice(decoded, model.at_once)):
-        tables.append(_predicted(model_file, model, pd.DataFrame(part, columns=["file", "array", "reason"])))
-    if not tables:
-        raise InputError("no image named")
-    table = pd.concat(tables, ignore_index=True)
-    if (table["reason"] != "").all():
-        raise InputError(f"{table['file'][0]}: {table['reason'][0]}")
-    table = table.fillna({"warning": "", "nearest": ""})
-    table.attrs["notes"] = list(model.notes)
-    return table
-
-
-def _predicted(model_file, model, part: pd.DataFrame) -> pd.DataFrame:
-    used = part["reason"] == ""
-    table = part.assign(probability=float("nan"), **{"class": ""})[["file", "probability", "class", "reason"]]
-    if not used.any():
-        return table
-    X = np.stack(part.loc[used, "array"].to_list())
-    probability = models.predict_images(model, X)
-    table.loc[used, "probability"] = probability
-    table.loc[used, "class"] = np.where(probability >= metrics.THRESHOLD, *breakhis.CLASSES[::-1])
-    more = explanation.explain_predictions(model_file, model, X, probability=probability)
-    return table.join(pd.DataFrame(more, index=table.index[used]))
 
 
 def as_json(table: pd.DataFrame) -> str:

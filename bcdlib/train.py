@@ -13,12 +13,14 @@ from bcdlib import methods
 from bcdlib.data import breakhis, cache, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics, published
+from bcdlib.explain import explanation
 from bcdlib.methods.parts import backbones
 from bcdlib.plots import style
 from bcdlib.runs import lesson
-from bcdlib.runs.folder import Run
+from bcdlib.runs.folder import MODEL, Run
 from bcdlib.runs.places import name_only
 from bcdlib.runs.profiles import Profile
+from bcdlib.trials import final
 from bcdlib.trials.trial import Result, Trial, add_predictions, run_trial
 
 RECIPE = """\
@@ -51,7 +53,7 @@ def plan_trials(
     fold: int = 0,
     seed: int = 0,
 ) -> list[Trial]:
-    """Plan one trial a split.
+    """Plan one trial a split, and for "all" a final model, last.
 
     Parameters
     ----------
@@ -59,9 +61,10 @@ def plan_trials(
     profile : Profile
     split_names : iterable of str
         Protocols, in order; by default those of the profile's that the images allow (see
-        `splits.available_splits`).
+        `splits.available_splits`). "all": a model of all images, and the folds that say what it is worth (see
+        `final.plan_final`).
     method, trainable, task, stain, recipe, fold, seed
-        See `Trial`.
+        See `Trial`; a final model has all folds.
 
     Raises
     ------
@@ -70,11 +73,22 @@ def plan_trials(
     """
     if task == "magnification":
         raise InputError("task 'magnification': only `python -m bcdlib compare` knows it")
-    settings = {"fold": fold, "seed": seed, "trainable": trainable, "task": task, "recipe": recipe}
-    return [
-        Trial(method, name, splits.read_split(run, name), stain=stain or None, **settings)
-        for name in tuple(split_names) or splits.available_splits(run, profile.splits)
+    settings = {
+        "seed": seed,
+        "trainable": trainable,
+        "task": task,
+        "stain": stain or None,
+        "recipe": recipe,
+    }
+    names = tuple(split_names) or splits.available_splits(run, profile.splits)
+    whole = final.plan_final(run, method, **settings) if splits.ALL in names else []
+    known = {(trial.split, trial.fold) for trial in whole}
+    single = [
+        Trial(method, name, splits.read_split(run, name), fold=fold, **settings)
+        for name in names
+        if name != splits.ALL and (name, fold) not in known
     ]
+    return single + whole
 
 
 def methods_table(run: Run) -> pd.DataFrame:
@@ -310,7 +324,7 @@ def train_trials(
     weights : str, optional
         "imagenet", "none" or a folder.
     keep_model : bool
-        Save the model.
+        Save the model; a final one always is.
     verbose : optional
         As in `keras.Model.fit`.
     """
@@ -325,8 +339,11 @@ def train_trials(
             root=os.environ.get("BCD_TRIALS") or run.folder / "trials",
             weights=weights,
             verbose=verbose,
-            keep_model=keep_model,
+            keep_model=keep_model or trial.split == splits.ALL,
         )
+        if trial.split == splits.ALL:
+            result = final.finish_final([*results, result], pixels.images)
+            explanation.store_reference(result.folder / MODEL)
         add_predictions(run.folder / "validation.csv", result.validation)
         add_predictions(run.folder / "predictions.csv", result.predictions)
         results.append(result)
@@ -395,7 +412,8 @@ def _loss_label(trial: Trial) -> str:
 
 def predictions_figure(run: Run, results: list[Result], per_class: int = 4, *, seed: int = 0):
     """Draw test images of the last trial, benign ones above, with what the network says of each."""
-    table = metrics.with_correct(results[-1].predictions)
+    result = next(result for result in reversed(results) if len(result.predictions))  # a final model has none
+    table = metrics.with_correct(result.predictions)
     table = pd.concat(
         part.sample(min(per_class, len(part)), random_state=seed) for _, part in table.groupby("label")
     )
@@ -409,15 +427,15 @@ def predictions_figure(run: Run, results: list[Result], per_class: int = 4, *, s
         images.pixels[images.rows(table["filename"])],
         captions,
         per_class,
-        title=f"Test images of {results[-1].trial}: truth, and what the network says",
+        title=f"Test images of {result.trial}: truth, and what the network says",
         colours=[style.MEASURED if right else style.PUBLISHED for right in table["correct"]],
     )
 
 
 def findings(results: list[Result]) -> str:
     """Say how each training ended and what its test part says, as Markdown, a line a trial and one more."""
-    lines = []
-    for result in results:
+    lines, tested = [], [result for result in results if len(result.predictions)]
+    for result in tested:
         test = metrics.metrics_table(result.predictions).iloc[0]
         history = result.history
         learned = "" if history is None else f"{history['accuracy'].iloc[-1]:.3f} in training, "
@@ -425,11 +443,17 @@ def findings(results: list[Result]) -> str:
             f"`{result.trial.split}`: accuracy {learned}{test['accuracy']:.3f} on {test['images']} test "
             f"images of {test['cases']} cases; AUC {test['auc']:.3f}."
         )
-    larger = results[-1].predictions["label"].value_counts(normalize=True).max()
+    if len(tested) < len(results):
+        cases = results[-1].validation["case"].nunique()
+        lines.append(
+            f"The final model was trained on all images; what it is worth is said by the folds above, which "
+            f"have tested {cases} cases. It lies in `{results[-1].folder}`: take the whole folder."
+        )
+    larger = tested[-1].predictions["label"].value_counts(normalize=True).max()
     return lesson.findings_text(
         [
             *lines,
-            f"Always predicting the larger class is right for {larger:.3f} of the last trial's test images.",
+            f"Always predicting the larger class is right for {larger:.3f} of the last test part.",
         ]
     )
 

@@ -108,6 +108,80 @@ def prior(tmp_path):
     return file
 
 
+TEXTURE = """
+import keras
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from bcdlib.methods import Method
+
+
+class Texture(Method):
+    key, title = "texture", "Random filters, pooled, and a logistic regression"
+
+    def _network(self, shape):
+        keras.utils.set_random_seed(0)
+        x = inputs = keras.Input(shape, dtype="uint8", name="image")
+        for layer in (
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(6, 3, activation="relu"),
+            keras.layers.GlobalAveragePooling2D(name="pool"),
+            keras.layers.Normalization(name="standardise"),
+        ):
+            x = layer(x)
+        return keras.Model(inputs, keras.layers.Dense(1, "sigmoid", name="probability")(x))
+
+    def fit(self, X, y):
+        self.network_ = self._network(X.shape[1:])
+        layers = [self.network_.get_layer(name) for name in ("pool", "standardise", "probability")]
+        pooled = np.asarray(keras.Model(self.network_.inputs, layers[0].output)(X))
+        layers[1].adapt(pooled)
+        fitted = LogisticRegression().fit(np.asarray(layers[1](pooled)), y)
+        layers[2].set_weights([fitted.coef_.T, fitted.intercept_])
+        return self
+
+    def predict_proba(self, X):
+        malignant = np.asarray(self.network_(X), dtype="float64") if len(X) else np.zeros((0, 1))
+        return np.hstack([1 - malignant, malignant])
+
+    def save(self, path):
+        self.network_.save(path)
+"""
+
+
+def write_labelled(folder, cases, *, shift=0, seed=0, suffix=".png", prefix="p"):
+    """Write 3 noise images of 24x16 a case and LABELS.csv beside them; malignant ones are darker and redder.
+
+    Returns the CSV; cases `prefix`0, `prefix`1, ... are benign and malignant in turn.
+    """
+    random, rows = np.random.default_rng(seed), ["path,label,group"]
+    (folder / "images").mkdir(parents=True)
+    for case in range(cases):
+        base = np.array([190, 130, 180]) + shift + random.normal(0, 14, 3) - case % 2 * np.array([8, 22, 20])
+        for number in range(3):
+            pixels = (base + random.normal(0, 12, (16, 24, 3))).clip(0, 255).astype("uint8")
+            Image.fromarray(pixels).save(folder / "images" / f"{prefix}{case}-{number}{suffix}")
+            rows.append(f"{prefix}{case}-{number}{suffix},{case % 2},{prefix}{case}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder / "labels.csv"
+
+
+@pytest.fixture(scope="session")
+def final_run(tmp_path_factory, prepare):
+    """A run on 20 cases of images of one's own with a final model, and the result of its trial."""
+    from bcdlib import compare
+    from bcdlib.runs.profiles import get_profile
+
+    home, profile = tmp_path_factory.mktemp("final"), get_profile("demo", size=(24, 16), folds=3)
+    (home / "texture.py").write_text(TEXTURE)
+    labels = write_labelled(home / "own", 24)
+    run, _ = prepare(home / "run", home / "own" / "images", profile, home / "cache", manifest=labels)
+    (result,) = compare.train_finals(
+        run, profile, method_names=[str(home / "texture.py")], weights="none", progress=False
+    )
+    return run, result
+
+
 def pytest_terminal_summary(terminalreporter):
     """Sums up what tests noted by ``record_property("faults", {kind, tried, survived, reported, lost})``."""
     totals = {}

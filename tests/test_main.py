@@ -122,18 +122,39 @@ def test_audit_of_the_paper_and_the_author():
     assert {row["cases_shared"] for row in case} == {0}
 
 
-def test_evaluate(tmp_path):
+def test_predict_labelled_images_and_evaluate(tmp_path):
+    """A model that takes bright for malignant, and is right on 150 of 200 bright and dark images."""
+    bright = keras.Sequential(
+        [
+            keras.Input((6, 8, 3), dtype="uint8"),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(1, "sigmoid"),
+        ]
+    )
+    bright.layers[-1].set_weights([np.full((3, 1), 20 / 3), np.full(1, -10.0)])
+    bright.save(tmp_path / "mine <b>.keras")
     images = known_images().sample(200, random_state=0)
     label = class_labels(images)
-    table = images[["filename", "slide", "case", "magnification", "subtype"]].assign(
-        label=label,
-        probability=np.where(np.arange(200) < 150, label, 1 - label),
-        fold=0,
-        method="mine <b>",
-        split="case",
-        seed=0,
+    (tmp_path / "lab").mkdir()
+    for name, says in zip(images["filename"], np.where(np.arange(200) < 150, label, 1 - label)):
+        Image.new("RGB", (8, 6), ("black", "white")[says]).save(tmp_path / "lab" / name)
+    manifest = images[["slide", "magnification", "subtype"]].assign(
+        path=images["filename"], label=label, group=images["case"]
     )
-    table.to_csv(tmp_path / "p.csv", index=False)
+    manifest.to_csv(tmp_path / "labels.csv", index=False)
+    Image.new("RGB", (8, 6)).save(tmp_path / "lab" / "stranger.png")
+    named = ["--manifest", tmp_path / "labels.csv", "--csv", tmp_path / "p.csv"]
+    done = bcdlib("predict", tmp_path / "mine <b>.keras", tmp_path / "lab", *named)
+    assert done.returncode == 0, done.stderr
+    assert "left out: 1 without a label in the manifest, the first stranger.png" in done.stderr
+    (accuracy,) = [line for line in done.stdout.splitlines() if "balanced" not in line and "accuracy" in line]
+    assert "0.75" in accuracy
+    table = pd.read_csv(tmp_path / "p.csv")
+    wanted = manifest.sort_values("path")
+    for column, other in {"filename": "path", "case": "group", "label": "label", "slide": "slide"}.items():
+        assert table[column].tolist() == wanted[other].tolist()
+    assert set(table["split"]) == {"external"} and set(table["probability"].round()) == {0, 1}
     others = known_images().sample(400, random_state=1)  # a validation table with its threshold at 0.4
     others = others[~others["filename"].isin(images["filename"])]
     validation = others[["filename", "slide", "case", "magnification", "subtype"]].assign(
@@ -260,6 +281,8 @@ def test_table_ii_and_gap():
         (["audit", "--data", "~nouser/x"], ["home folder", "~"]),
         (["verify", "a" * 5000], ["a" * 100]),
         (["frobnicate"], ["frobnicate"]),
+        (["run", "--final", "--only", "05_evaluate"], ["--final", "04_train"]),
+        (["predict", "m.keras", "a", "b", "--manifest", "l.csv"], ["b: with --manifest", "one folder"]),
         (["audit", "--split"], ["--split"]),
         (["evaluate", "p\u00fcnktchen.csv"], ["no such predictions table"]),
     ],

@@ -32,6 +32,7 @@ AUTHORS = {
     "image-50-25-25": f"50 % for training, 25 % each for validation and test, {_BY_IMAGE}",
     "image-400-balanced": f"400X only, as many malignant as benign images, 20 % for the test, {_BY_IMAGE}",
 }
+ALL = "all"  # no protocol: every image is trained on, for a final model, and none is tested
 STRICTEST = ("case", "slide", "official", "image", "magnification")  # strictest first
 _GROUP = {"image": None, "slide": "slide", "case": "case", "official": "case", **dict.fromkeys(AUTHORS)}
 
@@ -125,6 +126,17 @@ def make_split(
                     "another split"
                 )
     return pd.concat(tables, ignore_index=True)
+
+
+def whole_split(images: pd.DataFrame) -> pd.DataFrame:
+    """Make the split `ALL`, of a final model: one fold, in which every image is trained on.
+
+    Examples
+    --------
+    >>> whole_split(pd.DataFrame({"filename": ["a.png", "b.png"]})).values.tolist()
+    [['a.png', 0, 'train'], ['b.png', 0, 'train']]
+    """
+    return images[["filename"]].assign(fold=0, role="train")
 
 
 def _balanced(images: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -1,8 +1,7 @@
 """What a saved model says about one image: class, probability, Grad-CAM, out-of-distribution warning.
 
-All models are plain Keras files. A model that lies in a trial's folder also has its calibration
-(``locked.csv`` of the run) and, once they were asked for, its training images' features (see
-`ood.save_reference`).
+All models are plain Keras files. Beside a model in a trial's folder lie its threshold and calibration
+(``locked.csv``) and, once they were asked for, its training images' features (see `ood.save_reference`).
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ import pandas as pd
 
 from bcdlib.data import cache, custom, decode, sources, splits
 from bcdlib.errors import InputError
-from bcdlib.evaluation import thresholds
+from bcdlib.evaluation import metrics, thresholds
 from bcdlib.explain import gradcam, models, ood
 from bcdlib.methods._saved import SavedMethod
 from bcdlib.plots import style
@@ -33,7 +32,7 @@ class Explanation:
     Attributes
     ----------
     label : str
-        "benign" or "malignant", at probability 0.5; empty if there was no model to ask.
+        "benign" or "malignant", at the threshold; empty if there was no model to ask.
     probability : float
         Of malignant, 0..1.
     calibrated : float or None
@@ -45,6 +44,8 @@ class Explanation:
         they are not known.
     figure : matplotlib Figure
         The image, its Grad-CAM map for the predicted class, the nearest training images.
+    threshold : float
+        The one that was locked with the model, else 0.5.
     """
 
     label: str
@@ -53,12 +54,17 @@ class Explanation:
     warning: str
     nearest: pd.DataFrame
     figure: object
+    threshold: float = metrics.THRESHOLD
 
     @property
     def summary(self) -> str:
-        """The probability in words, for example "probability of malignant 0.812 (calibrated 0.744)"."""
+        """The probability in words, for example "probability of malignant 0.812 (calibrated 0.744)".
+
+        A threshold other than 0.5 is named too.
+        """
         calibrated = "" if self.calibrated is None else f" (calibrated {self.calibrated:.3f})"
-        return f"probability of malignant {self.probability:.3f}{calibrated}"
+        at = "" if self.threshold == metrics.THRESHOLD else f", threshold {self.threshold:.3f}"
+        return f"probability of malignant {self.probability:.3f}{calibrated}{at}"
 
     @property
     def line(self) -> str:
@@ -140,9 +146,8 @@ def explain_own_image(run: Run, table: pd.DataFrame, image: str = "", *, seed: i
             title=models.true_caption(row),
         )
     text = "This run has no saved model of these predictions, so there is none to ask about an image."
-    return Explanation(
-        "", float("nan"), None, text, pd.DataFrame(columns=NEAREST_COLUMNS), style.note_figure(text)
-    )
+    nothing = pd.DataFrame(columns=NEAREST_COLUMNS)
+    return Explanation("", float("nan"), None, text, nothing, style.note_figure(text))
 
 
 def trial_reference(model_file, model: SavedMethod) -> ood.OODReference | None:
@@ -184,6 +189,18 @@ def trial_reference(model_file, model: SavedMethod) -> ood.OODReference | None:
     return ood.load_reference(folder)  # rounded as stored: the same answer now and later
 
 
+def store_reference(model_file) -> None:
+    """Store the training images' features beside a model that is to be taken elsewhere, if it is a network.
+
+    See `trial_reference`.
+    """
+    try:
+        model = models.load_model(model_file)
+    except InputError:  # a method of one's own that is no Keras network
+        return
+    trial_reference(model_file, model)
+
+
 def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> dict[str, list]:
     """Explain predictions by what is stored beside the model: its calibration and its training images.
 
@@ -198,13 +215,13 @@ def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> di
     Returns
     -------
     dict
-        Lists of N: calibrated (probability), warning (see `Explanation`), nearest (file name of the nearest
-        training image); those that can be had.
+        Lists of N: threshold, calibrated (probability), warning (see `Explanation`), nearest (file name of
+        the nearest training image); those that can be had.
     """
-    columns = {}
-    calibrated = _calibrate(model_file, probability)
-    if calibrated is not None:
-        columns["calibrated"] = calibrated
+    columns, lock = {}, models.saved_lock(model_file)
+    if lock is not None:
+        calibrated = thresholds.calibrate(probability, lock["slope"], lock["intercept"])
+        columns |= {"threshold": [lock["threshold"]] * len(X), "calibrated": calibrated.tolist()}
     reference = ood.load_reference(Path(model_file).parent)
     if reference is not None:
         queries = ood.reference_points(model.network, model.stained(X))
@@ -213,24 +230,13 @@ def explain_predictions(model_file, model: SavedMethod, X, *, probability) -> di
     return columns
 
 
-def _calibrate(model_file, probability) -> list[float] | None:
-    """Calibrate probabilities (N,) as the run locked it for the trial of this model, if it did."""
-    record, locked = models.trial_record(model_file), models.run_of(model_file).folder / "locked.csv"
-    if not record or not locked.is_file():
-        return None
-    table = pd.read_csv(locked)
-    mine = table[(table[TRIAL_COLUMNS] == [record[name] for name in TRIAL_COLUMNS]).all(axis=1)]
-    return (
-        None
-        if mine.empty
-        else thresholds.calibrate(probability, *mine[["slope", "intercept"]].iloc[0]).tolist()
-    )
-
-
 def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = "the image") -> Explanation:
     X = model.stained(shown[None])
     probability = float(models.predict_images(model, shown[None])[0])
-    [calibrated] = _calibrate(model_file, [probability]) or [None]
+    lock, threshold, calibrated = models.saved_lock(model_file), metrics.THRESHOLD, None
+    if lock is not None:
+        threshold = lock["threshold"]
+        calibrated = float(thresholds.calibrate(probability, lock["slope"], lock["intercept"]))
     reference = trial_reference(model_file, model)
     if reference is None:
         warning, nearest = "", pd.DataFrame(columns=NEAREST_COLUMNS)
@@ -245,15 +251,16 @@ def _explain(model: SavedMethod, model_file, shown: np.ndarray, *, title: str = 
         cam = gradcam.compute_gradcam(model.network, X)[0]
     except InputError:  # a network without a feature map still has a class and its probability
         cam = None
+    label = models.predicted_class(probability, threshold)
     answer = Explanation(
-        models.predicted_class(probability), probability, calibrated, warning, nearest[NEAREST_COLUMNS], None
+        label, probability, calibrated, warning, nearest[NEAREST_COLUMNS], None, threshold=threshold
     )
     record = models.trial_record(model_file)
     made = f"{record['method']}, split {record['split']}: " if record else ""
     texts = [made + answer.summary, verdict, DISCLAIMER]
     captions = [
         title,
-        models.prediction_caption(probability)
+        models.prediction_caption(probability, threshold)
         + ("; no map" if cam is None else "\nyellow: what spoke for it"),
         "\n\n".join(textwrap.fill(text, 60) for text in texts),
         "",

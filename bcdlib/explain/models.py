@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from bcdlib import methods
 from bcdlib.data import breakhis, cache, splits
@@ -12,7 +13,7 @@ from bcdlib.errors import InputError, one_line
 from bcdlib.evaluation import metrics
 from bcdlib.methods._base import malignant_probability
 from bcdlib.runs.files import read_json
-from bcdlib.runs.folder import MODEL, Run
+from bcdlib.runs.folder import LOCK, MODEL, TRIAL_COLUMNS, Run
 
 
 def load_model(model_file, *, values: str = "") -> methods.SavedMethod:
@@ -66,20 +67,20 @@ def overlay(axis, cam) -> None:
     axis.imshow(cam, cmap="viridis", alpha=alpha, vmin=0, vmax=1, extent=extent)
 
 
-def prediction_caption(probability: float) -> str:
-    """Say which class a probability of malignant means at threshold 0.5.
+def prediction_caption(probability: float, threshold: float = metrics.THRESHOLD) -> str:
+    """Say which class a probability of malignant means at a threshold.
 
     Examples
     --------
     >>> prediction_caption(0.831)
     'predicted malignant (0.83)'
     """
-    return f"predicted {predicted_class(probability)} ({probability:.2f})"
+    return f"predicted {predicted_class(probability, threshold)} ({probability:.2f})"
 
 
-def predicted_class(probability: float) -> str:
-    """Return the class at threshold 0.5."""
-    return breakhis.CLASSES[int(probability >= metrics.THRESHOLD)]
+def predicted_class(probability: float, threshold: float = metrics.THRESHOLD) -> str:
+    """Return the class at a threshold."""
+    return breakhis.CLASSES[int(probability >= threshold)]
 
 
 def true_caption(row) -> str:
@@ -96,6 +97,36 @@ def trial_record(model_file) -> dict:
         raise InputError(f"{record}: cannot be read ({one_line(error)}); move the model elsewhere") from None
 
 
+def saved_lock(model_file) -> dict | None:
+    """Return the threshold and calibration that lie beside a model (``locked.csv``); None without them.
+
+    Returns
+    -------
+    dict or None
+        threshold, slope, intercept (see `thresholds.lock_thresholds`).
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, or of another model than ``trial.json`` beside it.
+    """
+    record, file = trial_record(model_file), Path(model_file).with_name(LOCK)
+    if not file.is_file():
+        return None
+    try:
+        table = pd.read_csv(file)
+        if record and any(str(table[name].iloc[0]) != str(record[name]) for name in TRIAL_COLUMNS):
+            raise ValueError("it is of another model")
+        [row] = table[["threshold", "slope", "intercept"]].astype(float).to_dict("records")
+        if not np.isfinite(list(row.values())).all():
+            raise ValueError("a number is missing")
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise InputError(
+            f"{file}: cannot be read ({one_line(error)}); delete it, or run again what made it"
+        ) from None
+    return row
+
+
 def run_of(model_file) -> Run:
     """Return the run in whose folder ``trials`` the trial of this model lies, if it lies in one."""
     return Run(Path(model_file).absolute().parent.parent.parent)
@@ -107,7 +138,8 @@ def saved_models(run: Run) -> dict[str, Path]:
     Returns
     -------
     dict
-        Files by what the models were trained on, the strictest protocol first; of equal names the newest.
+        Files by what the models were trained on: final models first, then the strictest protocol; of equal
+        names the newest.
     """
     found = []
     for file in (run.folder / "trials").glob(f"*/{MODEL}"):
@@ -116,7 +148,6 @@ def saved_models(run: Run) -> dict[str, Path]:
             name = (
                 f"{record['method']}, split {record['split']}, fold {record['fold']}, seed {record['seed']}"
             )
-            found.append(
-                (splits.strictness(record["split"]), name, file.with_name("trial.json").stat().st_mtime, file)
-            )
+            rank = splits.strictness(record["split"]) if record["split"] != splits.ALL else -1
+            found.append((rank, name, file.with_name("trial.json").stat().st_mtime, file))
     return {name: file for _, name, _, file in sorted(found)}

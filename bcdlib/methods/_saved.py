@@ -296,7 +296,7 @@ def _notes(network: keras.Model, activation: str, values: str, *, stated: bool) 
 
 def _scales(network: keras.Model) -> bool:
     """Whether pixels are scaled before the first layer that has a kernel."""
-    for operation in _flat(network):
+    for operation in flat_operations(network):
         if isinstance(operation, _SCALING) or not isinstance(operation, keras.Layer):
             return True
         if operation.weights and not isinstance(operation, keras.layers.PReLU):
@@ -304,12 +304,12 @@ def _scales(network: keras.Model) -> bool:
     return False
 
 
-def _flat(network: keras.Model) -> list:
+def flat_operations(network: keras.Model) -> list:
     """List a network's operations from the input on, those of networks within it in their place."""
     return [
         one
         for operation in getattr(network, "operations", network.layers)
-        for one in (_flat(operation) if isinstance(operation, keras.Model) else [operation])
+        for one in (flat_operations(operation) if isinstance(operation, keras.Model) else [operation])
     ]
 
 
@@ -318,7 +318,7 @@ def _count_at_once(network: keras.Model, size: tuple[int, int] | None) -> int:
     pixels = 3 * math.prod(size) if size else 1
     largest = max(
         _foreign.largest_output(operation, [node.output_tensors for node in operation._inbound_nodes])
-        for operation in _flat(network)
+        for operation in flat_operations(network)
     )
     batch = AT_ONCE if 64 * largest <= _NUMBERS else _NUMBERS // largest  # Keras predicts 64 at a time
     return max(1, min(AT_ONCE, 2**28 // pixels, batch))

@@ -11,6 +11,8 @@ from bcdlib.runs.files import TEXTS, atomic_write, read_json, write_csv, write_j
 
 TRIAL_COLUMNS = ["method", "split", "fold", "seed"]  # name a trial in a predictions table
 MODEL = "model.keras"  # a trial's stored model
+LOCK = "locked.csv"  # threshold and calibration: of a run's trials, and beside each stored model its own
+CROSS_VALIDATION = "cross_validation.csv"  # beside a final model: the predictions that its figures rest on
 RUN_SUBFOLDERS = ("figures", "notebooks", "prepared", "splits", "tables", "trials")
 # what depends on the images, their size and splits; trials do too, but are named by all that they depend on
 _RESULTS = (
@@ -207,7 +209,7 @@ def open_run_folder(folder) -> Run:
     return Run(folder)
 
 
-def trial_folder(run: Run, row) -> Path | None:
+def trial_folder(run: Run, row, table: str = "predictions.csv") -> Path | None:
     """Find the trial that made a row of a predictions table.
 
     Parameters
@@ -215,6 +217,8 @@ def trial_folder(run: Run, row) -> Path | None:
     run : Run
     row : pandas.Series
         With `TRIAL_COLUMNS`, filename and probability.
+    table : str
+        Which table of the trial holds it; ``validation.csv`` for a row of the validation part.
 
     Returns
     -------
@@ -225,7 +229,7 @@ def trial_folder(run: Run, row) -> Path | None:
         folder, facts = file.parent, read_json(file)
         if (folder / MODEL).is_file() and all(facts[name] == row[name] for name in TRIAL_COLUMNS):
             # trials of other settings may share these four values: compare the prediction too
-            made = pd.read_csv(folder / "predictions.csv").set_index("filename")["probability"]
+            made = pd.read_csv(folder / table).set_index("filename")["probability"]
             if row["filename"] in made and abs(made[row["filename"]] - row["probability"]) < 1e-9:
                 return folder
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bcdlib import methods, mount, preprocess
-from bcdlib.data import breakhis, custom, sources
+from bcdlib.data import breakhis, custom, sources, splits
 from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation import metrics, thresholds
 from bcdlib.methods.parts import backbones
@@ -158,7 +158,7 @@ def evaluation_parameters(
     }
 
 
-def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = ()) -> dict:
+def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = (), *, final: bool = False) -> dict:
     """Execute the notebooks in order into ``<run>/notebooks``; write ``report.html`` and ``summary.json``.
 
     Parameters
@@ -168,6 +168,8 @@ def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = ()) -> dict:
         Values for the notebooks' parameters; each notebook gets those that it declares.
     only : tuple of str
         Names of notebooks, for example ("05_evaluate",); empty means all six.
+    final : bool
+        Whether 04_train also makes a final model (split "all").
 
     Returns
     -------
@@ -186,7 +188,15 @@ def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = ()) -> dict:
     folder.mkdir(exist_ok=True)
     for number, stage in enumerate(stages, 1):
         print(f"[{number}/{len(stages)}] {stage}", flush=True)
+        own = {}
+        if final and stage == "04_train":
+            usual = splits.available_splits(run, profiles.get_profile(parameters["profile"]).splits)
+            own["splits"] = ",".join((*usual, splits.ALL))
         execute_notebook(
-            stage, parameters, folder / f"{stage}.ipynb", cwd=places.shipped("notebooks"), log=sys.stdout
+            stage,
+            parameters | own,
+            folder / f"{stage}.ipynb",
+            cwd=places.shipped("notebooks"),
+            log=sys.stdout,
         )
     return write_report(run)

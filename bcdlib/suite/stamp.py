@@ -85,7 +85,7 @@ PARAMETERS = {
     "stain": "stain normalisation: `macenko`, `reinhard` or `none` (empty: the method's own)",
     "recipe": "`authors` trains each method as its authors did, as far as known, `paper` all as this paper",
     "splits": "protocols, with commas or spaces between (empty: in 04_train the profile's, in 06_compare all "
-    "that the images allow)",
+    "that the images allow); in 04_train `all` also makes a final model",
     "epochs": "how many to train (0: the profile's)",
     "fold": "which fold of each split is trained, counted from 0",
     "keep_model": "save the trained model; 05_evaluate needs it for maps and for your own image",
@@ -95,6 +95,8 @@ PARAMETERS = {
     "calibration": "of the probabilities, fitted on validation: `temperature`, `platt` or `none`",
     "predictions": "the predictions table of any other model, a CSV (empty: the run's own)",
     "validation": "that model's predictions on its validation part, for threshold and calibration",
+    "external": "a folder or archive of images from another laboratory, for 5.14 (empty: none)",
+    "external_labels": "a CSV with the columns `path`, `label` and `group` that says what they show",
     "image": "a PNG, JPEG, TIFF or BMP file of your own to classify (empty: an image of the test part)",
 }
 

@@ -10,13 +10,17 @@ from bcdlib.data import breakhis, splits
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics
 from bcdlib.runs import files, names, places
+from bcdlib.runs import folder as folders
 
 CARD_NAME = "model-card.md"
 _NOT_SHOWN = ("verbose", "weights", "pretrained_required")  # of this machine or said in words
 
 
 def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
-    """Write ``model-card.md`` into a finished trial's folder, from ``trial.json`` and ``predictions.csv``.
+    """Write ``model-card.md`` into a finished trial's folder, from ``trial.json`` and its tables.
+
+    Its metrics are those of ``predictions.csv`` at threshold 0.5; of a final model those of
+    ``cross_validation.csv``, each fold at the threshold of its own validation part.
 
     Parameters
     ----------
@@ -33,9 +37,11 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
     """
     card = Path(folder) / CARD_NAME
     facts = files.read_json(card.with_name("trial.json"))
+    final = facts["split"] == splits.ALL
+    tested = _read(card.with_name(folders.CROSS_VALIDATION if final else "predictions.csv"))
+    locked = _read(card.with_name(folders.LOCK))
     shown = bootstrap.interval_table(
-        pd.read_csv(card.with_name("predictions.csv"), dtype=files.TEXTS),
-        metrics.shown_in("card"),
+        tested, metrics.shown_in("card"), threshold="threshold" if final else metrics.THRESHOLD
     ).assign(
         name=lambda table: [metrics.METRICS[key].label for key in table["metric"]],
         defined=lambda table: table["value"].notna(),
@@ -66,9 +72,17 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
             overlap=overlap,
             leaks=names.in_markdown(splits.overlap_line(overlap)),
             metrics=shown.to_dict("records"),
+            final=final,
+            tested={"images": tested["filename"].nunique(), "cases": tested["case"].nunique()},
+            folds=tested[["fold", "split"]].drop_duplicates().to_dict("records"),
+            locked=None if locked is None else locked.iloc[0],
         ),
     )
     return card
+
+
+def _read(table: Path) -> pd.DataFrame | None:
+    return pd.read_csv(table, dtype=files.TEXTS) if table.is_file() else None
 
 
 def _protocol(split: str) -> str:

@@ -19,12 +19,13 @@ from bcdlib import methods
 from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
 from bcdlib.errors import InputError, check_seed
+from bcdlib.evaluation import thresholds
 from bcdlib.evaluation.metrics import COLUMNS, MAGNIFICATION_COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods._base import TASKS, Method, malignant_probability, predict_checked, wanted
 from bcdlib.methods._recipe import PAPER, Recipe
 from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.runs import environment, files, profiles
-from bcdlib.runs.folder import TRIAL_COLUMNS
+from bcdlib.runs.folder import LOCK, TRIAL_COLUMNS
 from bcdlib.trials import model_card
 from bcdlib.trials.store import fetch_trial, put_trial
 
@@ -239,8 +240,8 @@ def run_trial(
     weights, verbose
         As in `Trial.estimator`.
     keep_model : bool
-        Whether to store ``model.keras``, with ``model-card.md`` beside it; a trial that has none is then run
-        again.
+        Whether to store ``model.keras``, with ``model-card.md`` and, where there is a validation part,
+        ``locked.csv`` (threshold and calibration) beside it; a trial that has none is then run again.
     store : str
         URL for fsspec, for example ``gs://bucket/trials``, where finished trials are also kept and looked
         for, with all that their folders hold. Empty: only under ``root``.
@@ -265,12 +266,17 @@ def run_trial(
             with methods.explain_errors(trial.method):
                 _train(trial, estimator, cache, part=part, folder=folder, profile=profile, names=names)
         # what comes after the trial's results are stored: here also if it was cut off there
-        if (folder / model_name).is_file() and not (folder / model_card.CARD_NAME).is_file():
-            model_card.write_card(folder, cache.images, part)
+        result = load_trial(trial, folder)
+        if (folder / model_name).is_file():
+            if len(result.validation) and trial.task != "magnification" and not (folder / LOCK).is_file():
+                files.write_csv(folder / LOCK, thresholds.lock_thresholds(result.validation))
+            # a final model's rests on other trials too: final.finish_final
+            if trial.split != splits.ALL and not (folder / model_card.CARD_NAME).is_file():
+                model_card.write_card(folder, cache.images, part)
         (folder / "checkpoint.keras").unlink(missing_ok=True)  # with optimizer it is three times the model
         if store:
             put_trial(store, folder, anew=not found)
-        return load_trial(trial, folder)
+        return result
 
 
 def _holds(folder: Path, names: tuple[str, ...]) -> bool:
@@ -292,8 +298,8 @@ def _train(
         folder.parent.mkdir(exist_ok=True)
         folder.mkdir(exist_ok=True)
     rows = {role: cache.rows(part.loc[part["role"] == role, "filename"]) for role in splits.ROLES}
-    # the paper's protocol has no validation part
-    curves_on = "validation" if len(rows["validation"]) else "test"
+    # the paper's protocol has no validation part, a final model no test part either
+    curves_on = next((role for role in ("validation", "test") if len(rows[role])), "")
     known, number = rows["train"], np.zeros(0)
     if estimator.trains(trial.trainable) == "head" and len(rows["validation"]):
         known = np.concatenate([rows["train"], rows["validation"]])
