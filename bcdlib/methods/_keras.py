@@ -6,7 +6,7 @@ from bcdlib.data.stain import KINDS
 from bcdlib.errors import InputError
 from bcdlib.methods._base import TASKS
 from bcdlib.methods._recipe import PAPER, RECIPES, Recipe
-from bcdlib.methods._training import AUGMENTATION, KerasTraining
+from bcdlib.methods._training import AUGMENTATION, STANDARDISE, KerasTraining
 from bcdlib.methods.parts import backbones, hardware
 from bcdlib.methods.parts.architectures import chain as chain  # for method files
 
@@ -278,7 +278,7 @@ class KerasMethod(KerasTraining):
 
     def _connect(self, inputs, x) -> keras.Model:
         if self.frozen:  # a frozen base's channels differ in scale by orders of magnitude
-            x = keras.layers.Normalization(name="standardise")(x)
+            x = keras.layers.Normalization(name=STANDARDISE)(x)
         return self._compile(keras.Model(inputs, self.build_outputs(x), name=self.key))
 
     def _compile(self, model: keras.Model) -> keras.Model:

@@ -17,6 +17,7 @@ from bcdlib.runs.files import atomic_write, write_csv
 
 MEMBER = "bcdlib.json"  # what a saved .keras file says beside the network
 AUGMENTATION = "augmentation"  # name of the layer that a saved network leaves out
+STANDARDISE = "standardise"  # name of the layer between frozen bases and their head
 _TRAINED: dict[tuple, tuple] = {}  # networks in which heads were trained, and their optimizers' first state
 
 
@@ -150,7 +151,7 @@ class KerasTraining(Method):
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
         if self.plan.standardised:
-            standardise(head.get_layer("standardise"), X, weights)
+            standardise(head.get_layer(STANDARDISE), X, weights)
         return head
 
     def _train_head(self, X, y, held_out) -> None:
@@ -168,7 +169,7 @@ class KerasTraining(Method):
         for variable, value in zip(network.optimizer.variables, fresh, strict=True):
             variable.assign(value)
         _copy_weights(self.head_, network)
-        standard = self.head_.get_layer("standardise")
+        standard = self.head_.get_layer(STANDARDISE)
         if held_out is not None:
             held_out = np.asarray(standard(held_out[0])), held_out[1]
         self._run(network, np.asarray(standard(X)), y, held_out)
@@ -299,8 +300,19 @@ def standardise(layer: keras.layers.Normalization, X, weights=None) -> keras.lay
     return layer
 
 
+def with_standardising(network: keras.Model, weights) -> keras.Model:
+    """Copy a network with other weights of its standardising layer; it shares all other layers."""
+
+    def copy(layer):
+        return layer if layer.name != STANDARDISE else type(layer).from_config(layer.get_config())
+
+    found = keras.models.clone_model(network, clone_function=copy)
+    _set_weights(found.get_layer(STANDARDISE), weights)
+    return found
+
+
 def _without_standardising(layer: keras.layers.Layer) -> keras.layers.Layer:
-    if layer.name == "standardise":
+    if layer.name == STANDARDISE:
         return keras.layers.Identity(name=layer.name)
     return type(layer).from_config(layer.get_config())
 

@@ -107,7 +107,7 @@ class Robust(KerasMethod):
         copies = len(rows) // len(X)
         weights = np.repeat(self._weights(y.astype(int)) / copies, copies)
         self.head_ = self._new_head(rows, weights)
-        standard = np.asarray(self.head_.get_layer("standardise")(rows))
+        standard = np.asarray(self.head_.get_layer(_training.STANDARDISE)(rows))
         kernel, bias = _linear.linear_layer(
             LogisticRegression(C=self.C, max_iter=2000),
             standard.clip(-LIMIT, LIMIT),
