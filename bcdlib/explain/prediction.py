@@ -50,7 +50,8 @@ def predict_files(
     Raises
     ------
     InputError
-        If the model cannot be loaded, is not one to adapt, gives what are no probabilities, or none of the images can be read.
+        If the model cannot be loaded or adapted, it gives what are no probabilities, or none of the images
+        can be read.
     """
     model = models.load_model(model_file, values=values)
     return _predict(
@@ -139,9 +140,7 @@ def _lock_notes(model_file) -> list[str]:
     ]
 
 
-def _predict(
-    model_file, model: SavedMethod, decoded: Callable[[], Iterable], *, adapt: bool
-) -> pd.DataFrame:
+def _predict(model_file, model: SavedMethod, decoded: Callable[[], Iterable], *, adapt: bool) -> pd.DataFrame:
     """Predict decoded images, (name, array, reason) each, a few hundred at a time; as `predict_files`."""
     parts, used = functools.partial(_parts, decoded, model.at_once), model
     if adapt:

@@ -8,7 +8,7 @@ from bcdlib.errors import InputError
 from bcdlib.methods import KerasMethod, _linear, _training
 from bcdlib.methods.parts import backbones
 
-LIMIT = 5.0  # standard deviations; a channel that hardly ever fires in training can lie hundreds away elsewhere
+LIMIT = 5.0  # standard deviations: a channel that rarely fires in training may lie hundreds away elsewhere
 
 
 class Robust(KerasMethod):
