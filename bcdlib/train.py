@@ -393,11 +393,9 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
         )
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
-    figure.supxlabel(
-        "started from "
-        + "; ".join(dict.fromkeys(result.predictions["weights"].iloc[0] for result in results)),
-        fontsize=8,
-    )
+    tables = [table for result in results for table in (result.predictions, result.validation) if len(table)]
+    started = dict.fromkeys(table["weights"].iloc[0] for table in tables)
+    figure.supxlabel("started from " + "; ".join(started), fontsize=8)
     return figure
 
 
@@ -447,7 +445,8 @@ def findings(results: list[Result]) -> str:
         cases = results[-1].validation["case"].nunique()
         lines.append(
             f"The final model was trained on all images; what it is worth is said by the folds above, which "
-            f"have tested {cases} cases. It lies in `{results[-1].folder}`: take the whole folder."
+            f"have tested {cases} cases. To use it elsewhere take its whole folder, "
+            f"`trials/{results[-1].folder.name}` of this run."
         )
     larger = tested[-1].predictions["label"].value_counts(normalize=True).max()
     return lesson.findings_text(

@@ -70,6 +70,11 @@ def ask_elsewhere(run: Run, external: str = "", external_labels: str = "") -> El
     ------
     InputError
         If only one of the two is named, they cannot be used, or the run has no saved model.
+
+    Examples
+    --------
+    >>> ask_elsewhere(Run(Path("run"))).line.partition(":")[0]
+    'Nothing was asked'
     """
     if not external and not external_labels:
         return Elsewhere(HOW)

@@ -43,6 +43,8 @@ def test_the_table_holds_what_predict_says(model, other, found):
     assert found["filename"].tolist() == wanted["path"].tolist() and len(found) == 48
     assert found["label"].tolist() == wanted["label"].tolist()
     assert found["case"].tolist() == found["slide"].tolist() == wanted["group"].tolist()
+    archive = shutil.make_archive(str(other.parent / "lab"), "zip", other.parent / "images")
+    pd.testing.assert_frame_equal(evaluate.predict_labelled(model, archive, other), found)
     for column in ("probability", "calibrated", "threshold"):
         assert found[column].tolist() == wanted[column].tolist()
     assert found["warning"].tolist() == wanted["warning"].tolist()

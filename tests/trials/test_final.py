@@ -97,9 +97,10 @@ def test_04_train_finds_it_finished_and_says_what_it_is(final_run, tmp_path_fact
     results = train.train_trials(run, SMALL, planned, weights="none", keep_model=False)
     assert results[-1].folder == result.folder
     assert (result.folder / "model.keras").stat().st_mtime_ns == written
-    assert len(train.plan_table(planned)) == 4 and str(result.folder) in train.findings(results)
+    assert len(train.plan_table(planned)) == 4 and result.folder.name in train.findings(results)
     assert "case, fold 2" in train.predictions_figure(run, results).texts[0].get_text()
-    train.curves_figure(results)
+    panels = train.curves_figure(results).axes
+    assert [len(panel.lines) for panel in panels] == [2, 2, 2, 1]  # a final model has nothing held out
     # 05_evaluate locks by another rule: beside the model too
     evaluate.lock(run, "sensitivity", 1.0)
     probability = pd.read_csv(result.folder / "validation.csv").query("label == 1")["probability"]
