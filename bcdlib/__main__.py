@@ -456,9 +456,15 @@ input_option = click.Option(
     "predictions table, which evaluate reads, and the metrics are shown beside the model's own.",
 )
 @click.option("--csv", default="", help="Write the table into this file.")
+@click.option(
+    "--adapt",
+    is_flag=True,
+    help="For a head on frozen features: standardise by the mean features of these images, so that another "
+    "laboratory's stain does not shift all answers. They must hold both classes.",
+)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-def predict(model, images, as_json, values, manifest, csv):
+def predict(model, images, as_json, values, manifest, csv, adapt):
     """Classify images (or folders, archives) with a saved model, ours or any .keras file of plain layers.
 
     The class is that at the threshold that was locked with the model, if one lies beside it, else at 0.5.
@@ -471,9 +477,11 @@ def predict(model, images, as_json, values, manifest, csv):
     from bcdlib.runs import files
 
     if manifest:
-        table = evaluate.predict_labelled(model, images[0], manifest, progress=True, values=values)
+        table = evaluate.predict_labelled(
+            model, images[0], manifest, progress=True, values=values, adapt=adapt
+        )
     else:
-        table = evaluate.predict_files(model, images, progress=True, values=values)
+        table = evaluate.predict_files(model, images, progress=True, values=values, adapt=adapt)
     for note in table.attrs["notes"]:
         click.echo(f"Note: {printable(note)}", err=True)
     if csv:

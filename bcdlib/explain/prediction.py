@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 EXTERNAL = "external"  # the split of images from elsewhere
 
 
-def predict_files(model_file, image_files, progress: bool = False, *, values: str = "") -> pd.DataFrame:
+def predict_files(
+    model_file, image_files, progress: bool = False, *, values: str = "", adapt: bool = False
+) -> pd.DataFrame:
     """Classify images with a saved model: decoded on all cores, a few hundred in memory at a time.
 
     Parameters
@@ -35,6 +38,9 @@ def predict_files(model_file, image_files, progress: bool = False, *, values: st
         Whether to show a progress bar.
     values : str
         As in `methods.load_method`.
+    adapt : bool
+        Whether a head on frozen features standardises by the mean of these images (`SavedMethod.adapted`);
+        they are then read twice.
 
     Returns
     -------
@@ -43,27 +49,31 @@ def predict_files(model_file, image_files, progress: bool = False, *, values: st
         file, probability (of malignant; NaN if unreadable), class, reason (empty, or why it was left out);
         and of a model with what they need beside it: threshold (from which on the class is malignant; else
         0.5) and calibrated (probability), as locked with the model; warning (empty, or that the image is
-        unlike the training images), nearest (the nearest training image).
+        unlike the training images), nearest (the nearest training image). With ``adapt`` also adapted: to
+        how many images.
 
     Raises
     ------
     InputError
-        If the model cannot be loaded, it gives what are no probabilities, or none of the images can be read.
+        If the model cannot be loaded or adapted, it gives what are no probabilities, or none of the images
+        can be read.
     """
     model = models.load_model(model_file, values=values)
-    return _predict(model_file, model, decode.decode_files(image_files, model.size, progress))
+    return _predict(
+        model_file, model, lambda: decode.decode_files(image_files, model.size, progress), adapt=adapt
+    )
 
 
 def predict_labelled(
-    model_file, images, manifest, progress: bool = False, *, values: str = ""
+    model_file, images, manifest, progress: bool = False, *, values: str = "", adapt: bool = False
 ) -> pd.DataFrame:
     """Classify the images that a manifest names; what comes out is a predictions table.
 
-    Nothing is fitted: threshold and calibration are those that were locked with the model.
+    Nothing is fitted to labels: threshold and calibration are those that were locked with the model.
 
     Parameters
     ----------
-    model_file, progress, values
+    model_file, progress, values, adapt
         As in `predict_files`.
     images : path-like
         One folder or archive.
@@ -86,7 +96,12 @@ def predict_labelled(
     custom.read_manifest(manifest)  # before an archive is listed, which may take long
     source = sources.open_source(images)
     scan, model = custom.scan_custom(manifest, source), models.load_model(model_file, values=values)
-    found = _predict(model_file, model, decode.decode_all(source, scan.images, model.size, progress=progress))
+    found = _predict(
+        model_file,
+        model,
+        lambda: decode.decode_all(source, scan.images, model.size, progress=progress),
+        adapt=adapt,
+    )
     read = found[found["reason"] == ""].rename(columns={"file": "filename"})
     record = models.trial_record(model_file)
     table = (
@@ -107,7 +122,7 @@ def predict_labelled(
         *scan.notes,
         *_left_out(scan, found[found["reason"] != ""]),
         *_lock_notes(model_file),
-        *model.notes,
+        *found.attrs["notes"],
     ]
     return table
 
@@ -130,30 +145,45 @@ def _lock_notes(model_file) -> list[str]:
     ]
 
 
-def _predict(model_file, model: SavedMethod, decoded: Iterable) -> pd.DataFrame:
+def _predict(model_file, model: SavedMethod, decoded: Callable[[], Iterable], *, adapt: bool) -> pd.DataFrame:
     """Predict decoded images, (name, array, reason) each, a few hundred at a time; as `predict_files`."""
-    decoded, tables = iter(decoded), []
-    while part := list(itertools.islice(decoded, model.at_once)):
-        tables.append(_predicted(model_file, model, pd.DataFrame(part, columns=["file", "array", "reason"])))
+    parts, used = functools.partial(_parts, decoded, model.at_once), model
+    if adapt:
+        used = model.adapted(_pixels(part) for part in parts() if (part["reason"] == "").any())
+    tables = [_predicted(model_file, model, used, part) for part in parts()]
     if not tables:
         raise InputError("no image named")
     table = pd.concat(tables, ignore_index=True)
     if (table["reason"] != "").all():
         raise InputError(f"{table['file'][0]}: {table['reason'][0]}")
     table = table.fillna({"warning": "", "nearest": ""})
-    table.attrs["notes"] = list(model.notes)
+    if adapt:
+        table["adapted"] = int((table["reason"] == "").sum())
+    table.attrs["notes"] = list(used.notes)
     return table
 
 
-def _predicted(model_file, model: SavedMethod, part: pd.DataFrame) -> pd.DataFrame:
-    used = part["reason"] == ""
+def _parts(decoded: Callable[[], Iterable], size: int) -> Iterator[pd.DataFrame]:
+    """Decode images, so many at a time."""
+    images = iter(decoded())
+    while part := list(itertools.islice(images, size)):
+        yield pd.DataFrame(part, columns=["file", "array", "reason"])
+
+
+def _pixels(part: pd.DataFrame) -> np.ndarray:
+    return np.stack(part.loc[part["reason"] == "", "array"].to_list())
+
+
+def _predicted(model_file, model: SavedMethod, used: SavedMethod, part: pd.DataFrame) -> pd.DataFrame:
+    """Predict with ``used``, which is the model or it adapted; what else is known is the model's."""
+    read = part["reason"] == ""
     table = part.assign(probability=float("nan"), **{"class": ""})[["file", "probability", "class", "reason"]]
-    if not used.any():
+    if not read.any():
         return table
-    X = np.stack(part.loc[used, "array"].to_list())
-    probability = models.predict_images(model, X)
+    X = _pixels(part)
+    probability = models.predict_images(used, X)
     more = explanation.explain_predictions(model_file, model, X, probability=probability)
-    table.loc[used, "probability"] = probability
+    table.loc[read, "probability"] = probability
     malignant = probability >= more.get("threshold", metrics.THRESHOLD)
-    table.loc[used, "class"] = np.where(malignant, *breakhis.CLASSES[::-1])
-    return table.join(pd.DataFrame(more, index=table.index[used]))
+    table.loc[read, "class"] = np.where(malignant, *breakhis.CLASSES[::-1])
+    return table.join(pd.DataFrame(more, index=table.index[read]))

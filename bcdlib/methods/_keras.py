@@ -6,7 +6,7 @@ from bcdlib.data.stain import KINDS
 from bcdlib.errors import InputError
 from bcdlib.methods._base import TASKS
 from bcdlib.methods._recipe import PAPER, RECIPES, Recipe
-from bcdlib.methods._training import AUGMENTATION, KerasTraining
+from bcdlib.methods._training import AUGMENTATION, STANDARDISE, KerasTraining
 from bcdlib.methods.parts import backbones, features, hardware
 from bcdlib.methods.parts.architectures import chain as chain  # for method files
 
@@ -144,7 +144,7 @@ class KerasMethod(KerasTraining):
 
     def build_features(self, x):
         """Connect RGB 0..255 (a Keras tensor) to features (batch, channels): pooled bases, side by side."""
-        several = len(self.architectures) > 1
+        several = len(self.bases_) > 1
         pooled = [
             backbones.append_features(
                 x,
@@ -156,7 +156,7 @@ class KerasMethod(KerasTraining):
                 name=f"pool_{name}" if several else "pool",
                 **self.base_options(name),
             )
-            for name in self.architectures
+            for name in self.bases_
         ]
         return keras.layers.Concatenate(name="pool")(pooled) if several else pooled[0]
 
@@ -286,7 +286,7 @@ class KerasMethod(KerasTraining):
 
     def _connect(self, inputs, x) -> keras.Model:
         if self.frozen:  # a frozen base's channels differ in scale by orders of magnitude
-            x = keras.layers.Normalization(name="standardise")(x)
+            x = keras.layers.Normalization(name=STANDARDISE)(x)
         return self._compile(keras.Model(inputs, self.build_outputs(x), name=self.key))
 
     def _compile(self, model: keras.Model) -> keras.Model:

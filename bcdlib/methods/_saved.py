@@ -1,7 +1,8 @@
 """Trained methods from their files."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -9,10 +10,12 @@ import numpy as np
 
 from bcdlib.data import stain
 from bcdlib.errors import InputError, check_known
-from bcdlib.methods import _base, _foreign, _keras
+from bcdlib.methods import _base, _foreign, _keras, _training
+from bcdlib.methods.parts import fitting
 from bcdlib.runs.files import why_no_file
 
 RANGES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, -1.0)}  # factor and offset
+SHRINK = 20  # images that the training images' mean counts as, where a folder's own takes its place
 AT_ONCE = 512  # images of usual size, and of networks of usual size, that are predicted at once
 _NUMBERS = 2**26  # that a stranger's largest layer may make at once: 256 MiB
 # what brings pixels to the range that the network was trained on
@@ -118,6 +121,51 @@ class SavedMethod:
         X = X if self.target is None else stain.normalise_stain(X, self.target)
         factor, offset = RANGES[self.values]
         return X if self.values == "0..255" else np.float32(factor) * X + np.float32(offset)
+
+    def adapted(self, batches: Iterable) -> "SavedMethod":
+        """Copy it for images of another laboratory: standardised by their own mean features.
+
+        A whole folder's stain, scanner and focus shift all its features alike, and with them all its
+        probabilities; this takes the shift away, without labels. It supposes that the classes are about as
+        frequent among these images as they weighed in training: half and half, if both weighed the same. The
+        deviations stay those of training (moving them too, as AdaBN does, gained nothing on simulated
+        laboratories). Of few images the mean says little: the training images' counts as `SHRINK` images.
+
+        Li et al., "Adaptive batch normalization for practical domain adaptation", Pattern Recognition 80,
+        2018.
+
+        Parameters
+        ----------
+        batches : iterable of uint8 arrays (N, height, width, 3)
+
+        Raises
+        ------
+        InputError
+            If the network does not standardise features of a frozen base, or there are no images.
+        """
+        layers = [layer for layer in self.network.layers if layer.name == _training.STANDARDISE]
+        if not layers:
+            raise InputError(
+                f"{self.file}: --adapt is for a head on frozen features, which this network does not "
+                "standardise; leave out --adapt"
+            )
+        features, total, count = keras.Model(self.network.inputs, layers[0].input), 0.0, 0
+        for X in batches:
+            total = total + fitting.predict_batches(features, self.stained(X)).sum(axis=0, dtype="float64")
+            count += len(X)
+        if not count:
+            raise InputError("--adapt: none of the images can be read")
+        mean, *rest = layers[0].get_weights()
+        mean = (total + SHRINK * mean) / (count + SHRINK)
+        note = (
+            f"--adapt: standardised by the mean features of these {count} images, as if both classes were as "
+            "frequent among them as they weighed in training; do not use it on images of one class"
+        )
+        return replace(
+            self,
+            network=_training.with_standardising(self.network, [mean, *rest]),
+            notes=(*self.notes, note),
+        )
 
 
 def load_saved(path, kinds: dict[str, type[_keras.KerasMethod]], *, values: str = "") -> SavedMethod:

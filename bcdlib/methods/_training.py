@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from sklearn.preprocessing import StandardScaler
 
 from bcdlib.data.cache import resized_cache
 from bcdlib.data.stain import StainTarget, fit_stain, normalise_stain
@@ -16,6 +17,7 @@ from bcdlib.runs.files import atomic_write, write_csv
 
 MEMBER = "bcdlib.json"  # what a saved .keras file says beside the network
 AUGMENTATION = "augmentation"  # name of the layer that a saved network leaves out
+STANDARDISE = "standardise"  # name of the layer between frozen bases and their head
 _TRAINED: dict[tuple, tuple] = {}  # networks in which heads were trained, and their optimizers' first state
 
 
@@ -140,13 +142,16 @@ class KerasTraining(Method):
         else:
             self._train_whole(X, y, held_out, folder)
 
-    def _new_head(self, X) -> keras.Model:
-        """Build an untrained head for training features (N, channels), which it standardises by them."""
+    def _new_head(self, X, weights=None) -> keras.Model:
+        """Build an untrained head for training features (N, channels), which it standardises by them.
+
+        ``weights`` (N,) say how much each counts there.
+        """
         keras.utils.set_random_seed(self.seed)
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
         if self.plan.standardised:
-            standardise(head.get_layer("standardise"), X)
+            standardise(head.get_layer(STANDARDISE), X, weights)
         return head
 
     def _train_head(self, X, y, held_out) -> None:
@@ -164,7 +169,7 @@ class KerasTraining(Method):
         for variable, value in zip(network.optimizer.variables, fresh, strict=True):
             variable.assign(value)
         _copy_weights(self.head_, network)
-        standard = self.head_.get_layer("standardise")
+        standard = self.head_.get_layer(STANDARDISE)
         if held_out is not None:
             held_out = np.asarray(standard(held_out[0])), held_out[1]
         self._run(network, np.asarray(standard(X)), y, held_out)
@@ -278,22 +283,36 @@ def _without_augmentation(network: keras.Model) -> keras.Model:
     return keras.models.clone_model(network, clone_function=copy)
 
 
-def standardise(layer: keras.layers.Normalization, X) -> keras.layers.Normalization:
+def standardise(layer: keras.layers.Normalization, X, weights=None) -> keras.layers.Normalization:
     """Set a normalisation layer to the mean and variance of features (N, channels), and give it back.
 
-    A channel that is constant there (a dead unit) gets the mean variance of the others: by its own, a first
-    activation in a new image would be a million deviations large.
+    ``weights`` (N,) say how much each row counts. A channel that is constant there (a dead unit) gets the
+    mean variance of the others: by its own, a first activation in a new image would be a million deviations
+    large.
     """
-    layer.adapt(np.asarray(X))
-    mean, variance, *rest = layer.get_weights()
+    found = StandardScaler().fit(X, sample_weight=weights)
+    mean, variance = found.mean_, found.var_
     dead = variance <= 1e-12 * np.square(mean)
     variance[dead] = 1.0 if dead.all() else variance[~dead].mean()
-    _set_weights(layer, [mean, variance, *rest])
+    if not layer.built:
+        layer.build(X.shape)
+    _set_weights(layer, [mean, variance, *layer.get_weights()[2:]])
     return layer
 
 
+def with_standardising(network: keras.Model, weights) -> keras.Model:
+    """Copy a network with other weights of its standardising layer; it shares all other layers."""
+
+    def copy(layer):
+        return layer if layer.name != STANDARDISE else type(layer).from_config(layer.get_config())
+
+    found = keras.models.clone_model(network, clone_function=copy)
+    _set_weights(found.get_layer(STANDARDISE), weights)
+    return found
+
+
 def _without_standardising(layer: keras.layers.Layer) -> keras.layers.Layer:
-    if layer.name == "standardise":
+    if layer.name == STANDARDISE:
         return keras.layers.Identity(name=layer.name)
     return type(layer).from_config(layer.get_config())
 

@@ -7,11 +7,11 @@ import numpy as np
 from bcdlib.data import vectors
 from bcdlib.errors import InputError
 from bcdlib.methods import Method
+from bcdlib.methods._linear import LinearHead
 from bcdlib.methods.parts import backbones
-from bcdlib.methods.robust import Robust
 
 
-class Embeddings(Robust):
+class Embeddings(LinearHead):
     """Vectors of the images from a file, whatever encoder made them, and the head of ``robust``.
 
     Not in the paper. So features of any pathology encoder (UNI, CONCH, Virchow, Phikon, CTransPath, ...),
@@ -23,6 +23,8 @@ class Embeddings(Robust):
     ----------
     file : str
         As in `data.vectors.match_vectors`: .npz, .npy and .csv, .h5, .parquet, or a folder of such files.
+    C, balance
+        As in `_linear.LinearHead`.
     """
 
     key = "embeddings"

@@ -2,11 +2,11 @@
 
 from bcdlib.errors import InputError
 from bcdlib.methods import Method
+from bcdlib.methods._linear import LinearHead
 from bcdlib.methods.parts import backbones, encoders
-from bcdlib.methods.robust import Robust
 
 
-class Encoder(Robust):
+class Encoder(LinearHead):
     """A frozen encoder by its preset (DINOv2, DINOv3, ViT, ConvNeXt, ...), and the head of ``robust``.
 
     Not in the paper. Image size and normalisation are the preset's; the whole image is shown, resized to that
@@ -26,12 +26,15 @@ class Encoder(Robust):
     size : str
         "WIDTHxHEIGHT" at which images are read instead; the preset's own preprocessing then resizes them.
         Of our bases any size; "" means the profile's.
+    C, balance
+        As in `_linear.LinearHead`.
     """
 
     key = "encoder"
     title = "A frozen encoder, every case counting the same"
+    own_size = True
     given = "preset"
-    choices = Robust.choices | {"tokens": encoders.TOKENS}
+    choices = LinearHead.choices | {"tokens": encoders.TOKENS}
     save = Method.save
 
     def __init__(self, *, preset="", tokens="class", size="", **settings):

@@ -167,7 +167,7 @@ class HybridCNN(KerasMethod):
         self.C_ = {name: part["C"] for name, part in chosen.items()}
         X = X[:, self._columns()[self.chosen_[0]]]
         self.head_ = self._new_head(X)
-        Z = np.asarray(self.head_.get_layer("standardise")(X))
+        Z = np.asarray(self.head_.get_layer(_training.STANDARDISE)(X))
         for name, part in chosen.items():
             rows = seen == name
             kernel, bias = self._fitted(self.chosen_[1], part["C"], Z[rows], y[rows], unseen=part["scores"])

@@ -1,5 +1,7 @@
 """Our own method: its features, its weights, and how it reads images at a size of its own."""
 
+import functools
+import json
 import os
 import shutil
 import subprocess
@@ -8,12 +10,13 @@ import sys
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from skimage.color import hed2rgb, rgb2hed
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from bcdlib import methods
+from bcdlib import __main__, evaluate, methods
 from bcdlib.data import breakhis, sources, splits, stain
 from bcdlib.data.cache import build_cache, resized_cache
 from bcdlib.data.decode import resize_image
@@ -53,7 +56,7 @@ def split(cache):
 def method(cache):
     kind = methods.get_method("robust")
     y = breakhis.class_labels(cache.images)
-    fitted = kind(weights="none", stages="34", verbose=0)
+    fitted = kind(weights="none", bases="resnet50", stages="34", verbose=0)
     return fitted.fit(cache.pixels[:60], y[:60], images=cache.images[:60])
 
 
@@ -76,10 +79,27 @@ def test_features_and_head_against_keras_and_scikit_learn(cache, method):
     weights = 1 / per_case
     for kind in (0, 1):
         weights[y == kind] *= 30 / weights[y == kind].sum()  # both classes half of 60
-    scale = StandardScaler().fit(X[:60])
-    head = LogisticRegression(C=0.01, max_iter=2000).fit(scale.transform(X[:60]), y, sample_weight=weights)
-    expected = head.predict_proba(scale.transform(X[60:]))
+    scale = StandardScaler().fit(X[:60], sample_weight=weights)
+    assert (np.abs(scale.transform(X)) > 5).any()  # some are cut off
+    cut = scale.transform(X).clip(-5, 5)
+    head = LogisticRegression(C=0.003, max_iter=2000).fit(cut[:60], y, sample_weight=weights)
+    expected = head.predict_proba(cut[60:])
     np.testing.assert_allclose(method.predict_proba(cache.pixels[60:]), expected, atol=2e-3)
+
+
+def test_two_bases_side_by_side(cache):
+    """Xception's third stage ends where its fifth block begins."""
+    settings = {"weights": "none", "stages": "3", "deviations": False, "verbose": 0}
+    method = methods.get_method("robust")(**settings)
+    X = cache.pixels[:4]
+    method.fit(X, [0, 1, 0, 1])
+    keras.utils.set_random_seed(0)
+    base = keras.applications.Xception(include_top=False, weights=None, input_shape=(96, 144, 3))
+    base = keras.Model(base.input, keras.ops.relu(base.get_layer("block5_sepconv1_act").input))
+    larger = keras.ops.image.resize(X.astype("float32"), (96, 144))
+    xception = np.asarray(base(keras.applications.xception.preprocess_input(np.array(larger)))).mean((1, 2))
+    expected = np.hstack([independent_features(X)[:, :512], xception])
+    np.testing.assert_allclose(method._prepared(X), expected, rtol=1e-3, atol=1e-3 * xception.std())
 
 
 def test_saved_alone_in_a_new_process_and_its_maps(cache, method, tmp_path):
@@ -100,6 +120,37 @@ def test_saved_alone_in_a_new_process_and_its_maps(cache, method, tmp_path):
     assert found.shape == (2, 32, 48) and np.isfinite(found).all() and found.max() == 1
 
 
+def test_a_folder_of_another_laboratory_is_standardised_by_its_own_mean(cache, method, tmp_path):
+    file, lab = str(tmp_path / "model.keras"), tmp_path / "lab"
+    method.save(file)
+    lab.mkdir()
+    X = (cache.pixels[60:72] * 0.6).round().astype("uint8")  # darker
+    for row, image in enumerate(X):
+        Image.fromarray(image).save(lab / f"{row:02}.png")
+    (lab / "99.png").write_text("no image")
+    F = independent_features(X)
+    mean, variance, _ = method.head_.get_layer("standardise").get_weights()
+    kernel, bias = method.head_.get_layer("probability").get_weights()
+    moved = (12 * F.mean(axis=0) + 20 * mean) / 32
+    expected = 1 / (1 + np.exp(-(((F - moved) / np.sqrt(variance)).clip(-5, 5) / 5 @ kernel + bias)[:, 0]))
+    said = CliRunner().invoke(__main__.main, ["predict", file, str(lab), "--adapt", "--json"])
+    table = json.loads(said.stdout)
+    np.testing.assert_allclose([row["probability"] for row in table[:12]], expected, atol=2e-3)
+    assert {row["adapted"] for row in table} == {12} and "mean features of these 12 images" in said.stderr
+    plain = evaluate.predict_files(file, [lab])  # the model itself is as it was
+    np.testing.assert_allclose(plain["probability"][:12], method.predict_proba(X)[:, 1], atol=1e-5)
+    assert np.abs(plain["probability"][:12] - expected).max() > 0.02 and "adapted" not in plain
+
+
+def test_what_standardises_no_features_is_not_adapted(tmp_path):
+    image = keras.Input((32, 48, 3))
+    network = keras.layers.Dense(1, "sigmoid")(keras.layers.GlobalAveragePooling2D()(image))
+    keras.Model(image, network).save(tmp_path / "other.keras")
+    Image.new("RGB", SIZE).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="leave out --adapt"):
+        evaluate.predict_files(tmp_path / "other.keras", [tmp_path / "a.png"], adapt=True)
+
+
 def test_a_trial_reads_its_own_size_once(cache, split, tmp_path):
     def run(method, seed=0):
         return trial.run_trial(
@@ -111,8 +162,9 @@ def test_a_trial_reads_its_own_size_once(cache, split, tmp_path):
             verbose=0,
         )
 
-    result = run("robust:size=64x40:stages=2")
-    assert result.trial.label == "robust-size=64x40-stages=2" == result.predictions["method"].unique().item()
+    result = run("robust:bases=resnet50:size=64x40:stages=2")
+    label = "robust-bases=resnet50-size=64x40-stages=2"
+    assert result.trial.label == label == result.predictions["method"].unique().item()
     assert methods.load_method(result.folder / "model.keras").size == (64, 40)
     larger = resized_cache(cache, (64, 40))
     assert larger.size == (64, 40) and larger.images["filename"].tolist() == cache.images["filename"].tolist()
@@ -123,14 +175,12 @@ def test_a_trial_reads_its_own_size_once(cache, split, tmp_path):
     rows = cache.rows(result.predictions["filename"])
     again = methods.load_method(result.folder / "model.keras").predict_proba(larger.pixels[rows])[:, 1]
     np.testing.assert_allclose(again, result.predictions["probability"], atol=1e-5)
-    same = run("robust:size=cache:stages=2")
+    same = run("robust:bases=resnet50:size=cache:stages=2")
     assert methods.load_method(same.folder / "model.keras").size == SIZE
     assert not same.predictions["probability"].equals(result.predictions["probability"])
 
 
 def _place(cache):
-    import json
-
     return json.loads((cache.folder / "cache.json").read_text())["made_from"]
 
 
@@ -144,7 +194,7 @@ def test_a_source_that_is_gone_is_told(cache, folder):
 
 
 def test_stain_copies_and_eight_subtypes(cache, split, tmp_path):
-    settings = "robust:size=cache:stages=2"
+    settings = "robust:bases=resnet50:size=cache:stages=2"
     plain, jittered = (
         trial.run_trial(
             trial.Trial(f"{settings}{more}", "case", split, task="subtype"),
@@ -176,7 +226,9 @@ def test_settings_that_do_not_exist(change, message):
         methods.method_settings(change)
 
 
-@pytest.mark.parametrize("change, message", [("stages", "16"), ("balance", "fair"), ("size", "large")])
+@pytest.mark.parametrize(
+    "change, message", [("stages", "16"), ("balance", "fair"), ("size", "large"), ("bases", "vgg16")]
+)
 def test_values_that_do_not_exist(change, message, cache):
     with pytest.raises(InputError, match=message):
         methods.get_method("robust")(weights="none", **{change: message}).inputs(cache)
@@ -217,14 +269,15 @@ def test_pooling_of_unknown_stages(cache):
 def test_every_case_counts_the_same_whatever_its_number_of_images(cache):
     y, images = breakhis.class_labels(cache.images), cache.images
     twice = np.concatenate([np.arange(96), np.flatnonzero(images["case"] == images["case"][0])])
-    kind = methods.get_method("robust")
+    kind = functools.partial(
+        methods.get_method("robust"), weights="none", bases="resnet50", stages="2", verbose=0
+    )
     one, two = (
-        kind(weights="none", stages="2", verbose=0).fit(cache.pixels[rows], y[rows], images=images.iloc[rows])
-        for rows in (np.arange(96), twice)
+        kind().fit(cache.pixels[rows], y[rows], images=images.iloc[rows]) for rows in (np.arange(96), twice)
     )
-    # the head's weights are the same; only the standardisation sees the doubled images
+    # the weights are the same but for their sum, the number of images, against which the penalty stands
     np.testing.assert_allclose(two.predict_proba(cache.pixels), one.predict_proba(cache.pixels), atol=0.02)
-    unbalanced = kind(weights="none", stages="2", balance="none", verbose=0).fit(
-        cache.pixels[twice], y[twice]
-    )
+    mean, again = (found.head_.get_layer("standardise").get_weights()[0] for found in (one, two))
+    np.testing.assert_allclose(again, mean, rtol=1e-4, atol=1e-6)
+    unbalanced = kind(balance="none").fit(cache.pixels[twice], y[twice])
     assert np.abs(unbalanced.predict_proba(cache.pixels) - one.predict_proba(cache.pixels)).max() > 0.02

@@ -52,7 +52,7 @@ def lenet5():
 
 
 def robust():
-    return methods.get_method("robust")(size="cache", stages="2", weights="none", verbose=0)
+    return methods.get_method("robust")(bases="resnet50", size="cache", stages="2", weights="none", verbose=0)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class Architecture(NamedTuple):
     downloads : bool
         Whether Keras has its ImageNet weights.
     stages : dict
-        The last layer of each stage, by the stage's digit in the publication.
+        The last layer of each stage, by the stage's digit (of ResNet-50: in the publication).
     """
 
     constructor: Callable
@@ -56,7 +56,18 @@ ARCHITECTURES = {
     "resnet152": Architecture(keras.applications.ResNet152, "caffe"),
     "vgg16": Architecture(keras.applications.VGG16, "caffe"),
     "vgg19": Architecture(keras.applications.VGG19, "caffe"),
-    "xception": Architecture(keras.applications.Xception, "tf", smallest=71),
+    "xception": Architecture(
+        keras.applications.Xception,
+        "tf",
+        smallest=71,
+        # what enters blocks 4, 5 and 9 and leaves 14: at 1/8, 1/16, 1/16 and 1/32 of the images' size
+        stages={
+            "2": "block4_sepconv1_act",
+            "3": "block5_sepconv1_act",
+            "4": "block9_sepconv1_act",
+            "5": "block14_sepconv2_act",
+        },
+    ),
     "densenet201": Architecture(keras.applications.DenseNet201, "torch"),
     "mobilenet_v2": Architecture(keras.applications.MobileNetV2, "tf"),
     # as Caffe's model: BGR, less the mean colour of ImageNet
