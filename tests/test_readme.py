@@ -91,6 +91,10 @@ def desk(tmp_path, tiny):
     roles = ["test" if number % 4 == 0 else "train" for number in range(len(images))]
     pd.DataFrame({"filename": images, "role": roles}).to_csv(tmp_path / "MY_SPLIT.csv", index=False)
     shutil.copy(next(tiny.rglob("*.png")), tmp_path / "IMAGE.png")
+    paths = [path.relative_to(tiny).as_posix() for path in sorted(tiny.rglob("*.png"))]
+    labels = ["benign" if "/benign/" in path else "malignant" for path in paths]
+    groups = [Path(path).name.split("-")[2] for path in paths]
+    pd.DataFrame({"path": paths, "label": labels, "group": groups}).to_csv(tmp_path / "MY.csv", index=False)
     model = keras.Sequential(
         [
             keras.Input((30, 40, 3), dtype="uint8"),
@@ -135,8 +139,9 @@ def test_the_quick_commands_as_they_stand(desk):
     assert "96 extra" in ran["verify BreaKHis_v1.tar.gz"]
     assert ran["audit --split published"].count("eva") and "91 of 339" in ran["audit --split eva"]
     assert "of 24 test images" in ran["audit --split MY_SPLIT.csv --data DIR"]
-    (predicted,) = [text for words, text in ran.items() if words.startswith("predict")]
+    predicted, elsewhere = [text for words, text in ran.items() if words.startswith("predict")]
     assert '"probability"' in predicted and '"class"' in predicted
+    assert "sensitivity" in elsewhere and len(pd.read_csv(desk / "OUT.csv")) == 96
 
 
 @pytest.mark.slow
