@@ -185,7 +185,7 @@ def test_predict_labelled_images_and_evaluate(tmp_path):
     checklist = (tmp_path / "out" / "checklist.md").read_text()
     assert "met: 5.10 Calibration" in checklist and "met: 5.7" not in checklist  # the training is not known
     html = (tmp_path / "out" / "report.html").read_text()
-    assert f"Split case, mine &lt;b&gt;:</b> AUC {results.loc['case_auc', 'value']:.2f} (" in html
+    assert f"Split external, mine &lt;b&gt;:</b> AUC {results.loc['case_auc', 'value']:.2f} (" in html
     assert "made elsewhere" in html and "mine &lt;b&gt;" in html and "mine <b>" not in html
     table.drop(columns="probability").to_csv(tmp_path / "p.csv", index=False)
     refused(bcdlib("evaluate", tmp_path / "p.csv"), "p.csv", "'probability' is missing")

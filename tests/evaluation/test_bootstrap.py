@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
+from scipy import special
 from sklearn import metrics as sk
 
 from bcdlib.errors import InputError
@@ -65,7 +67,13 @@ def test_weighted_metrics_agree_with_sklearn():
                 [sk.roc_auc_score(y[k::2], p[k::2], sample_weight=w[k::2]) for k in (0, 1)]
             ),
         }
-        assert {name: values[row] for name, values in found.items()} == pytest.approx(expected, abs=1e-9)
+        logit, binomial = special.logit(p.clip(1e-6, 1 - 1e-6)), sm.families.Binomial()
+        slope = sm.GLM(y, sm.add_constant(logit), binomial, freq_weights=w).fit(tol=1e-12).params[1]
+        intercept = sm.GLM(y, np.ones(300), binomial, freq_weights=w, offset=logit).fit(tol=1e-12).params[0]
+        values = {name: values[row] for name, values in found.items()}
+        assert values.pop("calibration_slope") == pytest.approx(slope, abs=1e-4)
+        assert values.pop("calibration_intercept") == pytest.approx(intercept, abs=1e-5)
+        assert values == pytest.approx(expected, abs=1e-9)
 
 
 def test_what_was_asked_before_is_the_same_as_asked_anew(monkeypatch):
