@@ -39,7 +39,7 @@ def opening_facts(run: Run, summary: dict) -> dict:
     return {
         "kind": kind,
         "tested": _tested(run, summary),
-        "whom": _whom(kind, flow, [split for _, split in pairs]),
+        "whom": _whom(kind, flow, results, [split for _, split in pairs]),
         "rows": rows[:MOST_ROWS],
         "more": max(0, len(rows) - MOST_ROWS),
         "leaks": _leaks(rows),
@@ -113,7 +113,7 @@ def _tested(run: Run, summary: dict) -> list[str]:
     return lines
 
 
-def _whom(kind: str, flow: pd.DataFrame, names: list[str]) -> list[str]:
+def _whom(kind: str, flow: pd.DataFrame, results: pd.DataFrame, names: list[str]) -> list[str]:
     lines = {
         DRAWN: ["Nobody: the images are drawn, or are others with BreakHis names that are not in BreakHis."],
         BREAKHIS: ["Patients of one laboratory in Paraná, Brazil, 2014 (BreakHis; see below)."],
@@ -126,7 +126,12 @@ def _whom(kind: str, flow: pd.DataFrame, names: list[str]) -> list[str]:
         )
         lines.append(
             f"Split {name}: {cases} test cases ({malignant} malignant, {cases - malignant} benign), {slides} "
-            f"slides, {images} images{_folds_text(len(test))}."
+            f"slides, {images} images{_folds_text(len(test))}"
+            + (
+                f" (each in every fold that tests it; {distinct} different ones)."
+                if cases > (distinct := results.loc[results["split"] == name, "cases"].max())
+                else "."
+            )
         )
     return lines[: MOST_ROWS + 1]
 
