@@ -84,7 +84,8 @@ def write_recording(
         raise InputError(
             f"{against}: not among the methods; choose from {', '.join(predictions['method'].unique())}"
         )
-    place, pretrained = recorded_folder(), predictions["weights"].str.startswith("ImageNet")
+    place, labels = recorded_folder(), predictions["weights"].str
+    pretrained = labels.contains("ImageNet weights") & ~labels.contains("random")
     stored = predictions.assign(
         weights=predictions["weights"].where(~pretrained, weights),
         probability=predictions["probability"].round(5),
