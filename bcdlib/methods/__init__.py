@@ -58,10 +58,14 @@ def method_names() -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name != "resnet50", name)))
 
 
-def _modules() -> list[str]:
-    return [name for _, name, package in pkgutil.iter_modules(__path__) if not (package or name[0] == "_")]
+@functools.cache
+def _modules() -> tuple[str, ...]:
+    return tuple(
+        name for _, name, package in pkgutil.iter_modules(__path__) if not (package or name[0] == "_")
+    )
 
 
+@functools.cache
 def _load(name: str) -> type[Method]:
     return _only_method(importlib.import_module(f"bcdlib.methods.{name}"), name)
 
