@@ -3,6 +3,7 @@
 Whatever made them: a pathology encoder in PyTorch, a whole-slide tool, another notebook.
 """
 
+import functools
 import hashlib
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,10 @@ SUFFIXES = (".npz", ".npy", ".h5", ".hdf5", ".parquet")
 _NAMES = ("filename", "filenames", "name", "names", "path", "paths", "file", "files", "image", "images")
 _VECTORS = ("embeddings", "embedding", "features", "feats", "vectors", "x")
 # numbers in a table that are not the encoder's
-_FACTS = ("label", "class", "magnification", "slide", "case", "group", "fold", "seed", "split", "probability")
+_FACTS = (
+    *("label", "class", "magnification", "slide", "case", "group", "fold", "seed", "split", "probability"),
+    *("year", "sequence", "index", "unnamed: 0", *(f"fold_{number}" for number in range(1, 6))),
+)
 _LARGEST = 2**33  # bytes that a file may unpack to
 
 
@@ -51,7 +55,11 @@ def match_vectors(path, filenames) -> tuple[np.ndarray, int]:
     InputError
         If the file cannot be read, an image has no vector or two different ones, or a number is not finite.
     """
-    known, vectors = _read(Path(path).expanduser())
+    file = Path(path).expanduser()
+    facts = file.stat() if file.is_file() and file.suffix.lower() != ".npy" else None  # .npy has a .csv too
+    known, vectors = (
+        _read_once(file, facts.st_ino, facts.st_size, facts.st_mtime_ns) if facts else _read(file)
+    )
     if not np.isfinite(vectors).all():
         row = int((~np.isfinite(vectors).all(axis=1)).argmax())
         raise InputError(f"{path}: the vector of {known[row]} holds numbers that are not finite")
@@ -91,6 +99,11 @@ def _key(name: str) -> str:
     path = breakhis.official_name(str(name))
     stem, dot, suffix = path.rpartition(".")
     return stem if f"{dot}{suffix}".lower() in (*IMAGE_SUFFIXES, *SUFFIXES) else path
+
+
+@functools.lru_cache(maxsize=1)  # a comparison asks in each of its trials
+def _read_once(path: Path, *facts: int) -> tuple[list[str], np.ndarray]:
+    return _read(path)
 
 
 def _read(path: Path) -> tuple[list[str], np.ndarray]:

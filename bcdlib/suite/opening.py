@@ -82,7 +82,7 @@ def _row(pair: tuple, by_case: pd.DataFrame, flow: pd.DataFrame, results: pd.Dat
         if " to " in interval:
             row["limits"] = [float(limit) for limit in interval.split(" to ")]
     test = flow[(flow["split"] == pair[1]) & (flow["step"] == "test")]
-    row["cases"], row["folds"], row["shared"] = int(test["cases"].sum()), len(test), None
+    row["cases"], row["folds"], row["shared"] = int(test["cases"].sum()), _folds_text(test, results), None
     if len(test) and test["cases_in_training"].notna().all():
         row["shared"] = int(test["cases_in_training"].sum())
     return row
@@ -126,18 +126,18 @@ def _whom(kind: str, flow: pd.DataFrame, results: pd.DataFrame, names: list[str]
         )
         lines.append(
             f"Split {name}: {cases} test cases ({malignant} malignant, {cases - malignant} benign), {slides} "
-            f"slides, {images} images{_folds_text(len(test))}"
-            + (
-                f" (each in every fold that tests it; {distinct} different ones)."
-                if cases > (distinct := results.loc[results["split"] == name, "cases"].max())
-                else "."
-            )
+            f"slides, {images} images{_folds_text(test, results)}."
         )
     return lines[: MOST_ROWS + 1]
 
 
-def _folds_text(folds: int) -> str:
-    return f", {folds} folds together" if folds > 1 else ""
+def _folds_text(test: pd.DataFrame, results: pd.DataFrame) -> str:
+    """Say of how many folds these are the cases, and whether folds test a case more than once."""
+    if len(test) < 2:
+        return ""
+    distinct = results.loc[results["split"] == test["split"].iloc[0], "cases"].max()
+    twice = f" (each in every fold that tests it; {distinct} different ones)"
+    return f", {len(test)} folds together{twice * bool(test['cases'].sum() > distinct)}"
 
 
 def _leaks(rows: list[dict]) -> list[str]:
@@ -147,7 +147,7 @@ def _leaks(rows: list[dict]) -> list[str]:
             "not known, since the predictions were made elsewhere."
             if row["shared"] is None
             else f"{row['shared']} of {row['cases']} test cases were also in training or validation"
-            f"{_folds_text(row['folds'])}."
+            f"{row['folds']}."
         )
     return list(lines.values())[:MOST_ROWS] or ["Nothing was evaluated yet."]
 

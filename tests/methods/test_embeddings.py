@@ -76,7 +76,8 @@ def folder_of_hdf5(folder):
 def parquet(folder):
     pytest.importorskip("pyarrow")
     table = pd.DataFrame(np.vstack([X[ORDER], X[:1]]), columns=[f"f{place}" for place in range(5)])
-    table.assign(filename=[*STEMS, "other"], label=1, magnification=40).to_parquet(folder / "v.parquet")
+    facts = {"label": 1, "magnification": 40, "year": 14, "sequence": 1, "fold_1": 0}  # no features
+    table.assign(filename=[*STEMS, "other"], **facts).to_parquet(folder / "v.parquet")
     return folder / "v.parquet"
 
 
