@@ -250,7 +250,7 @@ def expand_methods(names: Iterable[str]) -> list[str]:
     Raises
     ------
     InputError
-        Unknown method or setting, or no method.
+        Unknown method or setting, no method, or two that tables would call the same.
 
     Examples
     --------
@@ -264,7 +264,14 @@ def expand_methods(names: Iterable[str]) -> list[str]:
         )
     for name in found:
         methods.method_settings(name)  # an unknown one is a mistake, not a failed trial
-    return list(dict.fromkeys(found))
+    labels: dict[str, str] = {}
+    for name in dict.fromkeys(found):
+        label = Trial(name, "", pd.DataFrame()).label
+        if labels.setdefault(label, name) != name:
+            raise InputError(
+                f"{labels[label]} and {name}: both are called {label} in the tables; rename one of the files"
+            )
+    return list(labels.values())
 
 
 def _plan(

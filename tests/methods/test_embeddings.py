@@ -176,6 +176,13 @@ def test_the_same_figures_as_the_built_in_path(cache, weights_dir, tmp_path):
     assert other.folder != second.folder and not other.predictions.equals(second.predictions)
 
 
+def test_two_files_of_one_name_are_refused(tmp_path):
+    files = [f"embeddings:file={tmp_path / folder / 'v.npz'}" for folder in "ab"]
+    assert comparison.expand_methods([files[0], files[0]]) == files[:1]
+    with pytest.raises(InputError, match="both are called embeddings-file=v.npz in the tables; rename one"):
+        comparison.expand_methods(files)
+
+
 def test_only_by_name():
     assert not {"embeddings", "encoder"} & set(methods.method_names())
     assert not {"embeddings", "encoder"} & set(comparison.expand_methods(["all"]))
