@@ -15,9 +15,9 @@ class Embeddings(LinearHead):
     """Vectors of the images from a file, whatever encoder made them, and the head of ``robust``.
 
     Not in the paper. So features of any pathology encoder (UNI, CONCH, Virchow, Phikon, CTransPath, ...),
-    computed by any tool, are judged under the same protocols as all else. Nothing is known here of how they
-    were made: that an encoder never saw these images is for its authors to say. A saved model would be of
-    vectors, not of images: none is saved.
+    computed by any tool, are judged under the same protocols as all else. How they were made is not known
+    here: whether the encoder was trained on these very images, only its authors can say. No model is saved,
+    since it would take vectors, not images.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ class Robust(LinearHead):
         trained = {name: weights for name, weights in self.bases_.items() if weights.pretrained}
         if trained and len(trained) < len(self.bases_):  # half of the features at random would only be noise
             missing = ", ".join(name for name in self.bases_ if name not in trained)
-            label = f"{backbones.weights_label(trained)}; without {missing}, whose are not at hand"
+            label = f"{backbones.weights_label(trained)}; without {missing}, whose weights are missing"
             self.bases_, self.weights_ = trained, backbones.Weights(next(iter(trained.values())).path, label)
         if not str(self.stages) or set(str(self.stages)) - set("2345"):
             raise InputError(f"{self.key}: stages={self.stages!r}; give digits from 2 to 5, for example 234")
