@@ -117,7 +117,8 @@ def _draw_box(axis, box: _Box, top: float, height: float) -> None:
     if box.colour == _TITLE:
         axis.text(0, middle, box.text, va="center", fontsize=9.5, weight="bold")
         return
-    axis.add_patch(Rectangle((box.left, top), box.width, height, facecolor=box.colour, edgecolor="#1d2129"))
+    outline = {"facecolor": box.colour, "edgecolor": "#1d2129", "clip_on": False}  # half of it lies outside
+    axis.add_patch(Rectangle((box.left, top), box.width, height, **outline))
     axis.text(box.left + box.width / 2, middle, box.text, ha="center", va="center", fontsize=8.5)
 
 
