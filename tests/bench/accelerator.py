@@ -1,97 +1,342 @@
 """The paper's recipe on an accelerator: images/s, share of the chip's peak, the same network in PyTorch.
 
-``python -m tests.bench.accelerator --batches 32,128,512`` with any of Keras' backends; JSON on stdout. On a
-CPU it runs too, with ``--steps 2 --batches 4 --size 72x48``, to see that it does.
+``python -m tests.bench.accelerator --cache CACHE --images IMAGES --weights WEIGHTS --out OUT`` with any of
+Keras' backends. On a CPU it runs too, with ``--batches 4 --steps 2 --epoch-steps 2``, to see that it does.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import click
 import keras
 import numpy as np
+from filelock import FileLock
 
 from bcdlib import methods
 from bcdlib.methods.parts import hardware
-from bcdlib.methods.parts.fitting import Batches, fit_network
+from bcdlib.plots import style
+from bcdlib.runs.files import atomic_write, write_json
 from tests.bench.report import machine
 
 # dense bf16 (T4: float16) TFLOP/s of the data sheets; a chip that is not here has the measured ceiling alone
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L4": 121, "T4": 65, "V100": 125}
-PICTURES = 2048  # random ones: what they show costs no time
 RECIPE = 200 * 200  # steps of the paper
 
 
 @click.command()
-@click.option("--batches", default="32,64,128,256,512", show_default=True)
-@click.option(
-    "--steps", default=60, show_default=True, help="Steps of an epoch; one to warm up, then three are timed."
-)
+@click.option("--cache", help="Folder of a pixel cache, as a run's settings.json names it.")
+@click.option("--images", help="Folder or archive of images, for the methods that look at other sizes.")
+@click.option("--weights", default="none", show_default=True, help="Folder of ImageNet weights.")
+@click.option("--out", required=True, help="Folder for accelerator.json, accelerator.png and the trials.")
+@click.option("--minutes", default=9.0, show_default=True, help="When all of it shall have ended.")
+@click.option("--parts", default="recipe,speed,methods,record", show_default=True)
+@click.option("--batches", default="32,256,1024", show_default=True)
+@click.option("--steps", default=60, show_default=True, help="Of a timed epoch.")
+@click.option("--epoch-steps", default=200, show_default=True, help="Of an epoch of the recipe.")
 @click.option("--size", default="144x96", show_default=True)
 @click.option("--precision", default="auto", show_default=True)
-@click.option("--torch/--no-torch", default=True, help="Whether PyTorch runs too, in a process of its own.")
-def main(batches, steps, size, precision, torch):
-    """Training throughput of ResNet-50, fine-tuned whole as in the paper."""
-    width, height = map(int, size.split("x"))
-    sizes = [int(batch) for batch in batches.split(",")]
-    policy, ceiling = hardware.dtype_policy(precision), matmul_ceiling(hardware.dtype_policy(precision))
-    name = device_name()
-    peak = next((value for key, value in PEAKS.items() if key in name), None)
-    answer = {
-        "device": name,
-        "backend": keras.backend.backend(),
-        "precision": policy,
-        "size": [width, height],
-        "operations_a_picture": operations(height, width),
-        "compilers_count": compilers_count(height, width),
-        "measured_matmul_tflops": ceiling,
-        "datasheet_tflops": peak,
-        "ours": {},
-    }
-    for batch in sizes:
-        answer["ours"][batch] = with_shares(ours(batch, steps, height, width, precision), batch, answer)
-    if torch and importlib.util.find_spec("torch"):
-        words = [sys.executable, "-m", "tests.bench.torch_peer", batches, str(steps), size, policy]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            answer["torch_error"] = done.stderr[-2000:]
-        else:
-            rates = json.loads(done.stdout.splitlines()[-1])
-            answer["torch"] = {
-                int(batch): with_shares(rate, int(batch), answer) for batch, rate in rates.items()
-            }
-            answer["over_torch"] = {
-                batch: answer["ours"][batch]["images_a_second"] / rates[str(batch)] for batch in sizes
-            }
-    click.echo(json.dumps(answer, indent=2))
+@click.option("--flags", multiple=True, help="XLA_FLAGS with which the first batch size is timed too.")
+@click.option("--torch/--no-torch", default=True, help="Whether PyTorch is timed too.")
+def main(**options):
+    """Try the paper's recipe on an accelerator, measure it, and record what it finds; nothing is lost."""
+    setting = Setting(**options)
+    parts = options["parts"].split(",")
+    # these compile while others do; while a part measures, they stand still
+    waiting = start_methods(setting) if "methods" in parts else {}
+    for name in ("recipe", "speed", "methods", "record"):
+        if name not in parts:
+            continue
+        started = time.time()
+        with setting.quiet(waiting) if name in ("speed", "record") else contextlib.nullcontext():
+            PARTS[name](setting, waiting)
+        setting.found.setdefault("seconds", {})[name] = round(time.time() - started, 1)
+        setting.save()
+    click.echo(json.dumps(setting.found, indent=1))
 
 
-def ours(batch: int, steps: int, height: int, width: int, precision: str = "auto") -> float:
-    """Images/s of `fit` as the suite calls it: batches from the host, augmentation in the compiled step."""
-    X = np.random.default_rng(0).integers(0, 256, (max(PICTURES, batch), height, width, 3), dtype="uint8")
-    y = np.arange(len(X)) % 2
-    method = methods.get_method("resnet50")(weights="none", precision=precision, verbose=0)
-    with hardware.computing_dtype(hardware.dtype_policy(precision)):
-        model = method.build(X.shape[1:])
-        model.steps_per_execution = hardware.steps_at_once(steps)
-        data = Batches(X, y, batch, steps, seed=0)
-        print(
-            f"batch {batch}: {hardware.describe_hardware(model)}",
-            file=sys.stderr,
-            flush=True,
+class Setting:
+    """What was asked for, and what was found so far.
+
+    Attributes
+    ----------
+    found : dict
+        As accelerator.json holds it.
+    """
+
+    def __init__(self, *, out, minutes, batches, size, precision, **others):
+        self.until = time.time() + 60 * minutes
+        self.folder = Path(out).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # several processes share the device, and what one has compiled
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(self.folder / "compiled"))
+        self.batches = [int(batch) for batch in batches.split(",")]
+        self.size = [int(side) for side in size.split("x")]
+        self.precision, self.others = precision, others
+        self.policy = hardware.dtype_policy(precision)
+        name = device_name()
+        self.found = {
+            "device": name,
+            "machine": machine(),
+            "precision": self.policy,
+            "size": self.size,
+            "operations_a_picture": operations(*self.size[::-1]),
+            "compilers_count": compilers_count(*self.size[::-1]),
+            "measured_matmul_tflops": matmul_ceiling(self.policy),
+            "datasheet_tflops": next((value for key, value in PEAKS.items() if key in name), None),
+        }
+
+    def __getattr__(self, name):
+        return self.others[name]
+
+    @property
+    def lock(self) -> str:
+        """Held by the process that measures."""
+        return str(self.folder / "device.lock")
+
+    @contextlib.contextmanager
+    def quiet(self, works: dict):
+        """Let processes stand still; none of them while it holds the lock."""
+        with FileLock(self.lock):
+            running = [work.process for work in works.values() if work.process.poll() is None]
+            for process in running:
+                process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in running:
+                process.send_signal(signal.SIGCONT)
+
+    def save(self) -> None:
+        """Write what was found so far."""
+        write_json(self.folder / "accelerator.json", self.found)
+        with atomic_write(self.folder / "accelerator.png") as temporary:
+            figure(self.found).savefig(temporary, dpi=110)
+
+    def start(self, part: str, arguments: dict | list, log: str, **environment) -> "Work":
+        """Start a part of `device_work`, or with a list PyTorch, in a process of its own."""
+        words = [part, json.dumps(arguments)]
+        module = "tests.bench.device_work"
+        if isinstance(arguments, list):
+            module, words = f"tests.bench.{part}", arguments
+        return Work([sys.executable, "-m", module, *words], self.folder / f"{log}.log", environment)
+
+
+class Work:
+    """A process that prints JSON a line.
+
+    Attributes
+    ----------
+    lines : list of dict
+        What it found so far.
+    said : list of str
+        What else it wrote to stdout.
+    """
+
+    def __init__(self, words: list[str], log: Path, environment: dict):
+        self.log, self.lines, self.said = log, [], []
+        with open(log, "a") as file:
+            self.process = subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=file, text=True, env=os.environ | environment
+            )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                self.lines.append(json.loads(line))
+            else:
+                self.said.append(line.rstrip())
+
+    def end(self, until: float) -> list[dict]:
+        """Wait, stop it when the time is up, and give what it said; what went wrong, too."""
+        try:
+            self.process.wait(max(until - time.time(), 1))
+            self.reader.join()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return [*self.lines, {"error": "the time was up"}]
+        if self.process.returncode:
+            return [*self.lines, {"error": self.log.read_text()[-1500:]}]
+        return self.lines
+
+
+def recipe(setting: Setting, _) -> None:
+    """Two epochs in float32 and in the machine's own precision, each killed after the first and resumed."""
+    works = {}
+    precisions = dict.fromkeys(("float32", setting.policy))
+    until = min(setting.until, time.time() + 150)
+    for precision in precisions:
+        arguments = {
+            "cache": setting.cache,
+            "method": f"resnet50:precision={precision}",
+            "split": "case",
+            "seed": 0,
+            "epochs": 2,
+            "steps": setting.epoch_steps,
+            "root": str(setting.folder / "trials"),
+            "weights": setting.weights,
+            "needs": setting.weights != "none",
+            "verbose": 2,
+        }
+        # a share of 1: a checkpoint after each epoch
+        works[precision] = (
+            setting.start("trial", arguments, f"recipe-{precision}", BCD_CHECKPOINT_SHARE="1000"),
+            arguments,
         )
-        found = []
-        for _ in range(4):
-            started = time.perf_counter()
-            fit_network(model, data, None, folder=None, epochs=data.epoch + 1, seed=0, verbose=0)
-            np.asarray(model.trainable_variables[0])  # all steps are done
-            found.append(batch * steps / (time.perf_counter() - started))
-    keras.utils.clear_session()
-    return float(np.median(found[1:]))
+    answer = setting.found["recipe"] = {}
+    running, killed = dict(works), []
+    while running and time.time() < until:
+        for precision, (work, arguments) in list(running.items()):
+            name = f"trials/resnet50-precision={precision}-*/checkpoint.keras"
+            if work.process.poll() is None and not any(setting.folder.glob(name)):
+                continue
+            if work.process.poll() is None:
+                killed.append(precision)
+                work.process.kill()
+            works[precision] = setting.start("trial", arguments, f"recipe-{precision}-resumed"), arguments
+            del running[precision]
+        time.sleep(0.1)
+    for precision, (work, _) in works.items():
+        lines = work.end(until)
+        answer[precision] = {"killed": precision in killed} | lines[-1]
+        answer[precision]["said"] = [line for line in work.said if line.startswith("Going on")]
+        setting.save()
+    losses = [one["loss"][-1] for one in answer.values() if "loss" in one]
+    if len(losses) == 2:
+        answer["difference"] = abs(losses[0] - losses[1])
+
+
+def speed(setting: Setting, _) -> None:
+    """PyTorch and the suite, one after the other; PyTorch compiles while nothing is timed."""
+    until = min(setting.until, time.time() + 270)
+    steps, size = setting.steps, "x".join(map(str, setting.size))
+    if setting.torch and importlib.util.find_spec("torch"):
+        batches = ",".join(map(str, setting.batches))
+        lines = setting.start(
+            "torch_peer", [batches, str(steps), size, setting.policy, setting.lock], "torch"
+        ).end(until)
+        setting.found["torch"] = shares(lines, setting.found)
+        setting.save()
+    arguments = {
+        "cache": setting.cache,
+        "weights": setting.weights,
+        "batches": setting.batches,
+        "steps": steps,
+        "size": setting.size,
+        "precision": setting.precision,
+        "lock": setting.lock,
+        "others": [1, 60],
+    }
+    setting.found["speed"] = shares(setting.start("speed", arguments, "speed").end(until), setting.found)
+    setting.save()
+    arguments |= {"batches": setting.batches[:1], "cache": None, "others": []}
+    for flags in setting.flags:
+        lines = setting.start("speed", arguments, "flags", XLA_FLAGS=flags).end(until)
+        setting.found.setdefault("flags", {})[flags] = shares(lines, setting.found)
+        setting.save()
+
+
+def shares(lines: list[dict], known: dict) -> list[dict]:
+    """Add to training's images/s what they are of the chip's peak."""
+    return [
+        line | with_shares(line["images_a_second"], line["batch"], known) if "batch" in line else line
+        for line in lines
+    ]
+
+
+def start_methods(setting: Setting) -> dict[str, Work]:
+    """Every method in a process of its own: 20 steps of each of two epochs, the second timed."""
+    works = {}
+    for key in METHODS:
+        arguments = {
+            "source": setting.images,
+            "key": key,
+            "split": "case",
+            "seed": 0,
+            "epochs": 2,
+            "steps": 20,
+            "root": str(setting.folder / "methods"),
+            "weights": "none",
+            "lock": setting.lock,
+        }
+        works[key] = setting.start("all_methods", arguments, f"method-{key}")
+    return works
+
+
+def end_methods(setting: Setting, works: dict[str, Work]) -> None:
+    """Wait for the methods."""
+    until = min(setting.until, time.time() + 180)
+    for key, work in works.items():
+        setting.found.setdefault("methods", {})[key] = work.end(until)[-1]
+        setting.save()
+
+
+def record(setting: Setting, _) -> None:
+    """The paper's 200 epochs under its own split and by case, side by side, as many as the time allows."""
+    works = []
+    for split in ("magnification", "case"):
+        arguments = {
+            "cache": setting.cache,
+            "method": "resnet50",
+            "split": split,
+            "seed": 0,
+            "epochs": 200,
+            "steps": setting.epoch_steps,
+            "root": str(setting.folder / "trials"),
+            "weights": setting.weights,
+            "needs": setting.weights != "none",
+            "deadline": setting.until - 45,
+        }
+        works.append(setting.start("trial", arguments, f"record-{split}", BCD_ANYWAY="1"))
+    for work in works:
+        found = work.end(setting.until)[-1]
+        setting.found.setdefault("record", []).append(found)
+        for name in ("history.csv", "predictions.csv", "validation.csv", "trial.json"):
+            if "folder" in found:
+                stem = f"{found['method']}-{found['split']}-seed{found['seed']}"
+                shutil.copy(Path(found["folder"]) / name, setting.folder / f"{stem}-{name}")
+        setting.save()
+
+
+PARTS = {"recipe": recipe, "speed": speed, "methods": end_methods, "record": record}
+METHODS = [key for key in methods.method_names() if key not in ("embeddings", "encoder")]
+
+
+def figure(found: dict):
+    """Images/s of training by batch size, ours and PyTorch's; and the methods'."""
+    chart, axis = style.make_figure(width=8, height=4)
+    for name, label, colour in (("speed", "bcdlib", style.MEASURED), ("torch", "PyTorch", style.PUBLISHED)):
+        rows = [row for row in found.get(name, []) if "batch" in row]
+        axis.plot(
+            [row["batch"] for row in rows],
+            [row["images_a_second"] for row in rows],
+            "o-",
+            color=colour,
+            label=label,
+        )
+        for row in rows:
+            axis.annotate(f"{row['images_a_second']:.0f}", (row["batch"], row["images_a_second"]))
+    axis.set(
+        xscale="log",
+        xlabel="batch size",
+        ylabel="images a second, training",
+        title=f"ResNet-50 at {found['size'][0]}x{found['size'][1]}, {found['precision']}, {found['device']}",
+    )
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    return chart
 
 
 def with_shares(rate: float, batch: int, known: dict) -> dict:
@@ -143,11 +388,9 @@ def compilers_count(height: int, width: int, batch: int = 8) -> float | None:
         return jax.numpy.mean((predicted - y) ** 2)
 
     X, y = np.zeros((batch, height, width, 3), "uint8"), np.zeros((batch, 1), "float32")
-    step = jax.jit(jax.value_and_grad(loss)).lower(
-        [variable.value for variable in model.trainable_variables], X, y
-    )
-    counted = step.compile().cost_analysis()
-    return (counted[0] if isinstance(counted, list) else counted)["flops"] / batch
+    step = jax.jit(jax.value_and_grad(loss))
+    variables = [variable.value for variable in model.trainable_variables]
+    return step.lower(variables, X, y).cost_analysis()["flops"] / batch
 
 
 def matmul_ceiling(policy: str, side: int = 0) -> float:
