@@ -4,13 +4,11 @@
 Keras' backends. On a CPU it runs too, with ``--batches 4 --steps 2 --epoch-steps 2``, to see that it does.
 """
 
-import contextlib
 import importlib.util
 import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +18,6 @@ from pathlib import Path
 import click
 import keras
 import numpy as np
-from filelock import FileLock
 
 from bcdlib import methods
 from bcdlib.methods.parts import hardware
@@ -31,6 +28,7 @@ from tests.bench.report import machine
 # dense bf16 (T4: float16) TFLOP/s of the data sheets; a chip that is not here has the measured ceiling alone
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L4": 121, "T4": 65, "V100": 125}
 RECIPE = 200 * 200  # steps of the paper
+METHODS = [key for key in methods.method_names() if key not in ("embeddings", "encoder")]
 
 
 @click.command()
@@ -39,10 +37,12 @@ RECIPE = 200 * 200  # steps of the paper
 @click.option("--weights", default="none", show_default=True, help="Folder of ImageNet weights.")
 @click.option("--out", required=True, help="Folder for accelerator.json, accelerator.png and the trials.")
 @click.option("--minutes", default=9.0, show_default=True, help="When all of it shall have ended.")
-@click.option("--parts", default="recipe,speed,methods,record", show_default=True)
-@click.option("--batches", default="32,256,1024", show_default=True)
+@click.option("--parts", default="speed,methods,recipe", show_default=True)
+@click.option("--methods", default=",".join(METHODS), show_default=True)
+@click.option("--batches", default="32,256", show_default=True)
 @click.option("--steps", default=60, show_default=True, help="Of a timed epoch.")
-@click.option("--epoch-steps", default=200, show_default=True, help="Of an epoch of the recipe.")
+@click.option("--epochs", default=200, show_default=True, help="Of the recipe, if the time allows.")
+@click.option("--epoch-steps", default=200, show_default=True)
 @click.option("--size", default="144x96", show_default=True)
 @click.option("--precision", default="auto", show_default=True)
 @click.option("--flags", multiple=True, help="XLA_FLAGS with which the first batch size is timed too.")
@@ -51,16 +51,12 @@ def main(**options):
     """Try the paper's recipe on an accelerator, measure it, and record what it finds; nothing is lost."""
     setting = Setting(**options)
     parts = options["parts"].split(",")
-    # these compile while others do; while a part measures, they stand still
-    waiting = start_methods(setting) if "methods" in parts else {}
-    for name in ("recipe", "speed", "methods", "record"):
-        if name not in parts:
-            continue
-        started = time.time()
-        with setting.quiet(waiting) if name in ("speed", "record") else contextlib.nullcontext():
-            PARTS[name](setting, waiting)
-        setting.found.setdefault("seconds", {})[name] = round(time.time() - started, 1)
-        setting.save()
+    if "speed" in parts:
+        speed(setting)  # by itself: what else runs would be measured with it
+    works = start_methods(setting) if "methods" in parts else {}
+    if "recipe" in parts:
+        recipe(setting)
+    end_methods(setting, works)
     click.echo(json.dumps(setting.found, indent=1))
 
 
@@ -91,7 +87,6 @@ class Setting:
             "precision": self.policy,
             "size": self.size,
             "operations_a_picture": operations(*self.size[::-1]),
-            "compilers_count": compilers_count(*self.size[::-1]),
             "measured_matmul_tflops": matmul_ceiling(self.policy),
             "datasheet_tflops": next((value for key, value in PEAKS.items() if key in name), None),
         }
@@ -104,18 +99,10 @@ class Setting:
         """Held by the process that measures."""
         return str(self.folder / "device.lock")
 
-    @contextlib.contextmanager
-    def quiet(self, works: dict):
-        """Let processes stand still; none of them while it holds the lock."""
-        with FileLock(self.lock):
-            running = [work.process for work in works.values() if work.process.poll() is None]
-            for process in running:
-                process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for process in running:
-                process.send_signal(signal.SIGCONT)
+    def note(self, part: str, started: float) -> None:
+        """Note how many seconds a part took, and save."""
+        self.found.setdefault("seconds", {})[part] = round(time.time() - started, 1)
+        self.save()
 
     def save(self) -> None:
         """Write what was found so far."""
@@ -172,80 +159,41 @@ class Work:
         return self.lines
 
 
-def recipe(setting: Setting, _) -> None:
-    """Two epochs in float32 and in the machine's own precision, each killed after the first and resumed."""
-    works = {}
-    precisions = dict.fromkeys(("float32", setting.policy))
-    until = min(setting.until, time.time() + 150)
-    for precision in precisions:
-        arguments = {
-            "cache": setting.cache,
-            "method": f"resnet50:precision={precision}",
-            "split": "case",
-            "seed": 0,
-            "epochs": 2,
-            "steps": setting.epoch_steps,
-            "root": str(setting.folder / "trials"),
-            "weights": setting.weights,
-            "needs": setting.weights != "none",
-            "verbose": 2,
-        }
-        # a share of 1: a checkpoint after each epoch
-        works[precision] = (
-            setting.start("trial", arguments, f"recipe-{precision}", BCD_CHECKPOINT_SHARE="1000"),
-            arguments,
-        )
-    answer = setting.found["recipe"] = {}
-    running, killed = dict(works), []
-    while running and time.time() < until:
-        for precision, (work, arguments) in list(running.items()):
-            name = f"trials/resnet50-precision={precision}-*/checkpoint.keras"
-            if work.process.poll() is None and not any(setting.folder.glob(name)):
-                continue
-            if work.process.poll() is None:
-                killed.append(precision)
-                work.process.kill()
-            works[precision] = setting.start("trial", arguments, f"recipe-{precision}-resumed"), arguments
-            del running[precision]
-        time.sleep(0.1)
-    for precision, (work, _) in works.items():
-        lines = work.end(until)
-        answer[precision] = {"killed": precision in killed} | lines[-1]
-        answer[precision]["said"] = [line for line in work.said if line.startswith("Going on")]
-        setting.save()
-    losses = [one["loss"][-1] for one in answer.values() if "loss" in one]
-    if len(losses) == 2:
-        answer["difference"] = abs(losses[0] - losses[1])
-
-
-def speed(setting: Setting, _) -> None:
-    """PyTorch and the suite, one after the other; PyTorch compiles while nothing is timed."""
-    until = min(setting.until, time.time() + 270)
-    steps, size = setting.steps, "x".join(map(str, setting.size))
-    if setting.torch and importlib.util.find_spec("torch"):
-        batches = ",".join(map(str, setting.batches))
-        lines = setting.start(
-            "torch_peer", [batches, str(steps), size, setting.policy, setting.lock], "torch"
-        ).end(until)
-        setting.found["torch"] = shares(lines, setting.found)
-        setting.save()
+def speed(setting: Setting) -> None:
+    """PyTorch and the suite, one after the other; PyTorch compiles meanwhile."""
+    until, started = min(setting.until, time.time() + 240), time.time()
+    size = "x".join(map(str, setting.size))
     arguments = {
         "cache": setting.cache,
         "weights": setting.weights,
         "batches": setting.batches,
-        "steps": steps,
+        "steps": setting.steps,
         "size": setting.size,
         "precision": setting.precision,
         "lock": setting.lock,
-        "others": [1, 60],
+        "others": [60],
     }
-    setting.found["speed"] = shares(setting.start("speed", arguments, "speed").end(until), setting.found)
-    setting.save()
+    ours, peers = setting.start("speed", arguments, "speed"), []
+    if setting.torch and importlib.util.find_spec("torch"):
+        peers = [
+            setting.start(
+                "torch_peer",
+                [str(batch), str(setting.steps), size, setting.policy, setting.lock],
+                f"torch-{batch}",
+                TORCHINDUCTOR_COMPILE_THREADS="4",
+            )
+            for batch in setting.batches
+        ]
+    setting.found["compilers_count"] = compilers_count(*setting.size[::-1])
+    setting.found["speed"] = shares(ours.end(until), setting.found)
+    setting.note("speed", started)
+    setting.found["torch"] = shares([line for work in peers for line in work.end(until)], setting.found)
+    setting.note("torch", started)
     arguments |= {"batches": setting.batches[:1], "cache": None, "others": []}
     for flags in setting.flags:
         lines = setting.start("speed", arguments, "flags", XLA_FLAGS=flags).end(until)
         setting.found.setdefault("flags", {})[flags] = shares(lines, setting.found)
-        setting.save()
+        setting.note("flags", started)
 
 
 def shares(lines: list[dict], known: dict) -> list[dict]:
@@ -259,7 +207,7 @@ def shares(lines: list[dict], known: dict) -> list[dict]:
 def start_methods(setting: Setting) -> dict[str, Work]:
     """Every method in a process of its own: 20 steps of each of two epochs, the second timed."""
     works = {}
-    for key in METHODS:
+    for key in setting.methods.split(","):
         arguments = {
             "source": setting.images,
             "key": key,
@@ -277,41 +225,63 @@ def start_methods(setting: Setting) -> dict[str, Work]:
 
 def end_methods(setting: Setting, works: dict[str, Work]) -> None:
     """Wait for the methods."""
-    until = min(setting.until, time.time() + 180)
     for key, work in works.items():
-        setting.found.setdefault("methods", {})[key] = work.end(until)[-1]
+        setting.found.setdefault("methods", {})[key] = work.end(setting.until)[-1]
         setting.save()
 
 
-def record(setting: Setting, _) -> None:
-    """The paper's 200 epochs under its own split and by case, side by side, as many as the time allows."""
-    works = []
-    for split in ("magnification", "case"):
-        arguments = {
-            "cache": setting.cache,
-            "method": "resnet50",
-            "split": split,
-            "seed": 0,
-            "epochs": 200,
-            "steps": setting.epoch_steps,
-            "root": str(setting.folder / "trials"),
-            "weights": setting.weights,
-            "needs": setting.weights != "none",
-            "deadline": setting.until - 45,
-        }
-        works.append(setting.start("trial", arguments, f"record-{split}", BCD_ANYWAY="1"))
-    for work in works:
-        found = work.end(setting.until)[-1]
-        setting.found.setdefault("record", []).append(found)
-        for name in ("history.csv", "predictions.csv", "validation.csv", "trial.json"):
-            if "folder" in found:
-                stem = f"{found['method']}-{found['split']}-seed{found['seed']}"
-                shutil.copy(Path(found["folder"]) / name, setting.folder / f"{stem}-{name}")
-        setting.save()
+def recipe(setting: Setting) -> None:
+    """The paper's recipe, side by side: two epochs in float32, and as many of 200 as the time allows.
+
+    The latter in the machine's own precision, under the paper's split and by case. Those by case are killed
+    after an epoch, and go on.
+    """
+    started = time.time()
+    trials = {
+        "float32": ("resnet50:precision=float32", "case", 2),
+        "case": ("resnet50", "case", setting.epochs),
+        "magnification": ("resnet50", "magnification", setting.epochs),
+    }
+    works = {
+        name: start_trial(setting, name, *trials[name], often=name != "magnification") for name in trials
+    }
+    killed = set()
+    for name in ("case", "float32"):
+        stem = "resnet50-case-fold0" if name == "case" else "resnet50-precision=float32-case-fold0"
+        while works[name].process.poll() is None and time.time() < setting.until - 60:
+            if any(setting.folder.glob(f"trials/{stem}-*/checkpoint.keras")):
+                works[name].process.kill()
+                killed.add(name)
+                break
+            time.sleep(0.1)
+        works[name] = start_trial(setting, f"{name}-resumed", *trials[name])
+    for name, work in works.items():
+        found = work.end(setting.until - 5)[-1]
+        said = [line for line in work.said if line.startswith("Going on")]
+        setting.found.setdefault("recipe", {})[name] = {"killed": name in killed, "said": said} | found
+        if "folder" in found and name != "float32":
+            for file in ("history.csv", "predictions.csv", "validation.csv", "trial.json"):
+                shutil.copy(Path(found["folder"]) / file, setting.folder / f"{name}-{file}")
+        setting.note("recipe", started)
 
 
-PARTS = {"recipe": recipe, "speed": speed, "methods": end_methods, "record": record}
-METHODS = [key for key in methods.method_names() if key not in ("embeddings", "encoder")]
+def start_trial(setting: Setting, name: str, method: str, split: str, epochs: int, *, often=False) -> Work:
+    """Start a trial; ``often``: with a checkpoint after each epoch."""
+    arguments = {
+        "cache": setting.cache,
+        "method": method,
+        "split": split,
+        "seed": 0,
+        "epochs": epochs,
+        "steps": setting.epoch_steps,
+        "root": str(setting.folder / "trials"),
+        "weights": setting.weights,
+        "needs": setting.weights != "none",
+        "verbose": 2,
+        "deadline": setting.until - 60,
+    }
+    share = {"BCD_CHECKPOINT_SHARE": "1000"} if often else {}
+    return setting.start("trial", arguments, f"recipe-{name}", BCD_ANYWAY="1", **share)
 
 
 def figure(found: dict):
@@ -380,17 +350,18 @@ def compilers_count(height: int, width: int, batch: int = 8) -> float | None:
         return None
     import jax
 
-    model = methods.get_method("resnet50")(weights="none", verbose=0).build((height, width, 3))
-    others = [variable.value for variable in model.non_trainable_variables]
+    with jax.default_device(jax.devices("cpu")[0]):  # of a GPU's convolutions it knows nothing
+        model = methods.get_method("resnet50")(weights="none", verbose=0).build((height, width, 3))
+        others = [variable.value for variable in model.non_trainable_variables]
 
-    def loss(trained, X, y):
-        predicted, _ = model.stateless_call(trained, others, X, training=True)
-        return jax.numpy.mean((predicted - y) ** 2)
+        def loss(trained, X, y):
+            predicted, _ = model.stateless_call(trained, others, X, training=True)
+            return jax.numpy.mean((predicted - y) ** 2)
 
-    X, y = np.zeros((batch, height, width, 3), "uint8"), np.zeros((batch, 1), "float32")
-    step = jax.jit(jax.value_and_grad(loss))
-    variables = [variable.value for variable in model.trainable_variables]
-    return step.lower(variables, X, y).cost_analysis()["flops"] / batch
+        X, y = np.zeros((batch, height, width, 3), "uint8"), np.zeros((batch, 1), "float32")
+        variables = [variable.value for variable in model.trainable_variables]
+        counted = jax.jit(jax.value_and_grad(loss)).lower(variables, X, y).cost_analysis() or {}
+    return counted.get("flops", 0) / batch or None
 
 
 def matmul_ceiling(policy: str, side: int = 0) -> float:
