@@ -93,11 +93,9 @@ def bootstrap_cases(
     """
     for name in metrics:
         check_known("metric", name, METRICS)
-    names = np.unique(predictions[unit])
-    units, order = min(len(names), MOST_UNITS), np.arange(len(names))
-    if units < len(names):  # drawn in groups, made at random: as many groups give the same interval
-        order = np.random.default_rng(seed).permutation(order)
-    place = pd.Series(order % units, index=names)
+    numbers, names = pd.factorize(predictions[unit], sort=True)
+    predictions = predictions.assign(**{unit: numbers})
+    place, units = draw_places(len(names), seed)
     tables = [
         {
             name: _count_kinds(METRICS[name], one[METRICS[name].unit], place, unit=unit, added=added)
@@ -119,6 +117,20 @@ def bootstrap_cases(
             sum(pd.DataFrame(one, columns=list(metrics), dtype=float) for one in found) / len(found)
         )
     return pd.concat(blocks, ignore_index=True)
+
+
+def draw_places(n: int, seed: int = 0) -> tuple[np.ndarray, int]:
+    """Say as which unit each of n is drawn, int (n,), and how many units that makes: at most `MOST_UNITS`.
+
+    Examples
+    --------
+    >>> draw_places(3)
+    (array([0, 1, 2]), 3)
+    """
+    units, order = min(n, MOST_UNITS), np.arange(n)
+    if units < n:  # drawn in groups, made at random: as many groups give the same interval
+        order = np.random.default_rng(seed).permutation(order)
+    return order % units, units
 
 
 def _draws(units: int, n: int, *, repeats: int, seed: int) -> Iterator[np.ndarray]:
@@ -162,19 +174,19 @@ def resampled_sums(values, *, repeats: int = REPEATS, seed: int = 0) -> np.ndarr
     ((3, 2), [2.0, 2.0, 2.0])
     """
     values = np.asarray(values, dtype=float)
-    if len(values) > MOST_UNITS:
-        order = np.random.default_rng(seed).permutation(len(values)) % MOST_UNITS
-        values = pd.DataFrame(values).groupby(order).sum().to_numpy()
+    place, units = draw_places(len(values), seed)
+    if units < len(values):
+        values = pd.DataFrame(values).groupby(place).sum().to_numpy()
     blocks = _draws(len(values), len(values), repeats=repeats, seed=seed)
     return np.concatenate([weights.T @ values for weights in blocks])
 
 
 def _count_kinds(
-    metric, table: pd.DataFrame, place: pd.Series, *, unit: str, added: bool
+    metric, table: pd.DataFrame, place: np.ndarray, *, unit: str, added: bool
 ) -> tuple[pd.DataFrame, sparse.csr_array]:
     """Gather the rows that a metric cannot tell apart: (kinds, how many of each a unit has (K, units))."""
     columns = ["label", metric.of, *(["fold"] if metric.within_folds else [])]
-    rows = table[columns].assign(place=place[table[unit]].to_numpy(), times=1.0)
+    rows = table[columns].assign(place=place[table[unit]], times=1.0)
     if metric.of == "probability" and len(rows[columns].drop_duplicates()) > MOST_KINDS:
         level = (rows["probability"].rank(method="min") * LEVELS / len(rows)).astype(int)
         rows["probability"] = rows["probability"].groupby(level).transform("mean")
