@@ -31,6 +31,7 @@ SUBTYPE_COLUMNS = [f"p_{name}" for name in breakhis.SUBTYPES]
 MAGNIFICATION_COLUMNS = [f"p_{name}X" for name in breakhis.MAGNIFICATIONS]
 THRESHOLD = 0.5
 FAR_UNDER_CHANCE = 0.35  # an AUC below this is rather a mistake in the table than a bad model
+MOST_UNITS = 10_000  # images, slides or cases that are told apart by their order, and drawn one by one
 BINS = 10  # of the calibration error and the reliability diagram
 
 
@@ -602,6 +603,43 @@ def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]
     }
 
 
+def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Put numbers in place of the names of images, slides and cases: a million texts are slow to compare.
+
+    Few names are numbered in their order, which says what a bootstrap draws; of many it does not matter.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        A predictions table, perhaps with numbers already.
+    by : sequence of str
+        Columns that stay as they are.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"filename": ["b", "a"], "subtype": ["A", "F"], "slide": "1", "case": "c"})
+    >>> number_names(table)[["filename", "slide", "case"]].values.tolist()
+    [[1, 0, 0], [0, 1, 0]]
+    """
+    numbers = {}
+    for column in ("filename", "slide", "case"):
+        names = predictions[column]
+        if column in by or pd.api.types.is_integer_dtype(names):
+            continue
+        codes, found = pd.factorize(names)
+        if column == "slide":  # a slide folder each
+            pairs = predictions.groupby(
+                ["subtype", "slide"], sort=False, dropna=False, observed=True
+            ).ngroup()
+            first = predictions[~pairs.duplicated().to_numpy()].astype({"slide": object})
+            codes, found = pd.factorize(breakhis.slide_folders(first))
+            codes = codes[pairs]
+        if len(found) <= MOST_UNITS:
+            codes = pd.Index(found, dtype=object).argsort().argsort()[codes]
+        numbers[column] = codes
+    return predictions.assign(**numbers)
+
+
 def group_units(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
     """Summarise the images of each slide or case in one row, all magnifications together.
 
@@ -707,7 +745,7 @@ def metrics_table(
         The columns of `by`, images, slides, cases, folds, seeds, the keys of `METRICS`, and weights if the
         table has it.
     """
-    rows = []
+    rows, predictions = [], number_names(predictions, by)
     for key, part in predictions.groupby(list(by), sort=False):
         counts = {
             "images": part["filename"].nunique(),

@@ -321,7 +321,7 @@ def selective_accuracy(
         at = part["threshold"] if "threshold" in part else metrics.THRESHOLD
         certain = np.abs(metrics.clipped_logit(part["probability"]) - metrics.clipped_logit(at))
         part = metrics.with_correct(part, at).iloc[np.argsort(-certain, kind="stable")]
-        part = bootstrap.number_names(part)
+        part = metrics.number_names(part)
         for share in shares:
             kept = part.iloc[: max(1, round(share * len(part)))]
             interval = bootstrap.share_interval(kept, kept["correct"], repeats=_REPEATS)
