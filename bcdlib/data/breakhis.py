@@ -258,9 +258,9 @@ def slide_folders(images: pd.DataFrame) -> pd.Series:
     """
     if pd.api.types.is_integer_dtype(images["slide"]):
         return images["slide"]
-    return (images["subtype"].astype(str) + "_" + images["slide"]).where(
-        images["subtype"].isin(list(SUBTYPES)), images["slide"]
-    )
+    names = images["slide"].astype(object)
+    known = images["subtype"].isin(list(SUBTYPES))
+    return (images["subtype"].astype(str) + "_" + names).where(known, names)
 
 
 def distinct_slides(images: pd.DataFrame) -> pd.Series:
@@ -277,7 +277,7 @@ def distinct_slides(images: pd.DataFrame) -> pd.Series:
 
 def count_slide_folders(images: pd.DataFrame) -> int:
     """Count the slide folders: 82 in BreakHis, since slide 14-13412 is filed under both DC and LC."""
-    return int(slide_folders(images).nunique())
+    return int(slide_folders(images[["subtype", "slide"]].drop_duplicates()).nunique())
 
 
 @dataclass

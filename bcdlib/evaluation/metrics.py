@@ -385,6 +385,9 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
         probability is not in 0..1 (1e-6 beyond is rounding), a slide or case is empty, an image comes twice
         in one trial, an image has two labels or two cases, or labels contradict BreakHis names.
     """
+    kept = files.kept_table(path)
+    if kept and kept.is_file():
+        return pd.read_pickle(kept)
     several = [*SUBTYPE_COLUMNS, *MAGNIFICATION_COLUMNS]
     table = files.read_user_csv(path, "predictions table", COLUMNS, ["weights", "data", *several])
     kinds = breakhis.read_classes(table["label"])
@@ -417,7 +420,10 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
     )
     if "weights" in table:
         table["weights"] = table["weights"].replace("", "not stated")
-    return check_predictions(table.reset_index(drop=True), str(path))
+    table = check_predictions(table.reset_index(drop=True), str(path))
+    if kept and not any_task:
+        table.to_pickle(kept)
+    return table
 
 
 def _without_class(table: pd.DataFrame) -> np.ndarray:
@@ -626,14 +632,15 @@ def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFr
         names = predictions[column]
         if column in by or pd.api.types.is_integer_dtype(names):
             continue
-        codes, found = pd.factorize(names)
         if column == "slide":  # a slide folder each
-            pairs = predictions.groupby(
-                ["subtype", "slide"], sort=False, dropna=False, observed=True
-            ).ngroup()
-            first = predictions[~pairs.duplicated().to_numpy()].astype({"slide": object})
-            codes, found = pd.factorize(breakhis.slide_folders(first))
-            codes = codes[pairs]
+            subtype = predictions["subtype"].where(predictions["subtype"].isin(list(breakhis.SUBTYPES)), "")
+            pairs = predictions.groupby([subtype, names], sort=False, dropna=False, observed=True).ngroup()
+            codes, found = pairs.to_numpy(), predictions[~pairs.duplicated().to_numpy()]
+            if len(found) <= MOST_UNITS:
+                codes, found = pd.factorize(breakhis.slide_folders(found))
+                codes = codes[pairs]
+        else:
+            codes, found = pd.factorize(names)
         if len(found) <= MOST_UNITS:
             codes = pd.Index(found, dtype=object).argsort().argsort()[codes]
         numbers[column] = codes
@@ -825,7 +832,7 @@ def cross_validation_table(
         [*by, "cases"], list(metrics), "metric", "pooled", ignore_index=False
     )
     table = pooled.sort_index(kind="stable").merge(spread, on=key)  # the metrics of a group together
-    often = predictions.groupby([*by, "seed", "filename"]).size().groupby(list(by)).max() > 1
+    often = predictions.groupby([*by, "seed", "filename"], observed=True).size().groupby(list(by)).max() > 1
     table["pooled"] = table["pooled"].mask(table.join(often.rename("often"), on=list(by))["often"])
     return table[[*key, "cases", *spread, "pooled"]]
 

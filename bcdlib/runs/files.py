@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import filelock
 import numpy as np
@@ -365,6 +366,24 @@ def read_user_csv(path, what: str, required: Sequence[str], optional: Sequence[s
         ) from None
     except (csv.Error, OSError) as error:
         raise _no_csv(path, one_line(error)) from None
+
+
+@contextlib.contextmanager
+def read_once() -> Iterator[None]:
+    """Let this process and those that it starts read each predictions table once; see `kept_table`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bcdlib-") as folder,  # which nobody else can write to
+        patch.dict(os.environ, {"BCD_TABLES": folder}),
+    ):
+        yield
+
+
+def kept_table(path) -> Path | None:
+    """Say where a table that was read from a file is kept within `read_once`, pickled; None elsewhere."""
+    folder = os.environ.get("BCD_TABLES")
+    if not folder or not Path(path).is_file():
+        return None
+    return Path(folder, f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}.pickle")
 
 
 def _no_csv(path, why: str) -> InputError:
