@@ -36,6 +36,7 @@ KEY = ["filename", "seed"]
 FEWEST_CASES = 3  # of a class: with fewer, nothing is said about other cases
 ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can add
 MOST_KINDS = 20_000  # pairs of label and probability that are told apart
+FEW_KINDS = 100
 LEVELS = 1_000  # of probability, where there are more
 COUNTS, LIMITS, LIMITS_BY_IMAGE = (
     ["images", "slides", "cases"],
@@ -214,10 +215,13 @@ def _count_kinds(
     units = place.max() + 1
     if added and metric.rate:
         rows = pd.concat([rows, _added_cases(metric, table, units)], join="inner")
-    kind = rows.groupby(columns, sort=False, dropna=False).ngroup()
+    kind = rows.groupby(columns, sort=False, dropna=False).ngroup().to_numpy()
     shape = kind.max() + 1, units + (len(ADDED) if added else 0)
-    counts = sparse.csr_array((rows["times"], (kind, rows["place"])), shape=shape)
-    return rows[columns].drop_duplicates(ignore_index=True), counts
+    kinds = rows.loc[~pd.Series(kind).duplicated().to_numpy(), columns].reset_index(drop=True)
+    if shape[0] < FEW_KINDS:  # a million rows are sooner counted than sorted
+        counts = np.bincount(kind * shape[1] + rows["place"], rows["times"], shape[0] * shape[1])
+        return kinds, sparse.csr_array(counts.reshape(shape))
+    return kinds, sparse.csr_array((rows["times"], (kind, rows["place"])), shape=shape)
 
 
 def _added_cases(metric, table: pd.DataFrame, first: int) -> pd.DataFrame:

@@ -429,6 +429,8 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
 def _without_class(table: pd.DataFrame) -> np.ndarray:
     """Tell which rows are of the task "magnification", bool (N,): they have no probability of malignant."""
     empty = table["probability"].isna() | (table["probability"] == "")
+    if not empty.any():
+        return empty.to_numpy()
     named = table.reindex(columns=MAGNIFICATION_COLUMNS)
     return (empty & (named.notna() & (named != "")).all(axis=1)).to_numpy()
 
@@ -633,8 +635,9 @@ def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFr
         if column in by or pd.api.types.is_integer_dtype(names):
             continue
         if column == "slide":  # a slide folder each
-            subtype = predictions["subtype"].where(predictions["subtype"].isin(list(breakhis.SUBTYPES)), "")
-            pairs = predictions.groupby([subtype, names], sort=False, dropna=False, observed=True).ngroup()
+            known = predictions["subtype"].isin(list(breakhis.SUBTYPES))
+            both = pd.DataFrame({"subtype": predictions["subtype"].where(known, ""), "slide": names})
+            pairs = both.groupby(["subtype", "slide"], sort=False, dropna=False, observed=True).ngroup()
             codes, found = pairs.to_numpy(), predictions[~pairs.duplicated().to_numpy()]
             if len(found) <= MOST_UNITS:
                 codes, found = pd.factorize(breakhis.slide_folders(found))
