@@ -130,7 +130,7 @@ def official_names(paths: pd.Series) -> pd.Series:
     >>> official_names(pd.Series(["a/1.png", "x/SOB_B_A-14-22549AB-40-001.jpg"])).tolist()
     ['a/1.png', 'SOB_B_A-14-22549AB-40-001.png']
     """
-    text = "".join(paths).lower()
+    text = "".join(paths.to_numpy(dtype=object)).lower()
     plain = text.isascii() and text.isprintable()
     if plain and not any(sign in text for sign in (" ", "\\", "//", "./", "sob_")):
         return paths

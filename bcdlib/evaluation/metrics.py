@@ -395,9 +395,12 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
     numbers = table[table.columns.intersection(["probability", *several], sort=False)].apply(
         pd.to_numeric, errors="coerce"
     )
-    wanted = "give a number in 0..1" + (
-        " (divide per cent by 100)" if numbers["probability"].max() > 1 else ""
-    )
+    wrong = table["probability"][~_in_range(numbers["probability"])]
+    wanted = "give a number in 0..1"
+    if wrong.str.contains(",", regex=False).any():
+        wanted += ", with a decimal point"
+    elif numbers["probability"].max() > 1 or wrong.str.endswith("%").any():
+        wanted += " (divide per cent by 100)"
     for bad, column, advice in (
         *((table[column] == "", column, "each row needs one") for column in ("filename", "slide", "case")),
         *((table[column] == "", column, "each row needs one; 0 will do") for column in folder.TRIAL_COLUMNS),
@@ -701,6 +704,8 @@ def tables_by_seed(
 def _judged_alone(predictions: pd.DataFrame) -> list[pd.DataFrame]:
     """Part one method and split into what is judged by itself: its seeds, and folds that overlap."""
     by = ["seed", "fold"] if overlapping_folds(predictions) else ["seed"]
+    if len(predictions) and (predictions[by].iloc[0] == predictions[by]).all(axis=None):
+        return [predictions]  # not a copy of a million rows
     return [part for _, part in predictions.groupby(by)]
 
 

@@ -306,6 +306,7 @@ _NO_CSV = {
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
     b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "packed by gzip twice",
     b"\x89PNG": "an image",
     b"BZh": "packed by bzip2",
     b"\xfd7zXZ": "packed by xz",
@@ -407,6 +408,8 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), "")):
         if len(line) == _LONGEST_LINE:
             raise csv.Error("a line of more than a million characters")
+        if "\0" in line:
+            raise csv.Error(f"line {number + 1}: a NUL character, which no text has")
         if number == _MOST_LINES:
             raise csv.Error(f"more than {_MOST_LINES} lines")
         yield line
@@ -456,8 +459,9 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            too_long = "limit" in str(error)
-            quoted = "" if too_long else "a quotation mark is not closed or stands inside a cell: "
+            quoted = ""
+            if '"' in str(error) or "end of data" in str(error):
+                quoted = "a quotation mark is not closed or stands inside a cell: "
             raise _no_csv(path, f"line {first}: {quoted}{error}") from None
         if row is None:
             break
@@ -517,8 +521,10 @@ def _find_columns(path, header: list[str], what: str, required, optional) -> dic
 
 def _clean_column(column: pd.Series) -> pd.Series:
     codes, values = pd.factorize(column)
-    values = list(values)
-    plain = (text := "".join(values)).isascii() and text.isprintable()  # as nearly all of a million are
+    text = "\n".join(values)  # said at once of most: a million are read
+    plain = text.isascii() and text.replace("\n", "").isprintable()
+    if plain and " " not in text and _EMPTY.isdisjoint(text.lower().split("\n")):
+        return column.astype(object)
     cleaned = [value.strip() if plain else clean_text(value) for value in values]
     kept = np.array(["" if text.lower() in _EMPTY else text for text in cleaned], dtype=object)
     return pd.Series(kept[codes], index=column.index, dtype=object)

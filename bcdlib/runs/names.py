@@ -78,7 +78,8 @@ def spelling_note(names: Iterable[str], what: str) -> str:
     """
     names = set(names)
     text = "\n".join(names)  # said at once of most: a table may hold a million
-    plain = text.isascii() and not _LEADING_ZERO.search(text) and not _ANY_NUMBER.search(text)
+    plain = text.isascii() and "  " not in text
+    plain = plain and not _LEADING_ZERO.search(text) and not _ANY_NUMBER.search(text)
     fold = str.lower if plain else _folded
     spellings: dict[str, set[str]] = {}
     if len(set(map(fold, names))) < len(names):
@@ -104,6 +105,7 @@ def spelling_note(names: Iterable[str], what: str) -> str:
 def _folded(name: str) -> str:
     # a table may hold a million: most are plain
     name = name.lower() if name.isascii() else unicodedata.normalize("NFKC", name).casefold()
+    name = " ".join(name.split())
     if _NUMBER.fullmatch(name):
         return str(Decimal(name).normalize())
     if name.isascii() and not _LEADING_ZERO.search(name):

@@ -372,6 +372,8 @@ def test_the_row_that_is_wrong_is_named(tmp_path):
             f"line 3: probability of {rows['filename'][1]} is '0,6'",
         ),
         ({"probability": ["0.1", "60", "0.7", "0.9"]}, "line 3: .*divide per cent by 100"),
+        ({"probability": ["10%", "60%", "70%", "90%"]}, "line 2: .*divide per cent by 100"),
+        ({"probability": ["0.1", "0,6", "0.7", "0.9"]}, "line 3: .*a decimal point"),
         ({"magnification": ["40", "", "forty", ""]}, "line 4: magnification .* is 'forty'"),
         ({"case": ["a", "a", "", "b"]}, "line 4 has no case"),
         ({"p_A": ["", "0.5", "x", ""]}, "line 4: p_A of .* is 'x'"),
