@@ -50,9 +50,10 @@ def predict_cases(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     known = {"threshold": metrics.THRESHOLD, "calibrated": predictions["probability"]}
     table = predictions.assign(**{name: predictions.get(name, value) for name, value in known.items()})
+    table["case"] = metrics.name_codes(table["case"])
     by = ["seed", "fold", "case"] if metrics.overlapping_folds(predictions) else ["seed", "case"]
     columns = {"label": "max", "probability": "mean", "calibrated": "mean", "threshold": "mean"}
-    cases = table.groupby(by, sort=False, observed=True).agg(columns).reset_index()
+    cases = table.groupby(by, sort=False).agg(columns).reset_index()
     reached = cases["probability"] >= cases["threshold"] - 1e-12  # a mean of equal numbers is rounded
     return cases.assign(predicted=reached.astype(int))[
         [*by, "label", "probability", "calibrated", "predicted"]
@@ -68,8 +69,7 @@ def count_cases(predictions: pd.DataFrame) -> dict[str, float]:
     >>> count_cases(images.assign(probability=[0.9, 0.3, 0.2], seed=0, fold=0))
     {'TP': 1.0, 'FN': 1.0, 'FP': 0.0, 'TN': 1.0}
     """
-    by_case = predict_cases(predictions).groupby("case", observed=True)
-    cases = by_case.agg({"label": "max", "predicted": "mean"})
+    cases = predict_cases(predictions).groupby("case").agg({"label": "max", "predicted": "mean"})
     malignant, predicted = cases["label"], cases["predicted"]
     return {
         "TP": float((malignant * predicted).sum()),
@@ -218,7 +218,7 @@ def net_benefit(predictions: pd.DataFrame, at: Sequence[float] = _THRESHOLDS) ->
     odds = thresholds / (1 - thresholds)
     for key, part in _parts(predictions):
         cases = predict_cases(part)
-        labels = cases.groupby("case", observed=True)["label"].max()
+        labels = cases.groupby("case")["label"].max()
         found = _benefits(cases, thresholds)
         if min((labels == side).sum() for side in (0, 1)) < bootstrap.FEWEST_CASES:
             found[:, 1:] = np.nan
@@ -307,7 +307,7 @@ def precision(predictions: pd.DataFrame) -> pd.DataFrame:
     counted = {"AUC by case": "all", "sensitivity": "malignant", "specificity": "benign"}
     rows = []
     for key, part in _parts(predictions):
-        labels = predict_cases(part).groupby("case", observed=True)["label"].max()
+        labels = predict_cases(part).groupby("case")["label"].max()
         found = shares[(shares[GROUP] == list(key)).all(axis=1)]
         known = dict(zip(found["measure"], zip(found["of"], found["value"])))
         if labels.nunique() == 2:

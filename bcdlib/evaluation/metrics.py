@@ -614,6 +614,11 @@ def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]
     }
 
 
+def name_codes(names: pd.Series) -> pd.Series:
+    """Take the codes of a category, in the order of its names; other columns stay as they are."""
+    return names.cat.codes if isinstance(names.dtype, pd.CategoricalDtype) else names
+
+
 def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Put numbers in place of the names of images, slides and cases: a million texts are slow to compare.
 
@@ -634,13 +639,13 @@ def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFr
     """
     numbers = {}
     for column in ("filename", "slide", "case"):
-        names = predictions[column]
-        if column in by or pd.api.types.is_integer_dtype(names):
+        names = name_codes(predictions[column])
+        if column in by or pd.api.types.is_integer_dtype(predictions[column]):
             continue
         if column == "slide":  # a slide folder each
             known = predictions["subtype"].isin(list(breakhis.SUBTYPES))
             both = pd.DataFrame({"subtype": predictions["subtype"].where(known, ""), "slide": names})
-            pairs = both.groupby(["subtype", "slide"], sort=False, dropna=False, observed=True).ngroup()
+            pairs = both.groupby(["subtype", "slide"], sort=False, dropna=False).ngroup()
             codes, found = pairs.to_numpy(), predictions[~pairs.duplicated().to_numpy()]
             if len(found) <= MOST_UNITS:
                 codes, found = pd.factorize(breakhis.slide_folders(found))
@@ -648,7 +653,7 @@ def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFr
         else:
             codes, found = pd.factorize(names)
         if len(found) <= MOST_UNITS:
-            codes = pd.Index(found, dtype=object).argsort().argsort()[codes]
+            codes = pd.Index(found).argsort().argsort()[codes]
         numbers[column] = codes
     return predictions.assign(**numbers)
 
@@ -840,7 +845,8 @@ def cross_validation_table(
         [*by, "cases"], list(metrics), "metric", "pooled", ignore_index=False
     )
     table = pooled.sort_index(kind="stable").merge(spread, on=key)  # the metrics of a group together
-    often = predictions.groupby([*by, "seed", "filename"], observed=True).size().groupby(list(by)).max() > 1
+    filename = name_codes(predictions["filename"])
+    often = predictions.groupby([*by, "seed", filename]).size().groupby(list(by)).max() > 1
     table["pooled"] = table["pooled"].mask(table.join(often.rename("often"), on=list(by))["often"])
     return table[[*key, "cases", *spread, "pooled"]]
 

@@ -213,7 +213,7 @@ def write_csv(path, table: pd.DataFrame, *, for_reading: bool = False) -> None:
     """
     if for_reading:
         texts = table.select_dtypes(exclude=["number", "bool"])
-        table = table.assign(**{str(name): texts[name].map(_no_formula) for name in texts})
+        table = table.assign(**{str(name): texts[name].astype(object).map(_no_formula) for name in texts})
     with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False)
 
