@@ -88,6 +88,8 @@ def load_predictions(
 ) -> pd.DataFrame:
     """Load a predictions table and check it (see `metrics.read_predictions`); add what was locked.
 
+    Names of images, slides and cases become categories, which are quicker to compare than a million texts.
+
     Parameters
     ----------
     run : Run
@@ -121,7 +123,6 @@ def load_predictions(
         matched = thresholds.match_validation(metrics.read_predictions(validation), table)
         if len(lock) == 1:
             lock = lock.assign(**matched[TRIAL_COLUMNS].iloc[0])
-    # a million texts are slow to compare
     table = table.astype(dict.fromkeys(("filename", "slide", "case"), "category"))
     return table if lock is None else thresholds.apply_lock(table, lock)
 

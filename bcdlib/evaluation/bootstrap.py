@@ -148,7 +148,7 @@ def _draws(units: int, n: int, *, repeats: int, seed: int) -> Iterator[np.ndarra
     # kept where they are small: to draw from thousands of units takes longer than what is computed from it
     kept = _kept_blocks(units, n, REPEATS, seed) if repeats <= REPEATS else _blocks(units, n, repeats, seed)
     for start, drawn in zip(range(0, repeats, 250), kept):
-        yield drawn[: repeats - start].T.astype(float)
+        yield np.ascontiguousarray(drawn[: repeats - start].T, dtype=float)  # as sparse arrays want it
 
 
 def _blocks(units: int, n: int, repeats: int, seed: int) -> Iterator[np.ndarray]:

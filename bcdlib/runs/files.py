@@ -409,7 +409,7 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
         if len(line) == _LONGEST_LINE:
             raise csv.Error("a line of more than a million characters")
         if "\0" in line:
-            raise csv.Error(f"line {number + 1}: a NUL character, which no text has")
+            raise csv.Error("a NUL character, which no text has")
         if number == _MOST_LINES:
             raise csv.Error(f"more than {_MOST_LINES} lines")
         yield line
