@@ -277,7 +277,9 @@ def distinct_slides(images: pd.DataFrame) -> pd.Series:
 
 def count_slide_folders(images: pd.DataFrame) -> int:
     """Count the slide folders: 82 in BreakHis, since slide 14-13412 is filed under both DC and LC."""
-    return int(slide_folders(images[["subtype", "slide"]].drop_duplicates()).nunique())
+    if not pd.api.types.is_integer_dtype(images["slide"]):
+        images = images[["subtype", "slide"]].drop_duplicates()
+    return int(slide_folders(images).nunique())
 
 
 @dataclass
