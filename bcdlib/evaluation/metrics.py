@@ -677,7 +677,7 @@ def group_units(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
     """
     if unit == "image":
         return predictions
-    by = predictions["case"] if unit == "case" else breakhis.slide_folders(predictions)
+    by = name_codes(predictions["case"]) if unit == "case" else breakhis.slide_folders(predictions)
     return (
         predictions.groupby(by, sort=False)
         .agg(

@@ -389,6 +389,7 @@ def test_categories_count_as_their_names_do(most, monkeypatch):
         partial(bootstrap.interval_table, metrics=["accuracy", "slide_auc", "auc_within"], repeats=50),
     ):
         pd.testing.assert_frame_equal(compute(known), compute(rows))
+        pd.testing.assert_frame_equal(compute(known[30:]), compute(rows[30:]))  # names that are not there
 
 
 def test_rounding_of_a_softmax_is_not_beyond_one(tmp_path):
