@@ -219,11 +219,13 @@ def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """
     most, wrong = MOST_GROUPS, True
     if column == "slide":
-        table = table.astype({"slide": object})
         most, wrong = MOST_SLIDES, (table["probability"] >= metrics.THRESHOLD) != table["label"]
-    if table[column].nunique() > most:
-        counts = table.assign(wrong=wrong).groupby(column)["wrong"].sum()
-        table = table[table[column].isin(counts.nlargest(most).index)]
+    names = metrics.name_codes(table[column])
+    if names.nunique() > most:
+        counts = table.assign(wrong=wrong).groupby(names)["wrong"].sum()
+        table = table[names.isin(counts.nlargest(most).index)]
+    if column == "slide":
+        table = table.astype({"slide": object})  # names, in their order
     table = table.sort_values([*GROUP, column], kind="stable")  # before the gaps are filled: they come last
     unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
     table[column] = table[column].astype(object).where(~unknown, breakhis.UNKNOWN)
