@@ -1,14 +1,11 @@
 """The command line as a user meets it: figures, and one clear line with exit status 2 for bad input."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import keras
 import numpy as np
@@ -16,41 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bcdlib.__main__ import cli
 from bcdlib.data.breakhis import class_labels, known_images
-from bcdlib.runs import noise
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def bcdlib(*arguments, **env):
-    command = [sys.executable, "-m", "bcdlib", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=600
-    )
-
-
-def here(*arguments, **env):
-    """The same in this process, where Python and Keras have started already."""
-    written = io.StringIO(), io.StringIO()
-    with (
-        patch.object(noise, "drop_noise"),
-        patch.object(sys, "argv", ["bcdlib", *map(str, arguments)]),
-        patch.dict(os.environ, env),
-        contextlib.redirect_stdout(written[0]),
-        contextlib.redirect_stderr(written[1]),
-        pytest.raises(SystemExit) as ended,
-    ):
-        cli()
-    stdout, stderr = (text.getvalue() for text in written)
-    return subprocess.CompletedProcess(arguments, ended.value.code or 0, stdout, stderr)
-
-
-def refused(done, *words):
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr and lines[-1].startswith("Error: ")
-    assert all(word in lines[-1] for word in words), lines[-1]
+from tests.command import ROOT, bcdlib, here, refused
 
 
 def test_help_lists_commands_that_exist():
