@@ -92,7 +92,7 @@ def test_normalisation_is_keras_own(weights_dir):
     base = keras.applications.ResNet50(
         include_top=False, weights=file, input_shape=X.shape[1:], pooling="avg"
     )
-    expected = base.predict(keras.applications.resnet50.preprocess_input(X.astype("float32")), verbose=0)
+    expected = base(keras.applications.resnet50.preprocess_input(X.astype("float32")), training=False)
     found = features.extract_features(X, "resnet50", method.weights_)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
