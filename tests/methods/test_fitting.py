@@ -392,16 +392,18 @@ def test_flips_and_zooms_are_keras_own():
 
 def test_the_head_learns_from_augmented_copies_too(cache, tmp_path):
     split = splits.make_split(cache.images, "case", folds=3)
+    # one copy of the four bases' features is as good as two
+    asked = {"net": "resnet50:augmented_copies=2", "svm": "hybrid_cnn:augmented_copies=1"}
     found = {
         name: run_trial(
-            Trial(f"{method}:augmented_copies=2", "case", split, trainable="head"),
+            Trial(method, "case", split, trainable="head"),
             cache,
             TINY,
             root=tmp_path,
             weights="none",
             verbose=0,
         )
-        for name, method in (("net", "resnet50"), ("svm", "hybrid_cnn"))
+        for name, method in asked.items()
     }
     for result in found.values():
         saved = methods.load_method(result.folder / "model.keras")
