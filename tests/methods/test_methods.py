@@ -91,7 +91,7 @@ def predicted_alone(results, targets, cache, folder):
         "import sys, numpy as np, keras\n"
         f"for name, file in {models!r}.items():\n"
         "    network = keras.models.load_model(file, safe_mode=True)\n"
-        "    np.save(f'p_{name}.npy', network(np.load(f'{name}.npy')))\n"  # to compile it takes longer
+        "    np.save(f'p_{name}.npy', network(np.load(f'{name}.npy'), training=False))\n"  # not compiled
         "assert not any('bcdlib' in module for module in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=os.environ | {"PYTHONPATH": ""})
