@@ -1,15 +1,19 @@
 """The paper's recipe on an accelerator: images/s, share of the chip's peak, the same network in PyTorch.
 
-``python -m tests.bench.accelerator --batches 32,128,512`` with any of Keras' backends; JSON on stdout. On a
-CPU it runs too, with ``--steps 2 --batches 4 --size 72x48``, to see that it does.
+``python -m tests.bench.accelerator --cache CACHE --images IMAGES --weights WEIGHTS --out OUT`` with any of
+Keras' backends. On a CPU it runs too, with ``--batches 4 --steps 2 --epoch-steps 2``, to see that it does.
 """
 
 import importlib.util
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import click
 import keras
@@ -17,81 +21,292 @@ import numpy as np
 
 from bcdlib import methods
 from bcdlib.methods.parts import hardware
-from bcdlib.methods.parts.fitting import Batches, fit_network
+from bcdlib.plots import style
+from bcdlib.runs.files import atomic_write, write_json
 from tests.bench.report import machine
 
 # dense bf16 (T4: float16) TFLOP/s of the data sheets; a chip that is not here has the measured ceiling alone
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L4": 121, "T4": 65, "V100": 125}
-PICTURES = 2048  # random ones: what they show costs no time
 RECIPE = 200 * 200  # steps of the paper
+METHODS = [key for key in methods.method_names() if key not in ("embeddings", "encoder")]
 
 
 @click.command()
-@click.option("--batches", default="32,64,128,256,512", show_default=True)
-@click.option(
-    "--steps", default=60, show_default=True, help="Steps of an epoch; one to warm up, then three are timed."
-)
+@click.option("--cache", help="Folder of a pixel cache, as a run's settings.json names it.")
+@click.option("--images", help="Folder or archive of images, for the methods that look at other sizes.")
+@click.option("--weights", default="none", show_default=True, help="Folder of ImageNet weights.")
+@click.option("--out", required=True, help="Folder for accelerator.json, accelerator.png and the trials.")
+@click.option("--minutes", default=9.0, show_default=True, help="When all of it shall have ended.")
+@click.option("--parts", default="speed,methods,recipe", show_default=True)
+@click.option("--methods", default=",".join(METHODS), show_default=True)
+@click.option("--batches", default="32,256", show_default=True)
+@click.option("--steps", default=60, show_default=True, help="Of a timed epoch.")
+@click.option("--epochs", default=200, show_default=True, help="Of the recipe, if the time allows.")
+@click.option("--epoch-steps", default=200, show_default=True)
 @click.option("--size", default="144x96", show_default=True)
 @click.option("--precision", default="auto", show_default=True)
-@click.option("--torch/--no-torch", default=True, help="Whether PyTorch runs too, in a process of its own.")
-def main(batches, steps, size, precision, torch):
-    """Training throughput of ResNet-50, fine-tuned whole as in the paper."""
-    width, height = map(int, size.split("x"))
-    sizes = [int(batch) for batch in batches.split(",")]
-    policy, ceiling = hardware.dtype_policy(precision), matmul_ceiling(hardware.dtype_policy(precision))
-    name = device_name()
-    peak = next((value for key, value in PEAKS.items() if key in name), None)
-    answer = {
-        "device": name,
-        "backend": keras.backend.backend(),
-        "precision": policy,
-        "size": [width, height],
-        "operations_a_picture": operations(height, width),
-        "compilers_count": compilers_count(height, width),
-        "measured_matmul_tflops": ceiling,
-        "datasheet_tflops": peak,
-        "ours": {},
+@click.option("--flags", multiple=True, help="XLA_FLAGS with which the first batch size is timed too.")
+@click.option("--torch/--no-torch", default=True, help="Whether PyTorch is timed too.")
+def main(**options):
+    """Try the paper's recipe on an accelerator, measure it, and record what it finds; nothing is lost."""
+    setting = Setting(**options)
+    parts = options["parts"].split(",")
+    if "speed" in parts:
+        speed(setting)  # by itself: what else runs would be measured with it
+    works = start_methods(setting) if "methods" in parts else {}
+    if "recipe" in parts:
+        recipe(setting)
+    end_methods(setting, works)
+    click.echo(json.dumps(setting.found, indent=1))
+
+
+class Setting:
+    """What was asked for, and what was found so far.
+
+    Attributes
+    ----------
+    found : dict
+        As accelerator.json holds it.
+    """
+
+    def __init__(self, *, out, minutes, batches, size, precision, **others):
+        self.until = time.time() + 60 * minutes
+        self.folder = Path(out).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # several processes share the device, and what one has compiled
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(self.folder / "compiled"))
+        self.batches = [int(batch) for batch in batches.split(",")]
+        self.size = [int(side) for side in size.split("x")]
+        self.precision, self.others = precision, others
+        self.policy = hardware.dtype_policy(precision)
+        name = device_name()
+        self.found = {
+            "device": name,
+            "machine": machine(),
+            "precision": self.policy,
+            "size": self.size,
+            "operations_a_picture": operations(*self.size[::-1]),
+            "measured_matmul_tflops": matmul_ceiling(self.policy),
+            "datasheet_tflops": next((value for key, value in PEAKS.items() if key in name), None),
+        }
+
+    def __getattr__(self, name):
+        return self.others[name]
+
+    @property
+    def lock(self) -> str:
+        """Held by the process that measures."""
+        return str(self.folder / "device.lock")
+
+    def note(self, part: str, started: float) -> None:
+        """Note how many seconds a part took, and save."""
+        self.found.setdefault("seconds", {})[part] = round(time.time() - started, 1)
+        self.save()
+
+    def save(self) -> None:
+        """Write what was found so far."""
+        write_json(self.folder / "accelerator.json", self.found)
+        with atomic_write(self.folder / "accelerator.png") as temporary:
+            figure(self.found).savefig(temporary, dpi=110)
+
+    def start(self, part: str, arguments: dict | list, log: str, **environment) -> "Work":
+        """Start a part of `device_work`, or with a list PyTorch, in a process of its own."""
+        words = [part, json.dumps(arguments)]
+        module = "tests.bench.device_work"
+        if isinstance(arguments, list):
+            module, words = f"tests.bench.{part}", arguments
+        return Work([sys.executable, "-m", module, *words], self.folder / f"{log}.log", environment)
+
+
+class Work:
+    """A process that prints JSON a line.
+
+    Attributes
+    ----------
+    lines : list of dict
+        What it found so far.
+    said : list of str
+        What else it wrote to stdout.
+    """
+
+    def __init__(self, words: list[str], log: Path, environment: dict):
+        self.log, self.lines, self.said = log, [], []
+        with open(log, "a") as file:
+            self.process = subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=file, text=True, env=os.environ | environment
+            )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                self.lines.append(json.loads(line))
+            else:
+                self.said.append(line.rstrip())
+
+    def end(self, until: float) -> list[dict]:
+        """Wait, stop it when the time is up, and give what it said; what went wrong, too."""
+        try:
+            self.process.wait(max(until - time.time(), 1))
+            self.reader.join()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return [*self.lines, {"error": "the time was up"}]
+        if self.process.returncode:
+            return [*self.lines, {"error": self.log.read_text()[-1500:]}]
+        return self.lines
+
+
+def speed(setting: Setting) -> None:
+    """PyTorch and the suite, one after the other; PyTorch compiles meanwhile."""
+    until, started = min(setting.until, time.time() + 240), time.time()
+    size = "x".join(map(str, setting.size))
+    arguments = {
+        "cache": setting.cache,
+        "weights": setting.weights,
+        "batches": setting.batches,
+        "steps": setting.steps,
+        "size": setting.size,
+        "precision": setting.precision,
+        "lock": setting.lock,
+        "others": [60],
     }
-    for batch in sizes:
-        answer["ours"][batch] = with_shares(ours(batch, steps, height, width, precision), batch, answer)
-    if torch and importlib.util.find_spec("torch"):
-        words = [sys.executable, "-m", "tests.bench.torch_peer", batches, str(steps), size, policy]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            answer["torch_error"] = done.stderr[-2000:]
-        else:
-            rates = json.loads(done.stdout.splitlines()[-1])
-            answer["torch"] = {
-                int(batch): with_shares(rate, int(batch), answer) for batch, rate in rates.items()
-            }
-            answer["over_torch"] = {
-                batch: answer["ours"][batch]["images_a_second"] / rates[str(batch)] for batch in sizes
-            }
-    click.echo(json.dumps(answer, indent=2))
+    ours, peers = setting.start("speed", arguments, "speed"), []
+    if setting.torch and importlib.util.find_spec("torch"):
+        peers = [
+            setting.start(
+                "torch_peer",
+                [str(batch), str(setting.steps), size, setting.policy, setting.lock],
+                f"torch-{batch}",
+                TORCHINDUCTOR_COMPILE_THREADS="4",
+            )
+            for batch in setting.batches
+        ]
+    setting.found["compilers_count"] = compilers_count(*setting.size[::-1])
+    setting.found["speed"] = shares(ours.end(until), setting.found)
+    setting.note("speed", started)
+    setting.found["torch"] = shares([line for work in peers for line in work.end(until)], setting.found)
+    setting.note("torch", started)
+    arguments |= {"batches": setting.batches[:1], "cache": None, "others": []}
+    for flags in setting.flags:
+        lines = setting.start("speed", arguments, "flags", XLA_FLAGS=flags).end(until)
+        setting.found.setdefault("flags", {})[flags] = shares(lines, setting.found)
+        setting.note("flags", started)
 
 
-def ours(batch: int, steps: int, height: int, width: int, precision: str = "auto") -> float:
-    """Images/s of `fit` as the suite calls it: batches from the host, augmentation in the compiled step."""
-    X = np.random.default_rng(0).integers(0, 256, (max(PICTURES, batch), height, width, 3), dtype="uint8")
-    y = np.arange(len(X)) % 2
-    method = methods.get_method("resnet50")(weights="none", precision=precision, verbose=0)
-    with hardware.computing_dtype(hardware.dtype_policy(precision)):
-        model = method.build(X.shape[1:])
-        model.steps_per_execution = hardware.steps_at_once(steps)
-        data = Batches(X, y, batch, steps, seed=0)
-        print(
-            f"batch {batch}: {hardware.describe_hardware(model)}",
-            file=sys.stderr,
-            flush=True,
+def shares(lines: list[dict], known: dict) -> list[dict]:
+    """Add to training's images/s what they are of the chip's peak."""
+    return [
+        line | with_shares(line["images_a_second"], line["batch"], known) if "batch" in line else line
+        for line in lines
+    ]
+
+
+def start_methods(setting: Setting) -> dict[str, Work]:
+    """Every method in a process of its own: 20 steps of each of two epochs, the second timed."""
+    works = {}
+    for key in setting.methods.split(","):
+        arguments = {
+            "source": setting.images,
+            "key": key,
+            "split": "case",
+            "seed": 0,
+            "epochs": 2,
+            "steps": 20,
+            "root": str(setting.folder / "methods"),
+            "weights": "none",
+            "lock": setting.lock,
+        }
+        works[key] = setting.start("all_methods", arguments, f"method-{key}")
+    return works
+
+
+def end_methods(setting: Setting, works: dict[str, Work]) -> None:
+    """Wait for the methods."""
+    for key, work in works.items():
+        setting.found.setdefault("methods", {})[key] = work.end(setting.until)[-1]
+        setting.save()
+
+
+def recipe(setting: Setting) -> None:
+    """The paper's recipe, side by side: two epochs in float32, and as many of 200 as the time allows.
+
+    The latter in the machine's own precision, under the paper's split and by case. Those by case are killed
+    after an epoch, and go on.
+    """
+    started = time.time()
+    trials = {
+        "float32": ("resnet50:precision=float32", "case", 2),
+        "case": ("resnet50", "case", setting.epochs),
+        "magnification": ("resnet50", "magnification", setting.epochs),
+    }
+    works = {
+        name: start_trial(setting, name, *trials[name], often=name != "magnification") for name in trials
+    }
+    killed = set()
+    for name in ("case", "float32"):
+        stem = "resnet50-case-fold0" if name == "case" else "resnet50-precision=float32-case-fold0"
+        while works[name].process.poll() is None and time.time() < setting.until - 60:
+            if any(setting.folder.glob(f"trials/{stem}-*/checkpoint.keras")):
+                works[name].process.kill()
+                killed.add(name)
+                break
+            time.sleep(0.1)
+        works[name] = start_trial(setting, f"{name}-resumed", *trials[name])
+    for name, work in works.items():
+        found = work.end(setting.until - 5)[-1]
+        said = [line for line in work.said if line.startswith("Going on")]
+        setting.found.setdefault("recipe", {})[name] = {"killed": name in killed, "said": said} | found
+        if "folder" in found and name != "float32":
+            for file in ("history.csv", "predictions.csv", "validation.csv", "trial.json"):
+                shutil.copy(Path(found["folder"]) / file, setting.folder / f"{name}-{file}")
+        setting.note("recipe", started)
+
+
+def start_trial(setting: Setting, name: str, method: str, split: str, epochs: int, *, often=False) -> Work:
+    """Start a trial; ``often``: with a checkpoint after each epoch."""
+    arguments = {
+        "cache": setting.cache,
+        "method": method,
+        "split": split,
+        "seed": 0,
+        "epochs": epochs,
+        "steps": setting.epoch_steps,
+        "root": str(setting.folder / "trials"),
+        "weights": setting.weights,
+        "needs": setting.weights != "none",
+        "verbose": 2,
+        "deadline": setting.until - 60,
+    }
+    share = {"BCD_CHECKPOINT_SHARE": "1000"} if often else {}
+    return setting.start("trial", arguments, f"recipe-{name}", BCD_ANYWAY="1", **share)
+
+
+def figure(found: dict):
+    """Images/s of training by batch size, ours and PyTorch's; and the methods'."""
+    chart, axis = style.make_figure(width=8, height=4)
+    for name, label, colour in (("speed", "bcdlib", style.MEASURED), ("torch", "PyTorch", style.PUBLISHED)):
+        rows = [row for row in found.get(name, []) if "batch" in row]
+        axis.plot(
+            [row["batch"] for row in rows],
+            [row["images_a_second"] for row in rows],
+            "o-",
+            color=colour,
+            label=label,
         )
-        found = []
-        for _ in range(4):
-            started = time.perf_counter()
-            fit_network(model, data, None, folder=None, epochs=data.epoch + 1, seed=0, verbose=0)
-            np.asarray(model.trainable_variables[0])  # all steps are done
-            found.append(batch * steps / (time.perf_counter() - started))
-    keras.utils.clear_session()
-    return float(np.median(found[1:]))
+        for row in rows:
+            axis.annotate(f"{row['images_a_second']:.0f}", (row["batch"], row["images_a_second"]))
+    axis.set(
+        xscale="log",
+        xlabel="batch size",
+        ylabel="images a second, training",
+        title=f"ResNet-50 at {found['size'][0]}x{found['size'][1]}, {found['precision']}, {found['device']}",
+    )
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    return chart
 
 
 def with_shares(rate: float, batch: int, known: dict) -> dict:
@@ -135,19 +350,18 @@ def compilers_count(height: int, width: int, batch: int = 8) -> float | None:
         return None
     import jax
 
-    model = methods.get_method("resnet50")(weights="none", verbose=0).build((height, width, 3))
-    others = [variable.value for variable in model.non_trainable_variables]
+    with jax.default_device(jax.devices("cpu")[0]):  # of a GPU's convolutions it knows nothing
+        model = methods.get_method("resnet50")(weights="none", verbose=0).build((height, width, 3))
+        others = [variable.value for variable in model.non_trainable_variables]
 
-    def loss(trained, X, y):
-        predicted, _ = model.stateless_call(trained, others, X, training=True)
-        return jax.numpy.mean((predicted - y) ** 2)
+        def loss(trained, X, y):
+            predicted, _ = model.stateless_call(trained, others, X, training=True)
+            return jax.numpy.mean((predicted - y) ** 2)
 
-    X, y = np.zeros((batch, height, width, 3), "uint8"), np.zeros((batch, 1), "float32")
-    step = jax.jit(jax.value_and_grad(loss)).lower(
-        [variable.value for variable in model.trainable_variables], X, y
-    )
-    counted = step.compile().cost_analysis()
-    return (counted[0] if isinstance(counted, list) else counted)["flops"] / batch
+        X, y = np.zeros((batch, height, width, 3), "uint8"), np.zeros((batch, 1), "float32")
+        variables = [variable.value for variable in model.trainable_variables]
+        counted = jax.jit(jax.value_and_grad(loss)).lower(variables, X, y).cost_analysis() or {}
+    return counted.get("flops", 0) / batch or None
 
 
 def matmul_ceiling(policy: str, side: int = 0) -> float:

@@ -1,6 +1,7 @@
 """The same network and recipe in PyTorch as its users write it: channels_last, autocast, torch.compile.
 
-``python -m tests.bench.torch_peer BATCHES STEPS SIZE POLICY`` prints images/s by batch size, as JSON.
+``python -m tests.bench.torch_peer BATCHES STEPS SIZE POLICY LOCK`` prints images/s by batch size, a line of
+JSON each; it compiles at once, and measures when it gets the lock.
 """
 
 import json
@@ -8,6 +9,7 @@ import sys
 import time
 
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.nn import functional as F
 
@@ -74,8 +76,8 @@ def augmented(x):
     )
 
 
-def rate(batch: int, steps: int, height: int, width: int, policy: str) -> float:
-    """Images/s of training."""
+def training(batch: int, steps: int, height: int, width: int, policy: str):
+    """Give a function that trains an epoch; compiled."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     X = torch.randint(0, 256, (max(PICTURES, batch), 3, height, width), dtype=torch.uint8, device=device)
     X = X.contiguous(memory_format=torch.channels_last)
@@ -86,14 +88,14 @@ def rate(batch: int, steps: int, height: int, width: int, policy: str) -> float:
     half = {"mixed_bfloat16": torch.bfloat16, "mixed_float16": torch.float16}.get(policy)
     scaler = torch.amp.GradScaler(device, enabled=half == torch.float16)
 
-    @torch.compile
+    @torch.compile(dynamic=False)
     def loss_of(rows):
         x = augmented(X[rows].float()).flip(1) - mean
         with torch.autocast(device, half, enabled=half is not None):
             predicted = model(x)
         return F.mse_loss(torch.sigmoid(predicted.float()[:, 0]), y[rows])
 
-    def epoch():
+    def epoch(steps=steps):
         for rows in torch.randint(0, len(X), (steps, batch), device=device):
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss_of(rows)).backward()
@@ -102,24 +104,28 @@ def rate(batch: int, steps: int, height: int, width: int, policy: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    epoch()
-    found = []
-    for _ in range(3):
-        started = time.perf_counter()
-        epoch()
-        found.append(batch * steps / (time.perf_counter() - started))
-    return sorted(found)[1]
+    epoch(2)
+    return epoch
 
 
-def main(batches: str, steps: str, size: str, policy: str) -> None:
+def seconds(call) -> float:
+    """Time a call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def main(batches: str, steps: str, size: str, policy: str, lock: str) -> None:
+    """Print the median rate of three epochs, after one more, for each batch size."""
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
     width, height = map(int, size.split("x"))
-    found = {}
-    for batch in map(int, batches.split(",")):
-        found[batch] = rate(batch, int(steps), height, width, policy)
-        torch._dynamo.reset()
-        print(f"torch, batch {batch}: {found[batch]:.0f} images/s", file=sys.stderr, flush=True)
-    print(json.dumps(found))
+    sizes = [int(batch) for batch in batches.split(",")]
+    epochs = {batch: training(batch, int(steps), height, width, policy) for batch in sizes}
+    with FileLock(lock):
+        for batch, epoch in epochs.items():
+            usual = sorted([seconds(epoch) for _ in range(4)][1:])[1]
+            print(json.dumps({"batch": batch, "images_a_second": batch * int(steps) / usual}), flush=True)
 
 
 if __name__ == "__main__":
