@@ -145,7 +145,7 @@ def test_the_same_table_as_in_one_process(tiny, tmp_path):
         done[name] = comparison.run_comparison(
             run,
             PROFILE,
-            method_names=["resnet50", "hybrid_cnn"],
+            method_names=["resnet50", "hybrid_cnn:bases=vgg16+resnet50"],
             split_names=["case"],
             weights="none",
             progress=False,
