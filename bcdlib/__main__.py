@@ -426,19 +426,23 @@ def evaluate(predictions, out, **options):
     malignant), probability (of malignant), fold, method, split, seed.
     """
     from bcdlib import mount
+    from bcdlib.runs import files
     from bcdlib.suite import run
 
-    parameters = run.evaluation_parameters(predictions, **options)
-    for note in parameters.pop("notes"):
-        click.echo(f"Note: {note}", err=True)
-    opened = mount.open_run(out, parameters["predictions"], "evaluate")
-    held = opened.recorded().get("data", parameters["predictions"])
-    if out and held != parameters["predictions"]:
-        raise InputError(f"{opened.folder}: holds the run or report of {held}; name another --out")
-    opened.record(
-        data=parameters["predictions"], source=parameters["predictions"], profile="predictions made elsewhere"
-    )
-    _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))
+    with files.read_once():
+        parameters = run.evaluation_parameters(predictions, **options)
+        for note in parameters.pop("notes"):
+            click.echo(f"Note: {note}", err=True)
+        opened = mount.open_run(out, parameters["predictions"], "evaluate")
+        held = opened.recorded().get("data", parameters["predictions"])
+        if out and held != parameters["predictions"]:
+            raise InputError(f"{opened.folder}: holds the run or report of {held}; name another --out")
+        opened.record(
+            data=parameters["predictions"],
+            source=parameters["predictions"],
+            profile="predictions made elsewhere",
+        )
+        _run_notebooks(opened, parameters | {"out": str(opened.folder)}, ("05_evaluate",))
 
 
 input_option = click.Option(

@@ -13,7 +13,7 @@ from bcdlib.data import breakhis, cache, near_duplicates, published_splits, spli
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, decisions, metrics, thresholds
 from bcdlib.plots import style
-from bcdlib.runs import lesson
+from bcdlib.runs import files, lesson
 from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import LOCK, TRIAL_COLUMNS, Run, trial_folder
 from bcdlib.runs.names import in_markdown
@@ -88,6 +88,8 @@ def load_predictions(
 ) -> pd.DataFrame:
     """Load a predictions table and check it (see `metrics.read_predictions`); add what was locked.
 
+    Names of images, slides and cases become categories, which are quicker to compare than a million texts.
+
     Parameters
     ----------
     run : Run
@@ -111,14 +113,17 @@ def load_predictions(
             )
         table = metrics.read_predictions(path)
         run.write_csv("predictions.csv", table)
+        if kept := files.kept_table(run.folder / "predictions.csv"):  # for the report
+            table.to_pickle(kept)
     else:
-        run.read_csv("predictions.csv", "04_train")
+        run.need_file("predictions.csv", "04_train")
         table = metrics.read_predictions(run.folder / "predictions.csv")
     table = run.check_origin(table, "predictions.csv")
     if validation and lock is not None:
         matched = thresholds.match_validation(metrics.read_predictions(validation), table)
         if len(lock) == 1:
             lock = lock.assign(**matched[TRIAL_COLUMNS].iloc[0])
+    table = table.astype(dict.fromkeys(("filename", "slide", "case"), "category"))
     return table if lock is None else thresholds.apply_lock(table, lock)
 
 
@@ -215,9 +220,12 @@ def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     most, wrong = MOST_GROUPS, True
     if column == "slide":
         most, wrong = MOST_SLIDES, (table["probability"] >= metrics.THRESHOLD) != table["label"]
-    if table[column].nunique() > most:
-        counts = table.assign(wrong=wrong).groupby(column)["wrong"].sum()
-        table = table[table[column].isin(counts.nlargest(most).index)]
+    names = metrics.name_codes(table[column])
+    if names.nunique() > most:
+        counts = table.assign(wrong=wrong).groupby(names)["wrong"].sum()
+        table = table[names.isin(counts.nlargest(most).index)]
+    if column == "slide":
+        table = table.astype({"slide": object})  # names, in their order
     table = table.sort_values([*GROUP, column], kind="stable")  # before the gaps are filled: they come last
     unknown = table[column].isna() | (table[column] == (0 if column == "magnification" else ""))
     table[column] = table[column].astype(object).where(~unknown, breakhis.UNKNOWN)

@@ -130,7 +130,7 @@ def official_names(paths: pd.Series) -> pd.Series:
     >>> official_names(pd.Series(["a/1.png", "x/SOB_B_A-14-22549AB-40-001.jpg"])).tolist()
     ['a/1.png', 'SOB_B_A-14-22549AB-40-001.png']
     """
-    text = "".join(paths).lower()
+    text = "".join(paths.to_numpy(dtype=object)).lower()
     plain = text.isascii() and text.isprintable()
     if plain and not any(sign in text for sign in (" ", "\\", "//", "./", "sob_")):
         return paths
@@ -258,9 +258,9 @@ def slide_folders(images: pd.DataFrame) -> pd.Series:
     """
     if pd.api.types.is_integer_dtype(images["slide"]):
         return images["slide"]
-    return (images["subtype"].astype(str) + "_" + images["slide"]).where(
-        images["subtype"].isin(list(SUBTYPES)), images["slide"]
-    )
+    names = images["slide"].astype(object)
+    known = images["subtype"].isin(list(SUBTYPES))
+    return (images["subtype"].astype(str) + "_" + names).where(known, names)
 
 
 def distinct_slides(images: pd.DataFrame) -> pd.Series:
@@ -277,6 +277,8 @@ def distinct_slides(images: pd.DataFrame) -> pd.Series:
 
 def count_slide_folders(images: pd.DataFrame) -> int:
     """Count the slide folders: 82 in BreakHis, since slide 14-13412 is filed under both DC and LC."""
+    if not pd.api.types.is_integer_dtype(images["slide"]):
+        images = images[["subtype", "slide"]].drop_duplicates()
     return int(slide_folders(images).nunique())
 
 

@@ -16,13 +16,15 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
-from bcdlib.data import breakhis, splits
+from bcdlib.data import splits
 from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation.metrics import (
     METRICS,
+    MOST_UNITS,
     THRESHOLD,
     metrics_by_seed,
     metrics_table,
+    number_names,
     overlapping_folds,
     tables_by_seed,
     with_correct,
@@ -33,8 +35,8 @@ LEVEL = 0.95
 KEY = ["filename", "seed"]
 FEWEST_CASES = 3  # of a class: with fewer, nothing is said about other cases
 ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can add
-MOST_UNITS = 10_000  # that are drawn one by one; see `bootstrap_cases`
 MOST_KINDS = 20_000  # pairs of label and probability that are told apart
+FEW_KINDS = 100
 LEVELS = 1_000  # of probability, where there are more
 COUNTS, LIMITS, LIMITS_BY_IMAGE = (
     ["images", "slides", "cases"],
@@ -93,25 +95,31 @@ def bootstrap_cases(
     """
     for name in metrics:
         check_known("metric", name, METRICS)
-    names = np.unique(predictions[unit])
-    units, order = min(len(names), MOST_UNITS), np.arange(len(names))
-    if units < len(names):  # drawn in groups, made at random: as many groups give the same interval
-        order = np.random.default_rng(seed).permutation(order)
-    place = pd.Series(order % units, index=names)
-    tables = [
-        {
-            name: _count_kinds(METRICS[name], one[METRICS[name].unit], place, unit=unit, added=added)
-            for name in metrics
-            if unit in one[METRICS[name].unit]  # a slide or case cannot be drawn by image
-        }
-        for one in tables_by_seed(predictions, threshold, metrics)
-    ]
+    numbers, names = pd.factorize(predictions[unit], sort=True)
+    predictions = predictions.assign(**{unit: numbers})
+    place, units = draw_places(len(names), seed)
+    tables = []
+    for one in tables_by_seed(predictions, threshold, metrics):
+        alike: dict[tuple, list[str]] = {}  # metrics of the same columns: counted and drawn once
+        for name in metrics:
+            if unit in one[METRICS[name].unit]:  # a slide or case cannot be drawn by image
+                alike.setdefault(_rests_on(METRICS[name], one, added=added), []).append(name)
+        tables += [
+            {
+                (*names,): _count_kinds(
+                    METRICS[names[0]], one[METRICS[names[0]].unit], place, unit=unit, added=added
+                )
+                for names in alike.values()
+            }
+        ]
     blocks = []
     for weights in _draws(units + (len(ADDED) if added else 0), units, repeats=repeats, seed=seed):
         found = [
             {
-                name: METRICS[name].weighted_values(kinds, (counts @ weights).T)
-                for name, (kinds, counts) in one.items()
+                name: METRICS[name].weighted_values(kinds, drawn)
+                for names, (kinds, counts) in one.items()
+                for drawn in [(counts @ weights).T]
+                for name in names
             }
             for one in tables
         ]
@@ -121,11 +129,26 @@ def bootstrap_cases(
     return pd.concat(blocks, ignore_index=True)
 
 
+def draw_places(n: int, seed: int = 0) -> tuple[np.ndarray, int]:
+    """Say as which unit each of n is drawn, int (n,), and how many units that makes: at most `MOST_UNITS`.
+
+    Examples
+    --------
+    >>> draw_places(3)
+    (array([0, 1, 2]), 3)
+    """
+    units, order = min(n, MOST_UNITS), np.arange(n)
+    if units < n:  # drawn in groups, made at random: as many groups give the same interval
+        order = np.random.default_rng(seed).permutation(order)
+    return order % units, units
+
+
 def _draws(units: int, n: int, *, repeats: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each unit is among n drawn (units, up to 250 resamples): blocks, to save memory."""
     # kept where they are small: to draw from thousands of units takes longer than what is computed from it
-    for drawn in (_kept_blocks if repeats <= REPEATS else _blocks)(units, n, repeats, seed):
-        yield drawn.T.astype(float)
+    kept = _kept_blocks(units, n, REPEATS, seed) if repeats <= REPEATS else _blocks(units, n, repeats, seed)
+    for start, drawn in zip(range(0, repeats, 250), kept):
+        yield np.ascontiguousarray(drawn[: repeats - start].T, dtype=float)  # as sparse arrays want it
 
 
 def _blocks(units: int, n: int, repeats: int, seed: int) -> Iterator[np.ndarray]:
@@ -162,29 +185,43 @@ def resampled_sums(values, *, repeats: int = REPEATS, seed: int = 0) -> np.ndarr
     ((3, 2), [2.0, 2.0, 2.0])
     """
     values = np.asarray(values, dtype=float)
-    if len(values) > MOST_UNITS:
-        order = np.random.default_rng(seed).permutation(len(values)) % MOST_UNITS
-        values = pd.DataFrame(values).groupby(order).sum().to_numpy()
+    place, units = draw_places(len(values), seed)
+    if units < len(values):
+        values = pd.DataFrame(values).groupby(place).sum().to_numpy()
     blocks = _draws(len(values), len(values), repeats=repeats, seed=seed)
     return np.concatenate([weights.T @ values for weights in blocks])
 
 
+def _columns(metric, table: pd.DataFrame) -> list[str]:
+    """Which columns a metric is computed from; one fold alone tells nothing apart, and may be among them."""
+    by_fold = metric.within_folds or (not metric.rate and "fold" in table and table["fold"].nunique() == 1)
+    return ["label", metric.of, *(["fold"] if by_fold else [])]
+
+
+def _rests_on(metric, one: dict[str, pd.DataFrame], *, added: bool) -> tuple:
+    classes = (metric.both_classes, metric.classes) if added and metric.rate else ()
+    return metric.unit, *_columns(metric, one[metric.unit]), classes
+
+
 def _count_kinds(
-    metric, table: pd.DataFrame, place: pd.Series, *, unit: str, added: bool
+    metric, table: pd.DataFrame, place: np.ndarray, *, unit: str, added: bool
 ) -> tuple[pd.DataFrame, sparse.csr_array]:
     """Gather the rows that a metric cannot tell apart: (kinds, how many of each a unit has (K, units))."""
-    columns = ["label", metric.of, *(["fold"] if metric.within_folds else [])]
-    rows = table[columns].assign(place=place[table[unit]].to_numpy(), times=1.0)
+    columns = _columns(metric, table)
+    rows = table[columns].assign(place=place[table[unit]], times=1.0)
     if metric.of == "probability" and len(rows[columns].drop_duplicates()) > MOST_KINDS:
         level = (rows["probability"].rank(method="min") * LEVELS / len(rows)).astype(int)
         rows["probability"] = rows["probability"].groupby(level).transform("mean")
     units = place.max() + 1
     if added and metric.rate:
         rows = pd.concat([rows, _added_cases(metric, table, units)], join="inner")
-    kind = rows.groupby(columns, sort=False, dropna=False).ngroup()
+    kind = rows.groupby(columns, sort=False, dropna=False).ngroup().to_numpy()
     shape = kind.max() + 1, units + (len(ADDED) if added else 0)
-    counts = sparse.csr_array((rows["times"], (kind, rows["place"])), shape=shape)
-    return rows[columns].drop_duplicates(ignore_index=True), counts
+    kinds = rows.loc[~pd.Series(kind).duplicated().to_numpy(), columns].reset_index(drop=True)
+    if shape[0] < FEW_KINDS:  # a million rows are sooner counted than sorted
+        counts = np.bincount(kind * shape[1] + rows["place"], rows["times"], shape[0] * shape[1])
+        return kinds, sparse.csr_array(counts.reshape(shape))
+    return kinds, sparse.csr_array((rows["times"], (kind, rows["place"])), shape=shape)
 
 
 def _added_cases(metric, table: pd.DataFrame, first: int) -> pd.DataFrame:
@@ -401,40 +438,6 @@ def _by_image(part: pd.DataFrame, metrics: list[str], **options) -> dict[str, di
     return {
         metric: dict(zip(LIMITS_BY_IMAGE, confidence_limits(draws[metric], images))) for metric in metrics
     }
-
-
-def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Put numbers in place of the names of images, slides and cases: a million texts are slow to compare.
-
-    Few names are numbered in their order, which says what a bootstrap draws; of many it does not matter.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        A predictions table, perhaps with numbers already.
-    by : sequence of str
-        Columns that stay as they are.
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"filename": ["b", "a"], "subtype": ["A", "F"], "slide": "1", "case": "c"})
-    >>> number_names(table)[["filename", "slide", "case"]].values.tolist()
-    [[1, 0, 0], [0, 1, 0]]
-    """
-    numbers = {}
-    for column in ("filename", "slide", "case"):
-        names = predictions[column]
-        if column in by or pd.api.types.is_integer_dtype(names):
-            continue
-        if column == "slide":  # a slide folder each
-            codes = predictions.groupby(["subtype", "slide"], sort=False, dropna=False).ngroup().to_numpy()
-            found = breakhis.slide_folders(predictions[~pd.Series(codes).duplicated().to_numpy()])
-            codes = pd.factorize(found)[0][codes]
-        else:
-            codes, found = pd.factorize(names)
-        found = pd.Index(found).unique()
-        numbers[column] = found.argsort().argsort()[codes] if len(found) <= MOST_UNITS else codes
-    return predictions.assign(**numbers)
 
 
 def share_interval(

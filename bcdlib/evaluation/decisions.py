@@ -21,7 +21,6 @@ PREVALENCES = (0.05, 0.1, 0.25, 0.5)
 HALF_WIDTH = 0.05  # of an interval, which precision is planned for
 NEEDED = f"cases for +- {HALF_WIDTH}"  # the name of that column where it is shown
 MOST_CASES = 10**7
-_AT_ONCE = 50_000  # cases whose net benefit is computed at all thresholds together: memory
 MEASURES = ("sensitivity", "specificity", "PPV", "NPV")
 _THRESHOLDS = tuple(n / 100 for n in range(1, 100))
 
@@ -51,6 +50,7 @@ def predict_cases(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     known = {"threshold": metrics.THRESHOLD, "calibrated": predictions["probability"]}
     table = predictions.assign(**{name: predictions.get(name, value) for name, value in known.items()})
+    table["case"] = metrics.name_codes(table["case"])
     by = ["seed", "fold", "case"] if metrics.overlapping_folds(predictions) else ["seed", "case"]
     columns = {"label": "max", "probability": "mean", "calibrated": "mean", "threshold": "mean"}
     cases = table.groupby(by, sort=False).agg(columns).reset_index()
@@ -219,8 +219,7 @@ def net_benefit(predictions: pd.DataFrame, at: Sequence[float] = _THRESHOLDS) ->
     for key, part in _parts(predictions):
         cases = predict_cases(part)
         labels = cases.groupby("case")["label"].max()
-        blocks = min(len(at), -(-len(cases) // _AT_ONCE))
-        found = np.concatenate([_benefits(cases, block) for block in np.array_split(thresholds, blocks)])
+        found = _benefits(cases, thresholds)
         if min((labels == side).sum() for side in (0, 1)) < bootstrap.FEWEST_CASES:
             found[:, 1:] = np.nan
         rows = pd.DataFrame(found, columns=["net_benefit", "low", "high"]).assign(
@@ -236,12 +235,22 @@ def net_benefit(predictions: pd.DataFrame, at: Sequence[float] = _THRESHOLDS) ->
 
 def _benefits(cases: pd.DataFrame, thresholds: np.ndarray) -> np.ndarray:
     """Compute net benefit and its limits at each threshold, (N, 3), from the rows of `predict_cases`."""
-    weighed = np.where(cases[["label"]] == 1, 1.0, -thresholds / (1 - thresholds))
-    acted = cases[["calibrated"]].to_numpy() >= thresholds - 1e-12
-    by_case = pd.DataFrame(weighed * acted).groupby(cases["case"].to_numpy()).mean().to_numpy()
-    draws = bootstrap.resampled_sums(by_case) / len(by_case)
-    limits = [bootstrap.confidence_limits(values, len(by_case)) for values in draws.T]
-    return np.column_stack([by_case.mean(axis=0), limits])
+    at, asked = np.unique(thresholds, return_inverse=True)
+    case, names = pd.factorize(cases["case"], sort=True)
+    place, units = bootstrap.draw_places(len(names))
+    # how many of the thresholds each row reaches, counted for each unit that is drawn
+    bins = place[case] * (len(at) + 1) + np.searchsorted(at - 1e-12, cases["calibrated"], side="right")
+    share = 1 / np.bincount(case)[case]
+    true, false = (
+        np.bincount(bins, share * (cases["label"] == side), units * (len(at) + 1))
+        .reshape(units, -1)[:, ::-1]
+        .cumsum(axis=1)[:, -2::-1]
+        for side in (1, 0)
+    )
+    benefits = true - false * at / (1 - at)
+    draws = bootstrap.resampled_sums(benefits) / len(names)
+    limits = [bootstrap.confidence_limits(values, len(names)) for values in draws.T]
+    return np.column_stack([benefits.sum(axis=0) / len(names), limits])[asked]
 
 
 def half_width(measure: str, value: float, cases: float, *, malignant: float = 0.5) -> float:

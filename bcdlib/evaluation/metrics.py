@@ -31,6 +31,7 @@ SUBTYPE_COLUMNS = [f"p_{name}" for name in breakhis.SUBTYPES]
 MAGNIFICATION_COLUMNS = [f"p_{name}X" for name in breakhis.MAGNIFICATIONS]
 THRESHOLD = 0.5
 FAR_UNDER_CHANCE = 0.35  # an AUC below this is rather a mistake in the table than a bad model
+MOST_UNITS = 10_000  # images, slides or cases that are told apart by their order, and drawn one by one
 BINS = 10  # of the calibration error and the reliability diagram
 
 
@@ -384,6 +385,9 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
         probability is not in 0..1 (1e-6 beyond is rounding), a slide or case is empty, an image comes twice
         in one trial, an image has two labels or two cases, or labels contradict BreakHis names.
     """
+    kept = files.kept_table(path)
+    if kept and kept.is_file():
+        return pd.read_pickle(kept)
     several = [*SUBTYPE_COLUMNS, *MAGNIFICATION_COLUMNS]
     table = files.read_user_csv(path, "predictions table", COLUMNS, ["weights", "data", *several])
     kinds = breakhis.read_classes(table["label"])
@@ -391,9 +395,12 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
     numbers = table[table.columns.intersection(["probability", *several], sort=False)].apply(
         pd.to_numeric, errors="coerce"
     )
-    wanted = "give a number in 0..1" + (
-        " (divide per cent by 100)" if numbers["probability"].max() > 1 else ""
-    )
+    wrong = table["probability"][~_in_range(numbers["probability"])]
+    wanted = "give a number in 0..1"
+    if wrong.str.contains(",", regex=False).any():
+        wanted += ", with a decimal point"
+    elif numbers["probability"].max() > 1 or wrong.str.endswith("%").any():
+        wanted += " (divide per cent by 100)"
     for bad, column, advice in (
         *((table[column] == "", column, "each row needs one") for column in ("filename", "slide", "case")),
         *((table[column] == "", column, "each row needs one; 0 will do") for column in folder.TRIAL_COLUMNS),
@@ -416,12 +423,17 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
     )
     if "weights" in table:
         table["weights"] = table["weights"].replace("", "not stated")
-    return check_predictions(table.reset_index(drop=True), str(path))
+    table = check_predictions(table.reset_index(drop=True), str(path))
+    if kept and not any_task:
+        table.to_pickle(kept)
+    return table
 
 
 def _without_class(table: pd.DataFrame) -> np.ndarray:
     """Tell which rows are of the task "magnification", bool (N,): they have no probability of malignant."""
     empty = table["probability"].isna() | (table["probability"] == "")
+    if not empty.any():
+        return empty.to_numpy()
     named = table.reindex(columns=MAGNIFICATION_COLUMNS)
     return (empty & (named.notna() & (named != "")).all(axis=1)).to_numpy()
 
@@ -602,6 +614,50 @@ def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]
     }
 
 
+def name_codes(names: pd.Series) -> pd.Series:
+    """Take the codes of a category, in the order of its names; other columns stay as they are."""
+    return names.cat.codes if isinstance(names.dtype, pd.CategoricalDtype) else names
+
+
+def number_names(predictions: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Put numbers in place of the names of images, slides and cases: a million texts are slow to compare.
+
+    Few names are numbered in their order, which says what a bootstrap draws; of many it does not matter.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        A predictions table, perhaps with numbers already.
+    by : sequence of str
+        Columns that stay as they are.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"filename": ["b", "a"], "subtype": ["A", "F"], "slide": "1", "case": "c"})
+    >>> number_names(table)[["filename", "slide", "case"]].values.tolist()
+    [[1, 0, 0], [0, 1, 0]]
+    """
+    numbers = {}
+    for column in ("filename", "slide", "case"):
+        names = name_codes(predictions[column])
+        if column in by or pd.api.types.is_integer_dtype(predictions[column]):
+            continue
+        if column == "slide":  # a slide folder each
+            known = predictions["subtype"].isin(list(breakhis.SUBTYPES))
+            both = pd.DataFrame({"subtype": predictions["subtype"].where(known, ""), "slide": names})
+            pairs = both.groupby(["subtype", "slide"], sort=False, dropna=False).ngroup()
+            codes, found = pairs.to_numpy(), predictions[~pairs.duplicated().to_numpy()]
+            if len(found) <= MOST_UNITS:
+                codes, found = pd.factorize(breakhis.slide_folders(found))
+                codes = codes[pairs]
+        else:
+            codes, found = pd.factorize(names)
+        if len(found) <= MOST_UNITS:
+            codes = pd.Index(found).argsort().argsort()[codes]
+        numbers[column] = codes
+    return predictions.assign(**numbers)
+
+
 def group_units(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
     """Summarise the images of each slide or case in one row, all magnifications together.
 
@@ -621,7 +677,7 @@ def group_units(predictions: pd.DataFrame, unit: str) -> pd.DataFrame:
     """
     if unit == "image":
         return predictions
-    by = predictions["case"] if unit == "case" else breakhis.slide_folders(predictions)
+    by = name_codes(predictions["case"]) if unit == "case" else breakhis.slide_folders(predictions)
     return (
         predictions.groupby(by, sort=False)
         .agg(
@@ -653,6 +709,8 @@ def tables_by_seed(
 def _judged_alone(predictions: pd.DataFrame) -> list[pd.DataFrame]:
     """Part one method and split into what is judged by itself: its seeds, and folds that overlap."""
     by = ["seed", "fold"] if overlapping_folds(predictions) else ["seed"]
+    if (predictions[by].nunique() == 1).all() and predictions[by].notna().all(axis=None):
+        return [predictions]  # not a copy of a million rows
     return [part for _, part in predictions.groupby(by)]
 
 
@@ -707,7 +765,7 @@ def metrics_table(
         The columns of `by`, images, slides, cases, folds, seeds, the keys of `METRICS`, and weights if the
         table has it.
     """
-    rows = []
+    rows, predictions = [], number_names(predictions, by)
     for key, part in predictions.groupby(list(by), sort=False):
         counts = {
             "images": part["filename"].nunique(),
@@ -787,7 +845,8 @@ def cross_validation_table(
         [*by, "cases"], list(metrics), "metric", "pooled", ignore_index=False
     )
     table = pooled.sort_index(kind="stable").merge(spread, on=key)  # the metrics of a group together
-    often = predictions.groupby([*by, "seed", "filename"]).size().groupby(list(by)).max() > 1
+    filename = name_codes(predictions["filename"])
+    often = predictions.groupby([*by, "seed", filename]).size().groupby(list(by)).max() > 1
     table["pooled"] = table["pooled"].mask(table.join(often.rename("often"), on=list(by))["often"])
     return table[[*key, "cases", *spread, "pooled"]]
 

@@ -321,7 +321,7 @@ def selective_accuracy(
         at = part["threshold"] if "threshold" in part else metrics.THRESHOLD
         certain = np.abs(metrics.clipped_logit(part["probability"]) - metrics.clipped_logit(at))
         part = metrics.with_correct(part, at).iloc[np.argsort(-certain, kind="stable")]
-        part = bootstrap.number_names(part)
+        part = metrics.number_names(part)
         for share in shares:
             kept = part.iloc[: max(1, round(share * len(part)))]
             interval = bootstrap.share_interval(kept, kept["correct"], repeats=_REPEATS)
@@ -346,6 +346,7 @@ def reliability_band(predictions: pd.DataFrame, column: str = "probability") -> 
         (NaN with fewer than `bootstrap.FEWEST_CASES` cases, or where both are the same).
     """
     place = np.searchsorted(np.linspace(0, 1, metrics.BINS + 1)[1:-1], predictions[column])
+    predictions = metrics.number_names(predictions)
     images = pd.DataFrame({"case": predictions["case"], "bin": place, "label": predictions["label"], "n": 1})
     sums = images.pivot_table(["label", "n"], "case", "bin", "sum", fill_value=0)
     curve = predictions.groupby(place).agg(

@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import filelock
 import numpy as np
@@ -212,7 +213,7 @@ def write_csv(path, table: pd.DataFrame, *, for_reading: bool = False) -> None:
     """
     if for_reading:
         texts = table.select_dtypes(exclude=["number", "bool"])
-        table = table.assign(**{str(name): texts[name].map(_no_formula) for name in texts})
+        table = table.assign(**{str(name): texts[name].astype(object).map(_no_formula) for name in texts})
     with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False)
 
@@ -305,6 +306,7 @@ _NO_CSV = {
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
     b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "packed by gzip twice",
     b"\x89PNG": "an image",
     b"BZh": "packed by bzip2",
     b"\xfd7zXZ": "packed by xz",
@@ -367,6 +369,24 @@ def read_user_csv(path, what: str, required: Sequence[str], optional: Sequence[s
         raise _no_csv(path, one_line(error)) from None
 
 
+@contextlib.contextmanager
+def read_once() -> Iterator[None]:
+    """Let this process and those that it starts read each predictions table once; see `kept_table`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bcdlib-") as folder,  # which nobody else can write to
+        patch.dict(os.environ, {"BCD_TABLES": folder}),
+    ):
+        yield
+
+
+def kept_table(path) -> Path | None:
+    """Say where a table that was read from a file is kept within `read_once`, pickled; None elsewhere."""
+    folder = os.environ.get("BCD_TABLES")
+    if not folder or not Path(path).is_file():
+        return None
+    return Path(folder, f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}.pickle")
+
+
 def _no_csv(path, why: str) -> InputError:
     return InputError(f"{path}: not a readable CSV ({why})")
 
@@ -388,6 +408,8 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: text.readline(_LONGEST_LINE), "")):
         if len(line) == _LONGEST_LINE:
             raise csv.Error("a line of more than a million characters")
+        if "\0" in line:
+            raise csv.Error("a NUL character, which no text has")
         if number == _MOST_LINES:
             raise csv.Error(f"more than {_MOST_LINES} lines")
         yield line
@@ -437,8 +459,9 @@ def _read_rows(path, text, what: str, required, optional) -> pd.DataFrame:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            too_long = "limit" in str(error)
-            quoted = "" if too_long else "a quotation mark is not closed or stands inside a cell: "
+            quoted = ""
+            if '"' in str(error) or "end of data" in str(error):
+                quoted = "a quotation mark is not closed or stands inside a cell: "
             raise _no_csv(path, f"line {first}: {quoted}{error}") from None
         if row is None:
             break
@@ -498,8 +521,10 @@ def _find_columns(path, header: list[str], what: str, required, optional) -> dic
 
 def _clean_column(column: pd.Series) -> pd.Series:
     codes, values = pd.factorize(column)
-    values = list(values)
-    plain = (text := "".join(values)).isascii() and text.isprintable()  # as nearly all of a million are
+    text = "\n".join(values)  # said at once of most: a million are read
+    plain = text.isascii() and text.replace("\n", "").isprintable()
+    if plain and " " not in text and _EMPTY.isdisjoint(text.lower().split("\n")):
+        return column.astype(object)
     cleaned = [value.strip() if plain else clean_text(value) for value in values]
     kept = np.array(["" if text.lower() in _EMPTY else text for text in cleaned], dtype=object)
     return pd.Series(kept[codes], index=column.index, dtype=object)

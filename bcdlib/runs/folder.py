@@ -137,9 +137,13 @@ class Run:
         InputError
             If the file does not exist yet.
         """
+        self.need_file(name, stage)
+        return pd.read_csv(self.folder / name, dtype=TEXTS)
+
+    def need_file(self, name: str, stage: str) -> None:
+        """Raise InputError if a file of the run does not exist yet; see `read_csv`."""
         if not (self.folder / name).is_file():
             raise InputError(f"{self.folder / name}: not there yet; run {stage} with this run folder first")
-        return pd.read_csv(self.folder / name, dtype=TEXTS)
 
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
         """Write a table of the run; `name` is its path inside the run folder."""

@@ -16,6 +16,7 @@ _MARKS = re.compile(r"[\\`*_\[\]~|$]|:(?=//)|(?<=www)\.")  # mean something in i
 _LEADING_ZERO = re.compile("(?<![0-9])0[0-9]")
 _ROUNDED = re.compile(r"[0-9]([.,][0-9]+)?E\+[0-9]{2,3}")  # 2.01E+11
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
+_ANY_NUMBER = re.compile("^[+-]?[0-9]+[.,0-9e+-]*$", re.IGNORECASE | re.MULTILINE)
 
 
 def clean_text(text: str) -> str:
@@ -76,12 +77,17 @@ def spelling_note(names: Iterable[str], what: str) -> str:
     "cases written in more than one way, and counted apart: '7' and '7.0'; 'P-1' and 'p-1'; write each ...
     """
     names = set(names)
+    text = "\n".join(names)  # said at once of most: a table may hold a million
+    plain = text.isascii() and "  " not in text
+    plain = plain and not _LEADING_ZERO.search(text) and not _ANY_NUMBER.search(text)
+    fold = str.lower if plain else _folded
     spellings: dict[str, set[str]] = {}
-    for name in names:
-        spellings.setdefault(_folded(name), set()).add(name)
+    if len(set(map(fold, names))) < len(names):
+        for name in names:
+            spellings.setdefault(fold(name), set()).add(name)
     found = sorted(sorted(ways) for ways in spellings.values() if len(ways) > 1)
     notes = []
-    if rounded := sorted(filter(_ROUNDED.fullmatch, names)):
+    if rounded := [] if plain else sorted(filter(_ROUNDED.fullmatch, names)):
         notes.append(
             f"{what} as spreadsheets round long numbers: {rounded[0]}; several may have become one: write "
             "numbers in full, as text"
@@ -99,6 +105,7 @@ def spelling_note(names: Iterable[str], what: str) -> str:
 def _folded(name: str) -> str:
     # a table may hold a million: most are plain
     name = name.lower() if name.isascii() else unicodedata.normalize("NFKC", name).casefold()
+    name = " ".join(name.split())
     if _NUMBER.fullmatch(name):
         return str(Decimal(name).normalize())
     if name.isascii() and not _LEADING_ZERO.search(name):

@@ -51,22 +51,26 @@ def drop_noise() -> None:
     sys.stderr = os.fdopen(kept, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace")
 
 
-class WithoutNoise:
-    r"""Pass text on to a file, without the noise in it; to be given whole lines.
+def without_noise(text: str) -> str:
+    r"""Leave out the lines that are noise.
 
     Examples
     --------
-    >>> file = WithoutNoise(sys.stdout)
-    >>> file.write("I0000 00:00:1 7 cudart_stub.cc:31] Could not find cuda drivers\nDone.\n")
-    Done.
+    >>> without_noise("I0000 00:00:1 7 cudart_stub.cc:31] Could not find cuda drivers\nDone.\n")
+    'Done.\n'
     """
+    return "".join(line for line in re.split(r"(?<=[\r\n])", text) if not re.match(NOISE, line))
+
+
+class WithoutNoise:
+    """Pass text on to a file, without the noise in it; to be given whole lines."""
 
     def __init__(self, file):
         self.file = file
 
     def write(self, text: str) -> None:
         """Write the lines of a text that are not noise."""
-        self.file.write("".join(line for line in re.split(r"(?<=[\r\n])", text) if not re.match(NOISE, line)))
+        self.file.write(without_noise(text))
 
     def flush(self) -> None:
         """Flush the file behind it."""

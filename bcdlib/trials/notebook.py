@@ -214,3 +214,17 @@ def execute_notebook(
         raise StageError(f"{stage}, cell {error.cell_index + 1}: {reason} (see {output})") from None
     except (RuntimeError, OSError) as error:  # jupyter_client's and nbclient's
         raise StageError(f"{stage}: its kernel did not start or died ({one_line(error)})") from None
+    _drop_noise(output)
+
+
+def _drop_noise(path: Path) -> None:
+    """Take what libraries say when they start out of an executed notebook."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                output.text = noise.without_noise(output.text)
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
+    with files.atomic_write(path) as temporary:
+        nbformat.write(notebook, temporary)

@@ -28,6 +28,7 @@ from tests.bench.report import machine
 # dense bf16 (T4: float16) TFLOP/s of the data sheets; a chip that is not here has the measured ceiling alone
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L4": 121, "T4": 65, "V100": 125}
 RECIPE = 200 * 200  # steps of the paper
+HELD_OUT = {"magnification": "test, as the paper drew it", "case": "validation"}
 METHODS = [key for key in methods.method_names() if key not in ("embeddings", "encoder")]
 
 
@@ -285,27 +286,35 @@ def start_trial(setting: Setting, name: str, method: str, split: str, epochs: in
 
 
 def figure(found: dict):
-    """Images/s of training by batch size, ours and PyTorch's; and the methods'."""
-    chart, axis = style.make_figure(width=8, height=4)
+    """Images/s of training, the suite's and PyTorch's; and the paper's Figures 8 and 9 as far as measured."""
+    chart, axes = style.make_figure(1, 3, width=14, height=4)
     for name, label, colour in (("speed", "bcdlib", style.MEASURED), ("torch", "PyTorch", style.PUBLISHED)):
         rows = [row for row in found.get(name, []) if "batch" in row]
-        axis.plot(
-            [row["batch"] for row in rows],
-            [row["images_a_second"] for row in rows],
-            "o-",
-            color=colour,
-            label=label,
-        )
+        rates = [row["images_a_second"] for row in rows]
+        axes[0].plot([str(row["batch"]) for row in rows], rates, "o-", color=colour, label=label)
         for row in rows:
-            axis.annotate(f"{row['images_a_second']:.0f}", (row["batch"], row["images_a_second"]))
-    axis.set(
-        xscale="log",
-        xlabel="batch size",
-        ylabel="images a second, training",
-        title=f"ResNet-50 at {found['size'][0]}x{found['size'][1]}, {found['precision']}, {found['device']}",
+            place = str(row["batch"]), row["images_a_second"]
+            axes[0].annotate(f"{place[1]:,.0f}", place, (6, 4), textcoords="offset points")
+    axes[0].set(xlabel="batch size", ylabel="images a second", title="Training", ylim=(0, None))
+    axes[0].margins(x=0.3)
+    for axis, curve, title in zip(axes[1:], ("accuracy", "loss"), ("Figure 8", "Figure 9"), strict=True):
+        for name, colour in (("magnification", style.SERIES[0]), ("case", style.SERIES[1])):
+            history = found.get("recipe", {}).get(name, {}).get("history", {})
+            for prefix, line, what in (("", ":", "training"), ("val_", "-", HELD_OUT[name])):
+                if f"{prefix}{curve}" in history:
+                    values = history[f"{prefix}{curve}"]
+                    label = f"{name}: {what}"
+                    axis.plot(range(1, len(values) + 1), values, line, color=colour, label=label)
+        axis.set(xlabel="epoch of 200", ylabel=curve, title=f"{title}, as far as time allowed")
+    for axis in axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    width, height = found["size"]
+    chart.supxlabel(
+        f"ResNet-50 at {width}x{height}, {found['precision']}, Keras on {found['machine']['backend']}; "
+        f"{found['device']}",
+        fontsize=8,
     )
-    axis.set_ylim(bottom=0)
-    axis.legend()
     return chart
 
 

@@ -126,7 +126,7 @@ def trial(
         "finite": bool(np.isfinite(result.predictions["probability"]).all()),
     }
     if result.history is not None:
-        answer |= {"epochs": len(result.history), "loss": result.history["loss"].tolist()}
+        answer["history"] = result.history.to_dict("list")
     say(**answer)
 
 

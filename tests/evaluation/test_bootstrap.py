@@ -297,6 +297,7 @@ def test_large_tables_are_drawn_in_groups(monkeypatch):
         return found["high"] - found["low"], found["high_by_image"] - found["low_by_image"]
 
     exact, exact_by_image = widths()
+    monkeypatch.setattr(bootstrap, "_KNOWN", {})  # or it is asked what it knows
     monkeypatch.setattr(bootstrap, "MOST_UNITS", 1200)
     monkeypatch.setattr(bootstrap, "MOST_KINDS", 2000)
     grouped, grouped_by_image = widths()

@@ -11,7 +11,8 @@ from sklearn import metrics as sk
 
 from bcdlib import compare, evaluate
 from bcdlib.errors import InputError
-from bcdlib.evaluation import bootstrap, metrics, thresholds
+from bcdlib.evaluation import bootstrap, decisions, metrics, thresholds
+from bcdlib.runs import files
 from bcdlib.trials import model_card
 
 
@@ -352,6 +353,45 @@ def read(tmp_path, rows, **options):
     return metrics.read_predictions(tmp_path / "p.csv")
 
 
+def test_a_table_is_read_once_within_a_command(tmp_path, monkeypatch):
+    with files.read_once():
+        first = read(tmp_path, breakhis_rows())
+        monkeypatch.setattr(files, "read_user_csv", None)
+        pd.testing.assert_frame_equal(metrics.read_predictions(tmp_path / "p.csv"), first)
+        with pytest.raises(TypeError):  # other content is read anew
+            read(tmp_path, breakhis_rows().iloc[:2])
+    with pytest.raises(TypeError):
+        metrics.read_predictions(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("most", [10_000, 20])
+def test_categories_count_as_their_names_do(most, monkeypatch):
+    """Slides 1 to 3 of two subtypes are six; the names sort otherwise than they appear."""
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    rows = table(
+        y,
+        rng.random(120).round(2),
+        filename=[f"{n}.png" for n in rng.permutation(120)],
+        case=[f"c{n}" for n in rng.permutation(np.arange(60).repeat(2))],
+        slide=[f"{n % 3}" for n in range(120)],
+    )
+    monkeypatch.setattr(metrics, "MOST_UNITS", most)
+    known = rows.astype(dict.fromkeys(("filename", "slide", "case"), "category"))
+    assert metrics.metrics_table(known)["slides"][0] == 6
+    for compute in (
+        metrics.metrics_table,
+        metrics.cross_validation_table,
+        decisions.two_by_two,
+        decisions.net_benefit,
+        decisions.precision,
+        thresholds.reliability_band,
+        partial(bootstrap.interval_table, metrics=["accuracy", "slide_auc", "auc_within"], repeats=50),
+    ):
+        pd.testing.assert_frame_equal(compute(known), compute(rows))
+        pd.testing.assert_frame_equal(compute(known[30:]), compute(rows[30:]))  # names that are not there
+
+
 def test_rounding_of_a_softmax_is_not_beyond_one(tmp_path):
     found = read(tmp_path, breakhis_rows().assign(probability=[-1e-9, 0.6, 0.7, 1.0000001]))
     assert found["probability"].tolist() == [0, 0.6, 0.7, 1]
@@ -372,6 +412,8 @@ def test_the_row_that_is_wrong_is_named(tmp_path):
             f"line 3: probability of {rows['filename'][1]} is '0,6'",
         ),
         ({"probability": ["0.1", "60", "0.7", "0.9"]}, "line 3: .*divide per cent by 100"),
+        ({"probability": ["10%", "60%", "70%", "90%"]}, "line 2: .*divide per cent by 100"),
+        ({"probability": ["0.1", "0,6", "0.7", "0.9"]}, "line 3: .*a decimal point"),
         ({"magnification": ["40", "", "forty", ""]}, "line 4: magnification .* is 'forty'"),
         ({"case": ["a", "a", "", "b"]}, "line 4 has no case"),
         ({"p_A": ["", "0.5", "x", ""]}, "line 4: p_A of .* is 'x'"),

@@ -46,6 +46,8 @@ WAYS = {
     "zero-width signs": (lambda text: text.replace("0,", "0\u200b,").encode(), HELD),
     "all in quotes": (lambda text: re.sub("[^,\n]+", r'"\g<0>"', text).encode(), HELD),
     "cut-off gz": (lambda text: gzip.compress(text.encode() * 20)[:-12], REPORTED),
+    "packed twice": (lambda text: gzip.compress(gzip.compress(text.encode())), REPORTED),
+    "a NUL far down": (lambda text: (text + "\n" * 5000 + "\0\n").encode(), REPORTED),
     "UTF-16": (lambda text: text.encode("utf-16"), REPORTED),
     "Latin-1": (lambda text: re.sub("net|train", "é", text).encode("latin-1"), REPORTED),
     "semicolons": (lambda text: text.replace(",", ";").encode(), REPORTED),

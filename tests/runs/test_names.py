@@ -38,7 +38,15 @@ def test_paths():
 
 @pytest.mark.parametrize(
     "names",
-    [["7", "7.0"], ["7", "007"], ["1e5", "100000"], ["P-1", "p-1"], ["P-07", "P-7"], ["STRASSE", "Straße"]],
+    [
+        ["7", "7.0"],
+        ["7", "007"],
+        ["1e5", "100000"],
+        ["P-1", "p-1"],
+        ["P-07", "P-7"],
+        ["STRASSE", "Straße"],
+        ["a b", "a  b"],
+    ],
 )
 def test_spellings_of_one_name_are_noted(names):
     note = spelling_note([*names, "other", "third"], "groups")

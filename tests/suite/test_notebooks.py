@@ -180,6 +180,10 @@ def test_run_from_another_folder_keeps_everything_there(tiny, tmp_path, monkeypa
     run = tmp_path / "runs" / f"{Path(tiny).name}-demo"
     cache = Path(json.loads((run / "settings.json").read_text())["cache"])
     assert cache.parent == tmp_path / "runs" / "cache" and (cache / "pixels.npy").is_file()
+    kept = nbformat.read(run / "notebooks" / "02_preprocess.ipynb", as_version=4)
+    said = [output.text for cell in kept.cells for output in cell.get("outputs", []) if "text" in output]
+    assert any("Run folder" in text for text in said)
+    assert not any("absl" in text or "cuda" in text for text in said)  # what TensorFlow says as it starts
 
 
 @pytest.mark.slow
