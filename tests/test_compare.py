@@ -20,6 +20,7 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics, published
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials import comparison
+from tests.command import here
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = get_profile("demo", size=(24, 16), folds=3)
@@ -256,27 +257,15 @@ def test_all_methods_on_the_demo_data_in_half_an_hour_of_two_cores(tmp_path):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_gives_the_same_table(tiny, tmp_path):
-    def command(out):
-        return [
-            sys.executable,
-            "-m",
-            "bcdlib",
-            "compare",
-            "--data",
-            str(tiny),
-            "--out",
-            str(out),
-            "--splits",
-            "image,case",
-            "--methods",
-            method_file(tmp_path, pause=1),
-        ]
+    def words(out):
+        words = ["compare", "--data", tiny, "--out", out, "--splits", "image,case"]
+        return [*map(str, words), "--methods", method_file(tmp_path, pause=1)]
 
-    env = {**os.environ, "BCD_CACHE": str(tmp_path / "cache")}
+    cache = {"BCD_CACHE": str(tmp_path / "cache")}
     started = subprocess.Popen(
-        command(tmp_path / "killed"),
+        [sys.executable, "-m", "bcdlib", *words(tmp_path / "killed")],
         cwd=ROOT,
-        env=env,
+        env=os.environ | cache,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -289,7 +278,7 @@ def test_killed_in_the_middle_gives_the_same_table(tiny, tmp_path):
     stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("trials/*/trial.json")}
     assert 3 <= len(stored) < 10 and not (tmp_path / "killed" / "comparison.csv").exists()
     for out in ("killed", "whole"):
-        done = subprocess.run(command(tmp_path / out), cwd=ROOT, env=env, capture_output=True, text=True)
+        done = here(*words(tmp_path / out), **cache)
         assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == before for path, before in stored.items()), (
         "a finished trial ran again"
@@ -319,10 +308,10 @@ def test_published_splits_on_real_images(prepare, breakhis, tmp_path, capsys):
         progress=False,
     )
     lines = capsys.readouterr().out.splitlines()
-    here, counts = set(cache.images["filename"]), {}
+    present, counts = set(cache.images["filename"]), {}
     for name, tests in (("eva", 339), ("thunder", 339), ("rap-mst", 1653)):
         listed = published_splits.read_list(name).query("role == 'test'")["filename"]
-        counts[name] = len(here & set(listed))
+        counts[name] = len(present & set(listed))
         assert any(line.startswith(f"{name}: {counts[name]} of {tests} test images and ") for line in lines)
     assert counts == {"eva": 51, "thunder": 51, "rap-mst": 103}
     tested = found.drop_duplicates(["split", "filename"]).groupby("split").size()

@@ -1,11 +1,8 @@
 """The README is short, and each of its commands does what stands beside it."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from bcdlib.__main__ import main
 from bcdlib.data.breakhis import class_labels, known_images
 from bcdlib.evaluation import bootstrap, recorded
 from bcdlib.suite.pictures import picture_sources
+from tests.command import here
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -119,14 +117,7 @@ def desk(tmp_path, tiny):
 
 
 def run_there(desk, words):
-    return subprocess.run(
-        [sys.executable, "-m", "bcdlib", *words],
-        cwd=desk,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "BCD_CACHE": str(desk / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return here(*words, cwd=desk, BCD_CACHE=str(desk / "cache"))
 
 
 def test_the_quick_commands_as_they_stand(desk):

@@ -3,9 +3,6 @@
 import ast
 import html
 import io
-import os
-import subprocess
-import sys
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,19 +20,10 @@ from bcdlib.data.cache import open_cache
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
 from bcdlib.runs.profiles import get_profile
+from tests.command import here
 
 ROOT = Path(__file__).resolve().parent.parent
 BOMB = '"><img src=x onerror=alert(1)><script>alert(2)</script>`![p](http://evil/p.png)[q](http://evil/q)'
-
-
-def command(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "bcdlib", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
 
 
 def network(*layers):
@@ -116,7 +104,7 @@ def test_plain_models_of_strangers_are_loaded(tmp_path):
 def test_refused_on_the_command_line(tmp_path):
     with_lambda(tmp_path / "model.keras")
     Image.fromarray(np.zeros((24, 36, 3), "uint8")).save(tmp_path / "a.png")
-    done = command("predict", tmp_path / "model.keras", tmp_path / "a.png")
+    done = here("predict", tmp_path / "model.keras", tmp_path / "a.png")
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("Error: ")
     assert "Traceback" not in done.stderr and "Lambda" in done.stderr
 
@@ -189,7 +177,7 @@ def test_names_of_ones_own_images_in_the_report(tmp_path):
     pd.DataFrame(rows, columns=["path", "label", "group", "slide", "subtype"]).to_csv(csv, index=False)
     assert len(custom.read_manifest(csv)) == 12
     only = [word for stage in ("01_mount", "02_preprocess", "03_visualize") for word in ("--only", stage)]
-    done = command(
+    done = here(
         "run",
         "--data",
         folder,
@@ -223,6 +211,6 @@ def test_a_hostile_predictions_table_in_the_report(tmp_path):
         }
     )
     rows[[*metrics.COLUMNS]].to_csv(tmp_path / "table.csv", index=False)
-    done = command("evaluate", tmp_path / "table.csv", "--out", tmp_path / "out")
+    done = here("evaluate", tmp_path / "table.csv", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     harmless(tmp_path / "out" / "report.html")

@@ -8,27 +8,11 @@ over places first would forget which places count. No kept library does this for
 that asks a backend for its own gradient.
 """
 
-import functools
-import weakref
-
 import keras
 import numpy as np
 
 from bcdlib.errors import InputError
-from bcdlib.methods.parts import architectures, fitting
-
-
-def _once(build):
-    """Make a function of a network give what it first built, and Keras compiled, as long as that lives."""
-    built = weakref.WeakKeyDictionary()
-
-    @functools.wraps(build)
-    def find(network):
-        if network not in built:
-            built[network] = build(network)
-        return built[network]
-
-    return find
+from bcdlib.methods.parts import architectures, fitting, networks
 
 
 def compute_gradcam(network: keras.Model, X, classes=None) -> np.ndarray:
@@ -99,7 +83,7 @@ def last_features(network: keras.Model, X) -> np.ndarray:
     return fitting.predict_batches(_feature_network(network), X)
 
 
-@_once
+@networks.once
 def _feature_network(network: keras.Model) -> keras.Model:
     if "pool" in [layer.name for layer in network.layers]:
         pooled = network.get_layer("pool").output
@@ -126,7 +110,7 @@ def _gradient(score, tensors):
     raise InputError(f"Grad-CAM needs the backend tensorflow or jax, not {backend!r}; set KERAS_BACKEND")
 
 
-@_once
+@networks.once
 def _parts(network: keras.Model):
     """Cut a network at its last feature maps.
 

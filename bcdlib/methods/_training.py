@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from bcdlib.data.cache import resized_cache
 from bcdlib.data.stain import StainTarget, fit_stain, normalise_stain
 from bcdlib.methods._base import TASKS, Method, probability_columns
-from bcdlib.methods.parts import augmentation, features, fitting, hardware
+from bcdlib.methods.parts import augmentation, features, fitting, hardware, networks
 from bcdlib.runs.files import atomic_write, write_csv
 
 MEMBER = "bcdlib.json"  # what a saved .keras file says beside the network
@@ -168,12 +168,12 @@ class KerasTraining(Method):
             fresh = [np.array(variable) for variable in network.optimizer.variables]
         for variable, value in zip(network.optimizer.variables, fresh, strict=True):
             variable.assign(value)
-        _copy_weights(self.head_, network)
+        networks.copy_weights(self.head_, network)
         standard = self.head_.get_layer(STANDARDISE)
         if held_out is not None:
             held_out = np.asarray(standard(held_out[0])), held_out[1]
         self._run(network, np.asarray(standard(X)), y, held_out)
-        _copy_weights(network, self.head_)
+        networks.copy_weights(network, self.head_)
         if len(_TRAINED) >= 4:
             _TRAINED.clear()
         _TRAINED[key] = network, fresh
@@ -219,7 +219,7 @@ class KerasTraining(Method):
         """Give the fitted network from pixels on, compiled; with frozen bases built when first needed."""
         if self.frozen and self.joined_ is not self.head_:
             self.build(self.input_shape_)
-            _copy_weights(self.head_, self.model_)
+            networks.copy_weights(self.head_, self.model_)
             self.joined_ = self.head_
         return self.model_
 
@@ -232,10 +232,21 @@ class KerasTraining(Method):
     def predict_proba(self, X, images=None) -> np.ndarray:
         """Predict as `Method.predict_proba`, from pixels or, with frozen bases, features from `inputs`."""
         X = np.asanyarray(X)
-        network = self.whole() if X.ndim == 4 else self.head_
+        if X.ndim == 4:
+            return probability_columns(
+                self.probabilities(self._predictor(self.whole()), self._stained(X), images)
+            )
         return probability_columns(
-            self.probabilities(self._predictor(network), first_copies(self._stained(X)), images)
+            self._predict_head(
+                first_copies(X), lambda head, standard: self.probabilities(head, standard, images)
+            )
         )
+
+    def _predict_head(self, X, predict) -> np.ndarray:
+        """Predict features by ``predict(head, standardised features)``; see `networks.twin`."""
+        X = np.asarray(self.head_.get_layer(STANDARDISE)(X))
+        with networks.twin(self._predictor(self.head_), _without_standardising) as head:
+            return predict(head, X)
 
     def save(self, path) -> None:
         """Write a .keras file: raw RGB uint8 in, probability of malignant (or of the eight subtypes) out.
@@ -296,7 +307,7 @@ def standardise(layer: keras.layers.Normalization, X, weights=None) -> keras.lay
     variance[dead] = 1.0 if dead.all() else variance[~dead].mean()
     if not layer.built:
         layer.build(X.shape)
-    _set_weights(layer, [mean, variance, *layer.get_weights()[2:]])
+    networks.set_weights(layer, [mean, variance, *layer.get_weights()[2:]])
     return layer
 
 
@@ -307,7 +318,7 @@ def with_standardising(network: keras.Model, weights) -> keras.Model:
         return layer if layer.name != STANDARDISE else type(layer).from_config(layer.get_config())
 
     found = keras.models.clone_model(network, clone_function=copy)
-    _set_weights(found.get_layer(STANDARDISE), weights)
+    networks.set_weights(found.get_layer(STANDARDISE), weights)
     return found
 
 
@@ -315,16 +326,3 @@ def _without_standardising(layer: keras.layers.Layer) -> keras.layers.Layer:
     if layer.name == STANDARDISE:
         return keras.layers.Identity(name=layer.name)
     return type(layer).from_config(layer.get_config())
-
-
-def _copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Give the layers of a network the weights of another's layers of the same names."""
-    for layer in source.layers:
-        if layer.weights and target.get_layer(layer.name).weights:
-            _set_weights(target.get_layer(layer.name), layer.get_weights())
-
-
-def _set_weights(layer: keras.layers.Layer, weights) -> None:
-    layer.set_weights(weights)
-    if isinstance(layer, keras.layers.Normalization):
-        layer.finalize_state()  # set_weights leaves the derived mean as it was

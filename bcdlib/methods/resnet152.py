@@ -76,7 +76,12 @@ class ResNet152(KerasMethod):
             keras.layers.Dense(4, activation="softmax", name=f"{kind}_{name}", dtype="float32")(x)
             for kind in CLASSES
         ]
-        parts = [subtypes[0] * (1 - malignant), subtypes[1] * malignant]
+        # layers with names: of networks whose builds are the same in all, Keras compiles one
+        benign = keras.layers.Rescaling(-1, offset=1, name=f"not_class_{name}", dtype="float32")(malignant)
+        parts = [
+            keras.layers.Multiply(name=f"{kind}_share_{name}", dtype="float32")([part, share])
+            for kind, part, share in zip(CLASSES, subtypes, (benign, malignant), strict=True)
+        ]
         return keras.layers.Concatenate(name=f"{heads.HEAD}{name}", dtype="float32")(parts)
 
     def build_prediction(self, model):
@@ -122,7 +127,9 @@ class ResNet152(KerasMethod):
         for number in range(fold.max() + 1):
             other, held = copy.copy(self), fold == number
             super(ResNet152, other)._train(X[~held], y[~held], None, None)
-            found[held] = heads.predict_own(other._predictor(other.head_), X[held], images[held])
+            found[held] = other._predict_head(
+                X[held], lambda head, own, held=held: heads.predict_own(head, own, images[held])
+            )
         malignant = malignant_probability(probability_columns(found))
         return fit_votes(malignant, images, self.magnifications_)
 
@@ -136,9 +143,9 @@ class ResNet152(KerasMethod):
         """Predict as `KerasMethod.probabilities`; with ``images`` by magnification, then by slide."""
         if images is None:
             return super().probabilities(network, X)
-        names = [layer.name for layer in network.layers if layer.name.startswith(heads.HEAD)]
+        names = heads.head_names(network)
         votes = np.ravel(network.get_layer("decision").get_weights()[0])
-        votes = dict(zip([name.removeprefix(heads.HEAD) for name in names], votes, strict=True))
+        votes = dict(zip(names, votes, strict=True))
         return slide_decision(heads.predict_own(network, X, images), images, votes)
 
 

@@ -1,7 +1,9 @@
 """Trials as pieces of work; for workers, one file says all that the trials have in common."""
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -64,11 +66,12 @@ def run_trials(
         items = {str(trial): {"trial": trial, **common} for trial in planned}
     else:
         work, items = "run_job", write_job(planned, cache, profile, root=root, source=source, **options)
-    outcomes = dict(
-        cluster.map_items(
-            f"{__name__}:{work}", items, scheduler=scheduler, label="Compare", progress=progress
+    with _only_new_garbage():
+        outcomes = dict(
+            cluster.map_items(
+                f"{__name__}:{work}", items, scheduler=scheduler, label="Compare", progress=progress
+            )
         )
-    )
     for name in outcomes.values():
         # made on a machine with a disk of its own
         if options["store"] and isinstance(name, str) and not (root / name).is_dir():
@@ -77,6 +80,19 @@ def run_trials(
         load_trial(trial, root / outcome) if isinstance(outcome, str) else outcome
         for trial, outcome in ((trial, outcomes[str(trial)]) for trial in planned)
     ]
+
+
+@contextlib.contextmanager
+def _only_new_garbage():
+    """Let collections of garbage meanwhile pass over what was there before.
+
+    Each trial ends with one, and to look through TensorFlow's modules takes half a second.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def run_here(trial: Trial, cache: PixelCache, profile: Profile, *, notebooks: bool = False, **options) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from bcdlib import mount
 from bcdlib.data import breakhis, download
 from bcdlib.errors import InputError
-from tests.colab import ROOT
+from tests.command import here
 
 NESTED = "BreaKHis_v1/BreaKHis_v1/histology_slides/breast"
 
@@ -113,13 +112,7 @@ def test_on_the_command_line(kagglehub, tmp_path):
     """Also that "kaggle" is not taken for a path."""
     kagglehub.dataset_download("ambarish/breakhis")
     words = ["run", "--data", "kaggle", "--only", "01_mount", "--only", "02_preprocess"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bcdlib", *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = here(*words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "home" / "kaggle-demo" / "splits" / "case.csv").is_file()
     assert "Kaggle's copy has " in done.stdout

@@ -1,7 +1,5 @@
 """Recorded results, choosing inside training parts, and the commands for both."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +14,7 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, recorded
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials import comparison, trial
+from tests.command import here
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILE = get_profile("demo", size=(20, 15), folds=3)
@@ -186,20 +185,6 @@ def test_settings_in_a_name_change_the_trial(run, known):
 
 
 def test_bad_settings_on_the_command_line(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "bcdlib",
-            "compare",
-            "--methods",
-            "robust:stage=4",
-            "--out",
-            str(tmp_path / "out"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = here("compare", "--methods", "robust:stage=4", "--out", tmp_path / "out")
     assert done.returncode == 2 and "no parameter 'stage'" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()

@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from bcdlib import evaluate
 from bcdlib.data.breakhis import CLASSES
 from bcdlib.errors import InputError
 from bcdlib.explain import explanation, models, ood
+from tests.command import here
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -127,19 +126,7 @@ def test_predict_says_more_in_a_trials_folder(run, table, tiny, tmp_path):
     image = next(Path(tiny).rglob("*.png"))
     Image.new("RGB", (48, 32), "grey").save(tmp_path / "grey.png")
     (tmp_path / "text.png").write_text("not an image")
-    command = [
-        sys.executable,
-        "-m",
-        "bcdlib",
-        "predict",
-        model,
-        image,
-        tmp_path / "text.png",
-        tmp_path / "grey.png",
-    ]
-    done = subprocess.run(
-        [*map(str, command), "--json"], cwd=ROOT, capture_output=True, text=True, env=os.environ
-    )
+    done = here("predict", model, image, tmp_path / "text.png", tmp_path / "grey.png", "--json")
     assert done.returncode == 0, done.stderr
     good, bad, grey = json.loads(done.stdout)
     assert 0 <= good["calibrated"] <= 1 and good["nearest"].startswith("SOB_")

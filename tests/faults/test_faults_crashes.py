@@ -92,8 +92,22 @@ def test_preprocess_and_compare_with_a_store(models, tiny, warm, tmp_path, recor
     assert len(list(place.glob("store/*/trial.json"))) == 2
 
 
+SMALL = """
+import keras
+from bcdlib.methods import KerasMethod
+
+class Small(KerasMethod):
+    key, title = "small", "mean colours, with dropout"
+    def build_features(self, x):
+        return keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(x))
+    def build_head(self, x):
+        return keras.layers.Dropout(0.4, seed=self.seed)(x)
+"""
+
+
 def test_a_training_with_checkpoints(tiny, warm, tmp_path, record_property):
     """Two epochs of a network, with a checkpoint after each: the same tables and weights, bit for bit."""
+    (tmp_path / "small.py").write_text(SMALL)
     place = tmp_path / "walked"
     place.mkdir()
 
@@ -104,7 +118,7 @@ def test_a_training_with_checkpoints(tiny, warm, tmp_path, record_property):
         out=place / "run",
         cache=tmp_path / "cache",
         size=(36, 24),
-        method="lenet5",
+        method=str(tmp_path / "small.py"),
         epochs=2,
         steps=2,
         log=tmp_path / "log",

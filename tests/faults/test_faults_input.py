@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -22,6 +20,7 @@ from bcdlib.data.cache import build_cache
 from bcdlib.data.decode import resize_image
 from bcdlib.errors import InputError
 from bcdlib.runs.profiles import get_profile
+from tests.command import here
 from tests.faulty import LEFT_OUT, USED, contents, names
 
 pytestmark = pytest.mark.faults
@@ -244,30 +243,8 @@ def test_unreadable_rights_are_told_and_mended_ones_are_read(good, record_proper
 
 def test_strict_on_the_command_line(good, prior, tmp_path):
     data = written(list(contents(originals(good), 12)), good, tmp_path / "data")
-    command = [
-        sys.executable,
-        "-m",
-        "bcdlib",
-        "compare",
-        "--data",
-        data,
-        "--methods",
-        prior,
-        "--out",
-        tmp_path / "run",
-        "--splits",
-        "image",
-        "--folds",
-        "2",
-        "--strict",
-    ]
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=ROOT,
-        env={**os.environ, "BCD_CACHE": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    words = ["--data", data, "--methods", prior, "--out", tmp_path / "run", "--splits", "image"]
+    done = here("compare", *words, "--folds", "2", "--strict", BCD_CACHE=str(tmp_path))
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert re.search(r"^Error: damaged/SOB_\S+: .*intake\.csv", done.stderr.strip().splitlines()[-1])
     assert re.search(r"Images: \d+ used, \d+ left out", done.stdout)

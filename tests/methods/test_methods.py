@@ -60,23 +60,38 @@ def results(cache, tables, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(results, cache, tmp_path_factory):
+def saved(results):
+    """Load a method's saved model: once, where several tests ask it."""
+    kept = {}
+
+    def load(name):
+        found = kept.get(name) or methods.load_method(results[name].folder / "model.keras")
+        if name in ("hybrid_cnn", "resnet152"):
+            kept[name] = found
+        return found
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def alone(results, saved, cache, tmp_path_factory):
     """Predictions of every saved model by itself."""
-    return predicted_alone(results, cache, tmp_path_factory.mktemp("alone"))
+    targets = {name: saved(name).target for name in results}
+    return predicted_alone(results, targets, cache, tmp_path_factory.mktemp("alone"))
 
 
-def predicted_alone(results, cache, folder):
+def predicted_alone(results, targets, cache, folder):
     """Of saved models in one new process that knows Keras only; images stained as the file says."""
     for name, result in results.items():
         X, _ = shown(cache, result.predictions)
-        target = methods.load_method(result.folder / "model.keras").target
+        target = targets[name]
         np.save(folder / f"{name}.npy", X if target is None else stain.normalise_stain(X, target))
     models = {name: str(result.folder / "model.keras") for name, result in results.items()}
     code = (
         "import sys, numpy as np, keras\n"
         f"for name, file in {models!r}.items():\n"
         "    network = keras.models.load_model(file, safe_mode=True)\n"
-        "    np.save(f'p_{name}.npy', network.predict(np.load(f'{name}.npy'), verbose=0))\n"
+        "    np.save(f'p_{name}.npy', network(np.load(f'{name}.npy'), training=False))\n"  # not compiled
         "assert not any('bcdlib' in module for module in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=os.environ | {"PYTHONPATH": ""})
@@ -106,12 +121,12 @@ def test_labels_and_weights_of_a_row(results):
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_saved_model_alone_in_a_new_process(name, results, alone, cache):
+def test_saved_model_alone_in_a_new_process(name, results, saved, alone, cache):
     predictions = results[name].predictions
     expected = predictions["probability"].to_numpy()
     if name in ("resnet152", "hybrid_cnn"):  # alone they know neither slides nor magnifications
         X, _ = shown(cache, predictions)
-        expected = methods.load_method(results[name].folder / "model.keras").predict_proba(X)[:, 1]
+        expected = saved(name).predict_proba(X)[:, 1]
     assert predictions["probability"].nunique() > 1
     np.testing.assert_allclose(alone[name][:, 0], expected, atol=1e-5)
 
@@ -119,27 +134,31 @@ def test_saved_model_alone_in_a_new_process(name, results, alone, cache):
 @pytest.mark.slow
 def test_reshist_from_end_to_end(cache, tables, tmp_path):
     result = run_trial(trial("reshist", tables), cache, TINY, root=tmp_path, weights="none", verbose=0)
-    alone = predicted_alone({"reshist": result}, cache, tmp_path)["reshist"][:, 0]
+    target = methods.load_method(result.folder / "model.keras").target
+    alone = predicted_alone({"reshist": result}, {"reshist": target}, cache, tmp_path)["reshist"][:, 0]
     assert result.trial.label == "reshist" and result.predictions["probability"].nunique() > 1
     np.testing.assert_allclose(alone, result.predictions["probability"], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["hybrid_cnn", "resnet152", "stained"])
-def test_load_applies_the_stain_step_and_what_images_say(name, results, cache, tables, tmp_path):
+def test_load_applies_the_stain_step_and_what_images_say(name, results, saved, cache, tables, tmp_path):
     asked = {
         "hybrid_cnn": trial("hybrid_cnn", tables, "case"),  # of magnifications that are in training
         "stained": trial("lenet5", tables, stain="macenko"),
     }
     options = {"root": tmp_path, "weights": "none", "verbose": 0}
-    result = run_trial(asked[name], cache, TINY, **options) if name in asked else results[name]
-    saved = methods.load_method(result.folder / "model.keras")
+    if name in asked:
+        result = run_trial(asked[name], cache, TINY, **options)
+        model = methods.load_method(result.folder / "model.keras")
+    else:
+        result, model = results[name], saved(name)
     X, images = shown(cache, result.predictions)
     np.testing.assert_allclose(
-        saved.predict_proba(X, images)[:, 1], result.predictions["probability"], atol=1e-5
+        model.predict_proba(X, images)[:, 1], result.predictions["probability"], atol=1e-5
     )
-    assert saved.size == SIZE and saved.classes == ("benign", "malignant")
-    assert (saved.target is not None) == (name == "stained")
-    without = saved.network.predict(X, verbose=0)[:, 0]
+    assert model.size == SIZE and model.classes == ("benign", "malignant")
+    assert (model.target is not None) == (name == "stained")
+    without = model.network.predict(X, verbose=0)[:, 0]
     assert np.abs(without - result.predictions["probability"]).max() > 1e-5
 
 
@@ -658,11 +677,10 @@ def twelfth(prior, tmp_path):
     return {"prior": prior, "colours": network}
 
 
-def test_twelfth_method_from_a_file_is_compared(twelfth, cache, tables, tmp_path):
+def test_twelfth_method_from_a_file_is_compared(twelfth, cache, tmp_path):
     run = open_run_folder(tmp_path / "run")
     run.record(cache=str(cache.folder))
-    for name, table in tables.items():
-        write_csv(run.folder / "splits" / f"{name}.csv", table)
+    write_csv(run.folder / "splits" / "case.csv", splits.make_split(cache.images, "case", folds=2))
     names = [str(twelfth["prior"]), str(twelfth["colours"]), "lenet5"]
     predictions = comparison.run_comparison(
         run, TINY, method_names=names, split_names=["case"], weights="none", progress=False

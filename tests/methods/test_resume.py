@@ -1,9 +1,11 @@
 """Cut-off trainings go on: in any precision, with a damaged history, on a slow disk, two at once."""
 
+import functools
 import importlib.util
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -55,6 +57,12 @@ def fitted(estimator, folder=None):
     return estimator.fit(X, y, (X[:16], y[:16]), folder=folder)
 
 
+@functools.cache
+def in_one_piece(precision="float32", **settings):
+    """An undisturbed training: the same for all tests, which only look at it."""
+    return fitted(method(precision, **settings))
+
+
 @pytest.fixture
 def every_epoch(monkeypatch):
     """A checkpoint after each epoch."""
@@ -93,6 +101,30 @@ def cut_off(estimator, folder, epoch=CUT, step=1):
     return found[0]
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Make a folder of a training that was killed, to go on in; gives what `cut_off` gives."""
+
+    @functools.cache
+    def once(precision, **settings):
+        folder = tmp_path_factory.mktemp("killed")
+        return cut_off(method(precision, **settings), folder), folder
+
+    def copied(folder, precision="float32", **settings):
+        state, first = once(precision, **settings)
+        shutil.copytree(first, folder, dirs_exist_ok=True)
+        return state
+
+    return copied
+
+
+@pytest.fixture
+def whole_and_cut(killed, every_epoch, tmp_path):
+    """An undisturbed training, and the folder of one that was killed."""
+    killed(tmp_path / "cut")
+    return in_one_piece(), tmp_path / "cut"
+
+
 def gone_on(state, precision, **settings):
     """Train the last epochs without a file: a new network that gets its state by hand."""
     X, y = images()
@@ -123,9 +155,11 @@ def networks(monkeypatch) -> list:
 
 @pytest.mark.parametrize("there", PRECISIONS)
 @pytest.mark.parametrize("here", PRECISIONS)
-def test_cut_off_in_one_precision_and_resumed_in_another(there, here, every_epoch, tmp_path, monkeypatch):
+def test_cut_off_in_one_precision_and_resumed_in_another(
+    there, here, every_epoch, killed, tmp_path, monkeypatch
+):
     """As a network that goes on in the other precision with no file between, bit for bit."""
-    state = cut_off(method(there), tmp_path)
+    state = killed(tmp_path, there)
     models = networks(monkeypatch)
     resumed = fitted(method(here), tmp_path)
     computed = {layer.compute_dtype for layer in models[0].layers if layer.name.startswith("conv")}
@@ -135,7 +169,7 @@ def test_cut_off_in_one_precision_and_resumed_in_another(there, here, every_epoc
     assert int(models[0].optimizer.iterations) == EPOCHS * STEPS, "none of these steps overflowed"
     assert resumed.history_["epoch"].tolist() == list(range(EPOCHS))
     if there == here:
-        expected = fitted(method(here))
+        expected = in_one_piece(here)
         pd.testing.assert_frame_equal(resumed.history_, expected.history_, check_exact=True)
         expected = expected.model_.get_weights()
     else:
@@ -145,10 +179,11 @@ def test_cut_off_in_one_precision_and_resumed_in_another(there, here, every_epoc
 
 
 @pytest.mark.parametrize("there, here", itertools.permutations(PRECISIONS, 2))
-def test_the_loss_goes_on_where_it_was(there, here, every_epoch, tmp_path):
+def test_the_loss_goes_on_where_it_was(there, here, every_epoch, killed, tmp_path):
     """Without random layers, whose numbers depend on the precision."""
-    cut_off(method(there, augment=False), tmp_path)
-    resumed, undisturbed = fitted(method(here, augment=False), tmp_path), fitted(method(there, augment=False))
+    killed(tmp_path, there, augment=False)
+    resumed = fitted(method(here, augment=False), tmp_path)
+    undisturbed = in_one_piece(there, augment=False)
     for name in ("loss", "val_loss"):
         np.testing.assert_allclose(resumed.history_[name], undisturbed.history_[name], rtol=0, atol=1e-3)
     X, _ = images()
@@ -176,23 +211,19 @@ def test_steps_that_overflowed_and_the_scale_of_the_loss_are_kept(every_epoch, t
     np.testing.assert_array_equal(resumed.predict_proba(X), whole.predict_proba(X))
 
 
-def whole_and_cut(tmp_path):
-    """An undisturbed training, and the folder of one that was killed."""
-    cut_off(method(), tmp_path / "cut")
-    return fitted(method(), tmp_path / "whole"), tmp_path / "cut"
-
-
 def same(found, expected):
     pd.testing.assert_frame_equal(found.history_, expected.history_, check_exact=True)
     X, _ = images()
     np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
 
 
-def test_whatever_happens_to_the_history_file_nothing_is_lost(every_epoch, tmp_path, capsys):
-    whole, folder = whole_and_cut(tmp_path)
+def test_whatever_happens_to_the_history_file_nothing_is_lost(whole_and_cut, tmp_path, capsys):
+    whole, folder = whole_and_cut
     history = folder / "history.csv"
     checkpoint, text = (folder / "checkpoint.keras").read_bytes(), history.read_text()
     assert text.count("\n") == CUT + 1
+    fitted(method(), tmp_path / "whole")
+    written = tmp_path / "whole" / "history.csv"
     for damaged in (None, "", text[: len(text) // 2], "epoch,loss\n9,nonsense\n", "\0\0"):
         (folder / "checkpoint.keras").write_bytes(checkpoint)
         history.unlink(missing_ok=True) if damaged is None else history.write_text(damaged)
@@ -200,7 +231,7 @@ def test_whatever_happens_to_the_history_file_nothing_is_lost(every_epoch, tmp_p
         said = capsys.readouterr().out
         assert f"Going on after epoch {CUT} of {EPOCHS}" in said and "Epoch 1/" not in said
         same(resumed, whole)
-        assert history.read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
+        assert history.read_bytes() == written.read_bytes()
     assert {file.name for file in folder.iterdir() if file.is_file()} == {"checkpoint.keras", "history.csv"}
 
 
@@ -213,9 +244,9 @@ def without_history(checkpoint: Path) -> None:
             archive.writestr(name, content)
 
 
-def test_older_checkpoints_are_resumed(every_epoch, tmp_path, capsys):
+def test_older_checkpoints_are_resumed(whole_and_cut, capsys):
     """With the history beside them, and if that is damaged without its curves."""
-    whole, folder = whole_and_cut(tmp_path)
+    whole, folder = whole_and_cut
     without_history(folder / "checkpoint.keras")
     checkpoint, text = (folder / "checkpoint.keras").read_bytes(), (folder / "history.csv").read_text()
     # it could be ahead of the checkpoint, and its last line cut off
@@ -236,8 +267,8 @@ def test_older_checkpoints_are_resumed(every_epoch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("way", ["cut", "changed", "no archive", "another network", "another optimizer"])
-def test_a_checkpoint_that_cannot_be_used_is_kept_aside(way, every_epoch, tmp_path, capsys, monkeypatch):
-    whole, folder = whole_and_cut(tmp_path)
+def test_a_checkpoint_that_cannot_be_used_is_kept_aside(way, whole_and_cut, capsys, monkeypatch):
+    whole, folder = whole_and_cut
     checkpoint = folder / "checkpoint.keras"
     content = bytearray(checkpoint.read_bytes())
     if way == "cut":
@@ -332,14 +363,14 @@ def test_cut_off_inside_an_epoch(place, precision, tmp_path, capsys):
     epochs, steps = place
     said = f"Going on after epoch {epochs} of {EPOCHS} and {steps} of the next one's {STEPS} steps\n"
     assert said in capsys.readouterr().out
-    same(resumed, fitted(method(precision)))
+    same(resumed, in_one_piece(precision))
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), resumed.history_)
 
 
 def test_cut_off_twice_inside_the_same_epoch(tmp_path):
     cut_inside(method(), tmp_path, (1, 1))
     cut_inside(method(), tmp_path, (1, 2))
-    same(fitted(method(), tmp_path), fitted(method()))
+    same(fitted(method(), tmp_path), in_one_piece())
 
 
 def test_cut_off_inside_an_epoch_and_resumed_where_more_steps_are_done_at_once(tmp_path, monkeypatch):
@@ -356,7 +387,7 @@ def test_cut_off_inside_an_epoch_and_resumed_in_another_precision(tmp_path, monk
     models = networks(monkeypatch)
     resumed = fitted(method(**settings), tmp_path)
     assert int(models[0].optimizer.iterations) == EPOCHS * STEPS
-    undisturbed = fitted(method("mixed_float16", **settings))
+    undisturbed = in_one_piece("mixed_float16", **settings)
     for name in ("loss", "val_loss"):
         np.testing.assert_allclose(resumed.history_[name], undisturbed.history_[name], rtol=0, atol=1e-3)
 
@@ -375,7 +406,7 @@ def test_what_a_checkpoint_says_of_the_inside_of_an_epoch_may_be_wrong(way, tmp_
     with zipfile.ZipFile(checkpoint, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    same(fitted(method(), tmp_path), fitted(method()))
+    same(fitted(method(), tmp_path), in_one_piece())
     assert "it is now checkpoint-unusable-1.keras" in capsys.readouterr().out
 
 

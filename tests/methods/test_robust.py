@@ -64,7 +64,9 @@ def independent_features(X, stages=("conv3_block4_out", "conv4_block6_out")):
     keras.utils.set_random_seed(0)
     base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=X.shape[1:])
     base = keras.Model(base.input, [base.get_layer(name).output for name in stages])
-    feature_maps = base.predict(keras.applications.resnet50.preprocess_input(X.astype("float32")), verbose=0)
+    # step by step: to compile a large network takes longer than to compute so few images
+    feature_maps = base(keras.applications.resnet50.preprocess_input(X.astype("float32")), training=False)
+    feature_maps = [np.asarray(one) for one in feature_maps]
     return np.hstack(
         [m.mean((1, 2)) for m in feature_maps] + [np.sqrt(m.var((1, 2)) + 1e-6) for m in feature_maps]
     )

@@ -1,5 +1,6 @@
 """Methods as scikit-learn's own tools use them: cross-validation, calibration, curves, clone, score."""
 
+import functools
 import json
 
 import keras
@@ -17,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from bcdlib import methods
 from bcdlib.data import breakhis
 from bcdlib.methods import KerasMethod
-from bcdlib.methods.parts import augmentation
+from bcdlib.methods.parts import augmentation, backbones
 
 
 class Colours(KerasMethod):
@@ -49,6 +50,16 @@ def colours():
 
 def lenet5():
     return methods.get_method("lenet5")(epochs=1, batch_size=8, verbose=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_base():
+    """All `robust` here have the same frozen base, that of seed 0: to build it takes a second."""
+    about = backbones.ARCHITECTURES["resnet50"]
+    once = functools.cache(about.constructor)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.ARCHITECTURES, "resnet50", about._replace(constructor=once))
+        yield
 
 
 def robust():

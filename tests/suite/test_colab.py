@@ -104,9 +104,9 @@ def test_the_upload_that_failed_to_install_does_not_stop(colab, tmp_path):
 @pytest.mark.slow
 def test_all_six_one_after_the_other_with_a_user(tiny, colab):
     """As a user does: each notebook by itself, with no run folder named."""
+    quick = {"04_train": {"method": "lenet5", "epochs": 1}, "06_compare": {"splits": "case"}}
     for stage in STAGES:
-        quick = {"epochs": 1} if stage == "04_train" else {}
-        colab.run(stage, answers=True, data=str(tiny), weights="none", **quick)
+        colab.run(stage, answers=True, data=str(tiny), weights="none", **quick.get(stage, {}))
     assert colab.asked == 1
     run = colab.mine / "bcdlib" / f"{tiny.name}-demo"
     assert (run / "predictions.csv").is_file() and (run / "figures" / "table_ii.svg").is_file()

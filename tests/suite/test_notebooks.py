@@ -4,10 +4,7 @@ import ast
 import importlib
 import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -17,6 +14,7 @@ import pytest
 from bcdlib.plots import panel
 from bcdlib.suite import stamp
 from bcdlib.trials.notebook import STAGES
+from tests.command import bcdlib, here
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -135,24 +133,9 @@ def test_readme_commands_are_ci_commands():
     assert len(commands) == 2 and commands[1] == ci.splitlines()[-1]
 
 
-def run_suite(out, data, *options, env=None, profile="demo"):
-    command = [
-        sys.executable,
-        "-m",
-        "bcdlib",
-        "run",
-        "--data",
-        str(data),
-        "--profile",
-        profile,
-        "--out",
-        str(out),
-        "--weights",
-        "none",
-        *options,
-    ]
-    settings = {**os.environ, "BCD_CACHE": str(Path(out).parent / "cache"), **(env or {})}
-    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1200)
+def run_suite(start, out, data, *options):
+    words = ["--data", data, "--profile", "demo", "--out", out, "--weights", "none", *options]
+    return start("run", *words, BCD_CACHE=str(Path(out).parent / "cache"))
 
 
 def check_run(folder):
@@ -189,23 +172,10 @@ def check_headless(folder):
         assert not notebook.metadata.get("widgets")
 
 
-def test_run_from_another_folder_keeps_everything_there(tiny, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "bcdlib",
-        "run",
-        "--data",
-        str(tiny),
-        "--only",
-        "01_mount",
-        "--only",
-        "02_preprocess",
-    ]
-    env = {k: v for k, v in os.environ.items() if k not in ("BCD_CACHE", "BCD_HOME")} | {
-        "PYTHONPATH": str(ROOT)
-    }
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+def test_run_from_another_folder_keeps_everything_there(tiny, tmp_path, monkeypatch):
+    for name in ("BCD_CACHE", "BCD_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    done = here("run", "--data", tiny, "--only", "01_mount", "--only", "02_preprocess", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / f"{Path(tiny).name}-demo"
     cache = Path(json.loads((run / "settings.json").read_text())["cache"])
@@ -218,13 +188,13 @@ def test_run_from_another_folder_keeps_everything_there(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_run_end_to_end_and_notebook_failures(tiny, tmp_path):
-    done = run_suite(tmp_path / "run", tiny)
+    done = run_suite(bcdlib, tmp_path / "run", tiny)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = check_run(tmp_path / "run")
     assert summary["settings"]["profile"] == "demo" and "Report:" in done.stdout
     # once a split's table is broken 04 cannot read it: the error names notebook and cell, the half stays
     (tmp_path / "run" / "splits" / "case.csv").write_text("nonsense")
-    failed = run_suite(tmp_path / "run", tiny, "--only", "04_train")
+    failed = run_suite(here, tmp_path / "run", tiny, "--only", "04_train")
     assert failed.returncode == 1 and "Error: 04_train, cell " in failed.stderr
     kept = nbformat.read(tmp_path / "run" / "notebooks" / "04_train.ipynb", as_version=4)
     assert any(o.output_type == "error" for c in kept.cells if c.cell_type == "code" for o in c.outputs)

@@ -1,9 +1,6 @@
 """Sweeps of notebook parameters, and the executed notebook of a trial."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -17,7 +14,7 @@ from bcdlib.errors import InputError, StageError
 from bcdlib.runs.profiles import get_profile
 from bcdlib.suite import sweep
 from bcdlib.trials import comparison
-from tests.test_main import refused
+from tests.command import here, refused
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # a list of ten lists of ten lists ...: 10**9 numbers, if somebody wrote them out
@@ -115,12 +112,7 @@ def test_words_that_do_not_go_together(written):
         command("--sweep", written("seed: 0"), "--only", "04_train")
     with pytest.raises(InputError, match="--scheduler local:2: without --sweep"):
         command("--scheduler", "local:2")
-    done = subprocess.run(
-        [sys.executable, "-m", "bcdlib", "run", "--sweep", written("sede: 0")],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-    )
+    done = here("run", "--sweep", written("sede: 0"))
     refused(done, "sweep.yaml", "'sede'")
 
 
@@ -220,13 +212,7 @@ def test_every_combination_once_whatever_fails(written, tiny, tmp_path, monkeypa
 def test_a_real_sweep_on_a_worker(written, prior, tiny, tmp_path):
     file = written(f"method: '{prior}'\nsplits: case\nkeep_model: false\n")
     words = ["--data", tiny, "--weights", "none", "--out", tmp_path / "out", "--scheduler", "local:1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bcdlib", "run", "--sweep", file, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "BCD_CACHE": str(tmp_path / "cache")},
-    )
+    done = here("run", "--sweep", file, *words, BCD_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     (row,) = pd.read_csv(tmp_path / "out" / "sweep.csv").to_dict("records")
     assert row["label"] == "prior" and row["auc"] == 0.5 and row["accuracy_locked"] >= 0

@@ -17,6 +17,7 @@ import pytest
 from bcdlib.errors import InputError
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials import cluster, comparison
+from tests.command import here
 from tests.trials.slow import PROFILE, SLOW, prepared, starts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -144,7 +145,7 @@ def test_the_same_table_as_in_one_process(tiny, tmp_path):
         done[name] = comparison.run_comparison(
             run,
             PROFILE,
-            method_names=["resnet50", "hybrid_cnn"],
+            method_names=["resnet50", "hybrid_cnn:bases=vgg16+resnet50"],
             split_names=["case"],
             weights="none",
             progress=False,
@@ -191,13 +192,13 @@ def test_killed_workers_and_a_killed_scheduler(dask, slow, tiny, tmp_path):
     often = starts(slow).value_counts()
     assert len(often) == 24 and often.sum() > 24, "no trial was cut off: nothing was tried"
     assert (often[sorted(finished)] <= 4).all()
-    alone = command(tiny, tmp_path / "alone", tmp_path / "cache", *words[:-2])
-    assert alone.wait(120) == 0
+    alone = ["compare", "--data", tiny, *words[:-2], "--out"]
+    assert here(*alone, tmp_path / "alone", BCD_CACHE=str(tmp_path / "cache")).returncode == 0
     for name in TABLES:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     before = len(starts(slow))
-    again = command(tiny, tmp_path / "run", tmp_path / "cache", *words[:-2])  # what was done stays done
-    assert again.wait(120) == 0 and len(starts(slow)) == before
+    again = here(*alone, tmp_path / "run", BCD_CACHE=str(tmp_path / "cache"))  # what was done stays done
+    assert again.returncode == 0 and len(starts(slow)) == before
 
 
 def test_a_scheduler_that_goes_for_good(dask, slow, tiny, tmp_path, monkeypatch):

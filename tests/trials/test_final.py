@@ -1,8 +1,5 @@
 """A final model: trained on all images, its threshold and figures from models that had not seen the case."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from bcdlib.evaluation import metrics, thresholds
 from bcdlib.explain import ood
 from bcdlib.runs.files import read_json
 from bcdlib.runs.profiles import get_profile
+from tests.command import here
 from tests.conftest import TEXTURE, write_labelled
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -114,13 +112,7 @@ def test_compare_makes_one(tmp_path):
     labels = write_labelled(tmp_path / "own", 6)
     data = ["--data", tmp_path / "own" / "images", "--manifest", labels, "--out", tmp_path / "run"]
     chosen = ["--methods", tmp_path / "texture.py", "--splits", "case", "--folds", "2", "--final"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bcdlib", "compare", *map(str, [*data, *chosen])],
-        cwd=ROOT,
-        env=os.environ | {"BCD_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    done = here("compare", *data, *chosen, BCD_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1].removeprefix("Final model: "))
     assert folder.parent == tmp_path / "run" / "trials" and folder.name.startswith("texture-all-fold0-seed0-")

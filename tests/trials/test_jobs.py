@@ -1,11 +1,14 @@
 """Trials on machines that do not see the run folder or the cache."""
 
+import gc
 import shutil
 from pathlib import Path
 
+import pytest
+
 from bcdlib.data import cache, splits
 from bcdlib.runs.folder import open_run_folder
-from bcdlib.trials import jobs, trial
+from bcdlib.trials import cluster, jobs, trial
 from bcdlib.trials.store import fetch_trial
 from tests.trials.slow import PROFILE, prepared
 
@@ -59,3 +62,17 @@ def test_a_machine_without_the_run_folder_works_from_the_store(slow, tiny, tmp_p
     names = [jobs.run_job(**item) for item in items.values()]
     assert all(fetch_trial(store, run.folder / "trials" / name) for name in names) and not Path(root).exists()
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["trials"]
+
+
+def test_collections_of_garbage_see_all_again_after_the_trials(tiny, tmp_path, monkeypatch):
+    run, seen = prepared(tiny, tmp_path, "run"), []
+
+    def fail(*words, **more):
+        seen.append(gc.get_freeze_count())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "map_items", fail)
+    options = {"root": tmp_path, "weights": None, "keep_model": False, "store": ""}
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_trials([], cache.run_cache(run), PROFILE, **options)
+    assert seen[0] > 0 and gc.get_freeze_count() == 0

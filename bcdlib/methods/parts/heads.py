@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from bcdlib.methods.parts import fitting
+from bcdlib.methods.parts import fitting, networks
 
 HEAD = "probability_"  # how the names of the heads' last layers begin
 
@@ -22,11 +22,20 @@ def average_heads(outputs: list):
 
 def predict_heads(network: keras.Model, X) -> dict[str, np.ndarray]:
     """Predict rows with every head of a network; each (N, outputs), by the head's name."""
-    found = {
-        layer.name.removeprefix(HEAD): layer.output for layer in network.layers if layer.name.startswith(HEAD)
-    }
-    predicted = fitting.predict_batches(keras.Model(network.inputs, list(found.values())), X)
-    return dict(zip(found, keras.tree.flatten(predicted), strict=True))
+    predicted = fitting.predict_batches(_with_every_head(network), X)
+    return dict(zip(head_names(network), keras.tree.flatten(predicted), strict=True))
+
+
+@networks.once
+def _with_every_head(network: keras.Model) -> keras.Model:
+    return keras.Model(
+        network.inputs, [network.get_layer(HEAD + name).output for name in head_names(network)]
+    )
+
+
+def head_names(network: keras.Model) -> list[str]:
+    """List the names of a network's heads, in their order."""
+    return [layer.name.removeprefix(HEAD) for layer in network.layers if layer.name.startswith(HEAD)]
 
 
 def predict_own(network: keras.Model, X, images) -> np.ndarray:

@@ -1,0 +1,64 @@
+"""What Keras has compiled is kept: to compile a network takes longer than to predict a few hundred rows."""
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+
+import keras
+
+_TWINS: dict[str, keras.Model] = {}  # networks that have predicted, by their build
+
+
+def once(build: Callable) -> Callable:
+    """Make a function of a network give what it first built, and Keras compiled, as long as that lives."""
+    built = weakref.WeakKeyDictionary()
+
+    @functools.wraps(build)
+    def find(network):
+        if network not in built:
+            built[network] = build(network)
+        return built[network]
+
+    return find
+
+
+@contextlib.contextmanager
+def twin(network: keras.Model, copy: Callable) -> Iterator[keras.Model]:
+    """Lend another network of the same build, with the same weights: to predict with, for a while.
+
+    All networks of a build get the same one, which Keras compiles once. It is meant for small ones, of which
+    a comparison makes hundreds.
+
+    Parameters
+    ----------
+    network : keras.Model
+    copy : callable
+        Copies a layer, as ``clone_function`` of keras.models.clone_model. What Keras compiles holds the
+        statistics of a normalisation layer as constants: it must leave these out.
+    """
+    build = repr(network.get_config())
+    found = _TWINS.pop(build, None)  # taken out: another thread gets its own
+    if found is None:
+        found = keras.models.clone_model(network, clone_function=copy)
+    copy_weights(network, found)
+    try:
+        yield found
+    finally:
+        if len(_TWINS) >= 4:
+            _TWINS.clear()
+        _TWINS[build] = found
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Give the layers of a network the weights of another's layers of the same names."""
+    for layer in source.layers:
+        if layer.weights and target.get_layer(layer.name).weights:
+            set_weights(target.get_layer(layer.name), layer.get_weights())
+
+
+def set_weights(layer: keras.layers.Layer, weights) -> None:
+    """Set a layer's weights, and what it derives from them."""
+    layer.set_weights(weights)
+    if isinstance(layer, keras.layers.Normalization):
+        layer.finalize_state()  # set_weights leaves the derived mean as it was
