@@ -454,7 +454,7 @@ def share_interval(
     metric : str
         "accuracy", or "slide_recognition": the mean over slides of the share of their images.
     **options
-        As in `interval_table`.
+        threshold, repeats and seed, as in `interval_table`.
 
     Returns
     -------
@@ -462,8 +462,10 @@ def share_interval(
         Share, lower and upper limit: the mean over seeds, and over folds that test an image more than once.
         The limits are NaN where no interval can be said; see `metric_limits`.
     """
-    counted = predictions.assign(label=1, probability=np.asarray(found, dtype=float))
-    row = interval_table(counted, [metric], by_image=False, **options).iloc[0]
+    counted = number_names(predictions.assign(label=1, probability=np.asarray(found, dtype=float)))
+    # of shares, no one asks for the same one again
+    options = {"threshold": THRESHOLD, "repeats": REPEATS, "seed": 0} | options
+    row = _by_case(counted, [metric], **options)[metric]
     return row["value"], row["low"], row["high"]
 
 

@@ -147,7 +147,7 @@ def test_the_index_is_the_line_and_cells_stay_text(tmp_path):
         (GOOD.replace("Müller", '"Müller'), ["line 2", "quotation mark"]),
         (GOOD.replace("group", "label"), ["'label' comes twice"]),
         (gzip.compress(b"a" * 30_000_000, mtime=0), ["a million characters"]),
-        (gzip.compress(gzip.compress(GOOD.encode()), mtime=0), ["gzip twice"]),
+        (gzip.compress(gzip.compress(GOOD.encode(), mtime=0), mtime=0), ["gzip twice"]),
         (GOOD + "\n" * 5000 + "a\0,0,1\n", ["line 5004", "NUL"]),
         ("", ["empty"]),
         ("path,label,group\n,,\n", ["no rows"]),
