@@ -114,7 +114,7 @@ def load_predictions(
         table = metrics.read_predictions(path)
         run.write_csv("predictions.csv", table)
         if kept := files.kept_table(run.folder / "predictions.csv"):  # for the report
-            table.to_pickle(kept)
+            files.write_kept(kept, table)
     else:
         run.need_file("predictions.csv", "04_train")
         table = metrics.read_predictions(run.folder / "predictions.csv")

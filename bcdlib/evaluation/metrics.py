@@ -387,7 +387,7 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
     """
     kept = files.kept_table(path)
     if kept and kept.is_file():
-        return pd.read_pickle(kept)
+        return files.read_kept(kept)
     several = [*SUBTYPE_COLUMNS, *MAGNIFICATION_COLUMNS]
     table = files.read_user_csv(path, "predictions table", COLUMNS, ["weights", "data", *several])
     kinds = breakhis.read_classes(table["label"])
@@ -425,7 +425,7 @@ def read_predictions(path, *, any_task: bool = False) -> pd.DataFrame:
         table["weights"] = table["weights"].replace("", "not stated")
     table = check_predictions(table.reset_index(drop=True), str(path))
     if kept and not any_task:
-        table.to_pickle(kept)
+        files.write_kept(kept, table)
     return table
 
 

@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import filelock
@@ -380,11 +381,42 @@ def read_once() -> Iterator[None]:
 
 
 def kept_table(path) -> Path | None:
-    """Say where a table that was read from a file is kept within `read_once`, pickled; None elsewhere."""
+    """Say where a table that was read from a file is kept within `read_once`; None elsewhere."""
     folder = os.environ.get("BCD_TABLES")
     if not folder or not Path(path).is_file():
         return None
-    return Path(folder, f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}.pickle")
+    return Path(folder, f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}.npz")
+
+
+def write_kept(path: Path, table: pd.DataFrame) -> None:
+    """Write a table of numbers, texts and categories as NumPy arrays: names, and which row has which."""
+    arrays: dict[str, Any] = {"columns": np.array(list(table), dtype=str)}
+    for number, (_, values) in enumerate(table.items()):
+        if pd.api.types.is_numeric_dtype(values):
+            arrays[f"{number} numbers"] = values.to_numpy()
+        else:
+            known = isinstance(values.dtype, pd.CategoricalDtype)
+            codes, names = (values.cat.codes, values.cat.categories) if known else pd.factorize(values)
+            kind = "categories" if known else "objects" if values.dtype == object else "texts"
+            arrays |= {f"{number} codes": codes, f"{number} {kind}": np.array(names, dtype=str)}
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_kept(path: Path) -> pd.DataFrame:
+    """Read what `write_kept` wrote."""
+    columns = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for number, column in enumerate(arrays["columns"].tolist()):
+            if f"{number} numbers" in arrays:
+                columns[column] = arrays[f"{number} numbers"]
+                continue
+            kind = next(kind for kind in ("categories", "objects", "texts") if f"{number} {kind}" in arrays)
+            names = pd.Series(arrays[f"{number} {kind}"])
+            values = pd.Categorical.from_codes(arrays[f"{number} codes"], names)
+            to = {"categories": values.dtype, "objects": object, "texts": names.dtype}[kind]
+            columns[column] = pd.Series(values).astype(to)
+    return pd.DataFrame(columns)
 
 
 def _no_csv(path, why: str) -> InputError:
