@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -389,8 +389,11 @@ def kept_table(path) -> Path | None:
 
 
 def write_kept(path: Path, table: pd.DataFrame) -> None:
-    """Write a table of numbers, texts and categories as NumPy arrays: names, and which row has which."""
-    arrays: dict[str, Any] = {"columns": np.array(list(table), dtype=str)}
+    """Write a table of numbers, texts and categories as NumPy arrays: names, and which row has which.
+
+    A name holds no line break: `read_user_csv` refuses them.
+    """
+    arrays: dict[str, Any] = {"columns": _joined(table.columns)}
     for number, (_, values) in enumerate(table.items()):
         if pd.api.types.is_numeric_dtype(values):
             arrays[f"{number} numbers"] = values.to_numpy()
@@ -398,7 +401,7 @@ def write_kept(path: Path, table: pd.DataFrame) -> None:
             known = isinstance(values.dtype, pd.CategoricalDtype)
             codes, names = (values.cat.codes, values.cat.categories) if known else pd.factorize(values)
             kind = "categories" if known else "objects" if values.dtype == object else "texts"
-            arrays |= {f"{number} codes": codes, f"{number} {kind}": np.array(names, dtype=str)}
+            arrays |= {f"{number} codes": codes, f"{number} {kind}": _joined(names)}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
@@ -407,16 +410,25 @@ def read_kept(path: Path) -> pd.DataFrame:
     """Read what `write_kept` wrote."""
     columns = {}
     with np.load(path, allow_pickle=False) as arrays:
-        for number, column in enumerate(arrays["columns"].tolist()):
+        for number, column in enumerate(_parted(arrays["columns"])):
             if f"{number} numbers" in arrays:
                 columns[column] = arrays[f"{number} numbers"]
                 continue
             kind = next(kind for kind in ("categories", "objects", "texts") if f"{number} {kind}" in arrays)
-            names = pd.Series(arrays[f"{number} {kind}"])
+            names = pd.Series(_parted(arrays[f"{number} {kind}"]))
             values = pd.Categorical.from_codes(arrays[f"{number} codes"], names)
             to = {"categories": values.dtype, "objects": object, "texts": names.dtype}[kind]
             columns[column] = pd.Series(values).astype(to)
     return pd.DataFrame(columns)
+
+
+def _joined(names: Iterable[str]) -> np.ndarray:
+    # an array of texts would give each as much room as the longest
+    return np.frombuffer("\n".join(names).encode(), dtype="uint8")
+
+
+def _parted(joined: np.ndarray) -> list[str]:
+    return joined.tobytes().decode().split("\n")
 
 
 def _no_csv(path, why: str) -> InputError:

@@ -206,6 +206,7 @@ def execute_notebook(
                 kernel_manager_class=_ThisPython,
             )
     except papermill.PapermillExecutionError as error:
+        _drop_noise(output)
         if error.ename == InputError.__name__:
             raise InputError(error.evalue) from None
         if error.ename == "KeyboardInterrupt":  # the terminal stops the kernel too
