@@ -362,9 +362,16 @@ def compare(
     if seed + many - 1 > LAST_SEED:
         raise InputError(f"--seed {seed}: with {many} seeds from there on the last is beyond {LAST_SEED}")
     settings = profiles.get_profile(profile, folds=folds)
-    given = [f"embeddings:file={Path(embeddings).expanduser().absolute()}"] if embeddings else []
+    names = split_words(methods)
+    if embeddings:  # may be named with settings of its head
+        given = f"embeddings:file={Path(embeddings).expanduser().absolute()}"
+        named = [
+            given + name.removeprefix("embeddings") if name.partition(":")[0] == "embeddings" else name
+            for name in names
+        ]
+        names = named if named != names else [*names, given]
     asked = {
-        "method_names": comparison.expand_methods([*split_words(methods), *given]),
+        "method_names": comparison.expand_methods(names),
         "split_names": split_words(splits),
         "seeds": range(seed, seed + many),
         "trainable": options.pop("trainable"),

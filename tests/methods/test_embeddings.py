@@ -18,6 +18,7 @@ from bcdlib.methods.parts import encoders
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials import comparison
 from bcdlib.trials.trial import Trial, run_trial
+from tests.command import here
 
 NAMES = breakhis.known_images()["filename"].tolist()[:6]
 X = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
@@ -181,6 +182,20 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     assert comparison.expand_methods([files[0], files[0]]) == files[:1]
     with pytest.raises(InputError, match="both are called embeddings-file=v.npz in the tables; rename one"):
         comparison.expand_methods(files)
+
+
+def test_a_file_and_the_method_named_too_are_one(tiny, tiny_names, tmp_path):
+    vectors_of = np.random.default_rng(0).normal(size=(len(tiny_names), 3))
+    np.savez(tmp_path / "v.npz", filename=np.array(tiny_names), embeddings=vectors_of)
+    words = ["compare", "--data", tiny, "--profile", "demo", "--splits", "image", "--folds", "2"]
+    words += ["--embeddings", tmp_path / "v.npz", "--out", tmp_path / "run"]
+    for names, label in (
+        ("embeddings", "embeddings-file=v.npz"),
+        ("embeddings:C=0.5", "embeddings-file=v.npz-C=0.5"),
+    ):
+        done = here(*words, "--methods", names, BCD_CACHE=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stderr
+        assert label in done.stdout and "Failed" not in done.stdout + done.stderr
 
 
 def test_only_by_name():
