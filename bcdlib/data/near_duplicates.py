@@ -91,7 +91,8 @@ def across_split(found: pd.DataFrame, split: pd.DataFrame) -> pd.DataFrame:
 
 def _both_ways(found: pd.DataFrame) -> pd.DataFrame:
     """All ordered pairs, most alike first, those of several copies of one image included."""
-    names, codes = np.unique(found[["first", "second"]].to_numpy(dtype=str), return_inverse=True)
+    # an array of texts would give each as much room as the longest
+    codes, names = pd.factorize(found[["first", "second"]].to_numpy(dtype=object).ravel(), sort=True)
     codes = codes.reshape(-1, 2)
     exact = (found["correlation"] == 1).to_numpy()
     graph = coo_array((np.ones(exact.sum()), codes[exact].T), shape=(len(names), len(names)))
