@@ -130,7 +130,7 @@ def bootstrap_cases(
 
 
 def draw_places(n: int, seed: int = 0) -> tuple[np.ndarray, int]:
-    """Say as which unit each of n is drawn, int (n,), and how many units that makes: at most `MOST_UNITS`.
+    """Number the unit that each of n cases is drawn with, int (n,), and count the units: at most `MOST_UNITS`.
 
     Examples
     --------

@@ -11,7 +11,7 @@ _TWINS: dict[str, keras.Model] = {}  # networks that have predicted, by their bu
 
 
 def once(build: Callable) -> Callable:
-    """Make a function of a network give what it first built, and Keras compiled, as long as that lives."""
+    """Cache what a function builds from a network, for as long as the network lives."""
     built = weakref.WeakKeyDictionary()
 
     @functools.wraps(build)
@@ -25,10 +25,9 @@ def once(build: Callable) -> Callable:
 
 @contextlib.contextmanager
 def twin(network: keras.Model, copy: Callable) -> Iterator[keras.Model]:
-    """Lend another network of the same build, with the same weights: to predict with, for a while.
+    """Lend a compiled network of the same build and with the same weights, to predict with.
 
-    All networks of a build get the same one, which Keras compiles once. It is meant for small ones, of which
-    a comparison makes hundreds.
+    Networks of one build share it, so Keras compiles it once; a comparison makes hundreds of small heads.
 
     Parameters
     ----------
