@@ -130,7 +130,7 @@ def bootstrap_cases(
 
 
 def draw_places(n: int, seed: int = 0) -> tuple[np.ndarray, int]:
-    """Number the unit that each of n cases is drawn with, int (n,), and count the units: at most `MOST_UNITS`.
+    """Assign n cases to units that are drawn: the unit of each, int (n,), and how many, at most `MOST_UNITS`.
 
     Examples
     --------
