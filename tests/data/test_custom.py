@@ -384,28 +384,6 @@ def test_audit(tmp_path):
     assert (table.loc[table["split"] == "image", "cases_shared"] == 3).all()
 
 
-@pytest.mark.slow
-def test_run_and_compare(tmp_path):
-    # relative paths, as a user in that folder writes them
-    draw(tmp_path / "mine", rows([(name, classes, 12) for name, classes, _ in THREE]))
-    options = ["--data", "mine", "--manifest", "mine.csv", "--out", "out", "--weights", "none"]
-    done = here("run", *options, "--method", "lenet5", cwd=tmp_path, BCD_CACHE=str(tmp_path / "cache"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert {row["split"] for row in summary["trained"]} == {"case"}
-    assert {row["split"]: row["images"] for row in summary["compared"]} == {"image": 36, "case": 36}
-    assert all(row["slides"] == row["cases"] == 3 for row in summary["compared"])
-    html = re.sub('data:image/[a-z]+;base64,[^"]*', "", (tmp_path / "out" / "report.html").read_text())
-    for word in ("652", "63(7)", "CC BY", "1995", "printed<", "Gour et al.", "99.10", "93.45"):
-        assert word not in html, word
-    assert "2 folds instead of 5" in html and "of 2 test cases were also in training" in html
-    assert pd.read_csv(tmp_path / "out" / "tables" / "by_magnification.csv")["magnification"].tolist() == [
-        "unknown"
-    ]
-    done = here("compare", *options, "--splits", "case", cwd=tmp_path, BCD_CACHE=str(tmp_path / "cache"))
-    assert done.returncode == 0 and "case" in done.stdout, done.stderr
-
-
 def four(tmp_path, names, groups="pqrs"):
     """A manifest of four images with these paths."""
     lines = [f"{name},{number % 2},{group}" for number, (name, group) in enumerate(zip(names, groups))]

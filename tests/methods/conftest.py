@@ -21,8 +21,8 @@ def cache(tiny, tmp_path_factory):
 def large_network():
     """A context: layer after layer, as TensorFlow's functions do it once traced.
 
-    To trace a step of a hundred layers takes ten times as long as to do it. Small networks are traced in these
-    files, and ResNet-50 in the run of all notebooks.
+    To trace a step of a hundred layers takes ten times as long as to do it. Small networks are traced in
+    these files, and ResNet-50 in the run of all notebooks.
     """
     return _eagerly
 

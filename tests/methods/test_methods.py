@@ -558,11 +558,10 @@ def test_magnification_is_a_task_of_four_classes(cache, tables, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["csdcnn", "resnet152", "hybrid_cnn", "alexnet", "googlenet", "lenet5"])
-def test_subtypes(name, results, cache, tables, large_network, tmp_path):
+def test_subtypes(name, results, cache, tables, tmp_path):
     run = trial(name, tables, "case", task="subtype")
     options = {"weights": "none", "verbose": 0, "keep_model": name in ("csdcnn", "hybrid_cnn")}
-    with large_network() if name == "resnet152" else contextlib.nullcontext():
-        result = run_trial(run, cache, TINY, root=tmp_path, **options)
+    result = run_trial(run, cache, TINY, root=tmp_path, **options)
     table = result.predictions
     assert run.label.endswith("-subtype") and set(table["method"]) == {run.label}
     eight = table[[f"p_{subtype}" for subtype in breakhis.SUBTYPES]]

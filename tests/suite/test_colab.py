@@ -1,6 +1,7 @@
 """The notebooks in Colab: with a user and without, with Drive and without, on a TPU's machine."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,11 +10,15 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+import pandas as pd
 import pytest
 
 from bcdlib.runs import environment
+from bcdlib.runs.folder import open_run_folder
+from bcdlib.suite.report import write_report
 from bcdlib.trials.notebook import STAGES
 from tests.colab import ROOT, Colab, printed
+from tests.data.test_custom import THREE, draw, rows
 
 GET = 5  # cells up to the one that gets bcdlib
 OPEN = "from bcdlib import mount; print(mount.open_run(data='synthetic').folder)"
@@ -102,17 +107,33 @@ def test_the_upload_that_failed_to_install_does_not_stop(colab, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_six_one_after_the_other_with_a_user(tiny, colab):
+def test_all_six_one_after_the_other_with_a_user_and_images_of_ones_own(colab):
     """As a user does: each notebook by itself, with no run folder named."""
-    quick = {"04_train": {"method": "lenet5", "epochs": 1}, "06_compare": {"splits": "case"}}
+    data, manifest = draw(colab.content / "mine", rows([(name, classes, 12) for name, classes, _ in THREE]))
+    own = {"data": str(data), "manifest": str(manifest), "weights": "none", "method": "lenet5", "epochs": 1}
+    run, executed = colab.mine / "bcdlib" / "mine-demo", {}
     for stage in STAGES:
-        colab.run(stage, answers=True, data=str(tiny), weights="none", **quick.get(stage, {}))
+        executed[stage] = colab.run(stage, answers=True, **own)
     assert colab.asked == 1
-    run = colab.mine / "bcdlib" / f"{tiny.name}-demo"
     assert (run / "predictions.csv").is_file() and (run / "figures" / "table_ii.svg").is_file()
     assert list((colab.mine / "bcdlib" / "cache").glob("pixels-*/pixels.npy"))
     facts = [json.loads(file.read_text()) for file in run.glob("trials/*/trial.json")]
     assert all(one["environment"]["colab"] == "release-colab_20260801" for one in facts)
+    # the report of these images says nothing that is known of BreakHis alone
+    (run / "notebooks").mkdir()
+    for stage, notebook in executed.items():
+        notebook.metadata.pop("widgets", None)  # random names, which may hold any number
+        nbformat.write(notebook, run / "notebooks" / f"{stage}.ipynb")
+    summary = write_report(open_run_folder(run))
+    assert {row["split"] for row in summary["trained"]} == {"case"}
+    assert {row["split"]: row["images"] for row in summary["compared"]} == {"image": 36, "case": 36}
+    assert all(row["slides"] == row["cases"] == 3 for row in summary["compared"])
+    html = re.sub('data:image/[a-z]+;base64,[^"]*', "", (run / "report.html").read_text())
+    for word in ("652", "63(7)", "CC BY", "1995", "printed<", "Gour et al.", "99.10", "93.45"):
+        assert word not in html, word
+    assert "2 folds instead of 5" in html and "of 2 test cases were also in training" in html
+    by_magnification = pd.read_csv(run / "tables" / "by_magnification.csv")
+    assert by_magnification["magnification"].tolist() == ["unknown"]
 
 
 @pytest.mark.thorough

@@ -15,6 +15,7 @@ from bcdlib.plots import panel
 from bcdlib.suite import stamp
 from bcdlib.trials.notebook import STAGES
 from tests.command import bcdlib, here
+from tests.data.test_custom import THREE, draw, rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -172,18 +173,25 @@ def check_headless(folder):
         assert not notebook.metadata.get("widgets")
 
 
-def test_run_from_another_folder_keeps_everything_there(tiny, tmp_path, monkeypatch):
+def test_run_from_another_folder_keeps_everything_there(prior, tmp_path, monkeypatch):
+    """Relative paths, as a user in that folder writes them."""
+    draw(tmp_path / "mine", rows(THREE))
     for name in ("BCD_CACHE", "BCD_HOME"):
         monkeypatch.delenv(name, raising=False)
-    done = here("run", "--data", tiny, "--only", "01_mount", "--only", "02_preprocess", cwd=tmp_path)
+    words = ["--data", "mine", "--manifest", "mine.csv"]
+    done = here("run", *words, "--only", "01_mount", "--only", "02_preprocess", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "runs" / f"{Path(tiny).name}-demo"
+    run = tmp_path / "runs" / "mine-demo"
     cache = Path(json.loads((run / "settings.json").read_text())["cache"])
     assert cache.parent == tmp_path / "runs" / "cache" and (cache / "pixels.npy").is_file()
     kept = nbformat.read(run / "notebooks" / "02_preprocess.ipynb", as_version=4)
     said = [output.text for cell in kept.cells for output in cell.get("outputs", []) if "text" in output]
     assert any("Run folder" in text for text in said)
     assert not any("absl" in text or "cuda" in text for text in said)  # what TensorFlow says as it starts
+    words += ["--out", "runs/mine-demo", "--weights", "none", "--methods", prior.name, "--splits", "case"]
+    done = here("compare", *words, cwd=tmp_path)
+    assert done.returncode == 0 and "case" in done.stdout, done.stderr
+    assert (run / "comparison.csv").is_file() and list(cache.parent.glob("pixels-*")) == [cache]
 
 
 @pytest.mark.slow
