@@ -145,7 +145,7 @@ def test_the_same_table_as_in_one_process(tiny, tmp_path):
         done[name] = comparison.run_comparison(
             run,
             PROFILE,
-            method_names=["resnet50", "hybrid_cnn:bases=resnet50:folds=2"],
+            method_names=["googlenet", "hybrid_cnn:bases=vgg16:folds=2"],
             split_names=["case"],
             weights="none",
             progress=False,
@@ -202,8 +202,17 @@ def test_killed_workers_and_a_killed_scheduler(dask, slow, tiny, tmp_path):
     assert again.returncode == 0 and len(starts(slow)) == before
 
 
-def test_a_scheduler_that_goes_for_good(dask, slow, tiny, tmp_path, monkeypatch):
+@pytest.fixture
+def quickly_given_up(monkeypatch):
+    """A connection that does not come is waited for a second, not ten."""
+    import distributed
+
+    client = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda **words: client(**words | {"timeout": 1}))
     monkeypatch.setattr(cluster, "PATIENCE", 2)
+
+
+def test_a_scheduler_that_goes_for_good(dask, slow, tiny, tmp_path, quickly_given_up):
     run = prepared(tiny, tmp_path, "run")
     dask.scheduler(), dask.worker()
     wait_for(lambda: "Registered" in (tmp_path / "dask-1.log").read_text())
@@ -224,7 +233,7 @@ def test_a_scheduler_that_goes_for_good(dask, slow, tiny, tmp_path, monkeypatch)
     killer.join()
 
 
-def test_what_is_no_scheduler(tmp_path):
+def test_what_is_no_scheduler(tmp_path, quickly_given_up):
     for name in ("local", "local:0", "local:x", "host:8786", str(tmp_path / "none.json")):
         with pytest.raises(InputError, match="--scheduler"):
             cluster.check_scheduler(name)
