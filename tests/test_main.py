@@ -15,6 +15,7 @@ from PIL import Image
 
 from bcdlib.data.breakhis import class_labels, known_images
 from tests.command import ROOT, bcdlib, here, refused
+from tests.test_strangers import harmless, hostile_predictions
 
 
 def test_help_lists_commands_that_exist():
@@ -327,10 +328,13 @@ def predictions_of(name, cases=12):
 
 @pytest.mark.slow
 def test_reports_of_two_tables_of_one_name(tmp_path, monkeypatch):
-    """Each has a folder of its own; a folder that holds the one is not overwritten with the other."""
-    for name in "ab":
+    """Each has a folder of its own; a folder that holds the one is not overwritten with the other.
+
+    The other's texts are a stranger's, and must not become HTML.
+    """
+    for name, table in {"a": predictions_of("model a"), "b": hostile_predictions()}.items():
         (tmp_path / name).mkdir()
-        predictions_of(f"model {name}").to_csv(tmp_path / name / "predictions.csv", index=False)
+        table.to_csv(tmp_path / name / "predictions.csv", index=False)
     home = tmp_path / "runs {seed} 100%"
     kernel = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
     kernel.parent.mkdir(parents=True)
@@ -344,7 +348,8 @@ def test_reports_of_two_tables_of_one_name(tmp_path, monkeypatch):
             monkeypatch.setattr("bcdlib.suite.run.execute_notebook", lambda *words, **more: None)
     made = {folder.name: (folder / "tables" / "metrics.csv").read_text() for folder in home.iterdir()}
     assert set(made) == {"predictions-evaluate", "predictions-evaluate-2"}
-    assert "model a" in made["predictions-evaluate"] and "model b" in made["predictions-evaluate-2"]
+    assert "model a" in made["predictions-evaluate"] and "net" in made["predictions-evaluate-2"]
+    harmless(home / "predictions-evaluate-2" / "report.html")
     out = home / "predictions-evaluate"
     refused(here("evaluate", tmp_path / "b" / "predictions.csv", "--out", out, **where), "name another --out")
     assert "model a" in (out / "tables" / "metrics.csv").read_text()

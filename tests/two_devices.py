@@ -128,8 +128,7 @@ def resnet50(weights: str) -> dict:
 if __name__ == "__main__":
     where, what = sys.argv[1:]
     result = {
-        "same_loss": same_loss,
-        "resumed": lambda: resumed(Path(where)),
+        "both": lambda: same_loss() | resumed(Path(where)),
         "resnet50": lambda: resnet50(where),
     }[what]()
     print("\n" + json.dumps(result))

@@ -223,19 +223,19 @@ def test_checkpoints_take_at_most_their_share_of_the_time_on_a_slow_disk(tmp_pat
 
     def slowly(path):
         started = time.perf_counter()
-        time.sleep(0.05)
+        time.sleep(0.03)
         save(path)
         written.append(time.perf_counter() - started)
 
     monkeypatch.setattr(model, "save", slowly)
-    wait = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: time.sleep(0.08))
+    wait = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: time.sleep(0.04))
     history = fitting.History(pd.DataFrame(), 0)
     batches = fitting.Batches(np.zeros((4, 2)), np.zeros(4), 4, None, seed=0)
     started = time.perf_counter()
     model.fit(
         np.zeros((4, 2)),
         np.zeros(4),
-        epochs=100,
+        epochs=60,
         verbose=0,
         callbacks=[wait, history, fitting.Checkpoint(tmp_path / "checkpoint.keras", history, batches)],
     )

@@ -20,6 +20,20 @@ HERE = Path(__file__).resolve().parent.parent
 BACKENDS = pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What two_devices.py finds for a backend in one process: (folder, findings, what it printed)."""
+    known = {}
+
+    def ask(backend):
+        if backend not in known:
+            folder = tmp_path_factory.mktemp(backend)
+            known[backend] = folder, *shared(backend, folder, "both")
+        return known[backend]
+
+    return ask
+
+
 def shared(backend, where, what):
     """What tests/two_devices.py finds, and what it printed before."""
     if importlib.util.find_spec(backend) is None:
@@ -51,9 +65,9 @@ def difference(one, two, name):
 
 
 @BACKENDS
-def test_the_same_loss_as_on_one_device(backend, tmp_path):
+def test_the_same_loss_as_on_one_device(backend, both):
     """20 steps with batch norm, on JAX also augmentation and dropout; 37 held out; a batch of 9 on one."""
-    found, said = shared(backend, tmp_path, "same_loss")
+    _, found, said = both(backend)
     assert len(found["1"]["loss"]) == 4 and found["1"]["loss"][0] > 2 * found["1"]["loss"][-1], (
         "nothing was learned"
     )
@@ -63,16 +77,16 @@ def test_the_same_loss_as_on_one_device(backend, tmp_path):
 
 
 @BACKENDS
-def test_cut_off_and_resumed_and_saved_on_two_devices(backend, tmp_path):
-    found, said = shared(backend, tmp_path, "resumed")
+def test_cut_off_and_resumed_and_saved_on_two_devices(backend, both):
+    folder, found, said = both(backend)
     assert found["whole"] == found["resumed"], "bit for bit"
     assert "Training on 2 of 2 devices, 4 images of a batch of 8 on each: " in said
     assert "Epoch 3/4" in said and "Epoch 2/4" not in said, "did not go on where it was"
-    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+    with zipfile.ZipFile(folder / "model.keras") as archive:
         assert b'"synchronized": true' not in archive.read("config.json")
     X = np.random.default_rng(0).integers(0, 256, (64, 24, 36, 3), dtype="uint8")
     X[1::2] //= 2
-    here = keras.models.load_model(tmp_path / "model.keras").predict(X[:37], verbose=0)[:, 0]  # one device
+    here = keras.models.load_model(folder / "model.keras").predict(X[:37], verbose=0)[:, 0]  # one device
     np.testing.assert_allclose(here, found["resumed"]["probability"], atol=1e-5)
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from bcdlib.data import splits
+from bcdlib.methods.parts import architectures
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials.trial import Trial, run_trial
 
@@ -100,20 +101,22 @@ def test_edited_code_is_another_trial_and_a_comment_is_not(tried):
     assert deeper.folder not in (one.folder, edited.folder)
 
 
-def test_weights_are_known_by_content(run, weights_dir, tmp_path):
+def test_weights_are_known_by_content(run, tmp_path):
     """The same weights in another folder are the same trial; other weights under the same path are not."""
     table = splits.read_split(run[0], "case")
+    written = tmp_path / "googlenet_notop.weights.h5"
+    architectures.GoogLeNet(input_shape=(32, 32, 3)).save_weights(written)
     names = []
     for place, change in (("a", False), ("b", False), ("b", True)):
         folder = tmp_path / place
         folder.mkdir(exist_ok=True)
-        file = folder / "resnet50_notop.weights.h5"
+        file = folder / written.name
         if change:
             with open(file, "ab") as opened:
                 opened.write(b"\0")  # HDF5 does not mind
         else:
-            shutil.copy(weights_dir / file.name, file)
-        trial = Trial("resnet50", "case", table, trainable="head")
+            shutil.copy(written, file)
+        trial = Trial("googlenet", "case", table, trainable="head")
         result = run_trial(
             trial,
             run[1],
@@ -123,5 +126,6 @@ def test_weights_are_known_by_content(run, weights_dir, tmp_path):
             keep_model=False,
             verbose=0,
         )
+        assert str(written.name) in result.predictions["weights"].unique().item()
         names.append(result.folder.name)
     assert names[0] == names[1] != names[2]
