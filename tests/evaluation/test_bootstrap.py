@@ -265,7 +265,7 @@ def test_a_large_difference_among_many_is_found():
         for k in range(59)
     ]
     table = bootstrap.paired_differences(
-        pd.concat([first, bad.assign(method="bad"), *others]), "method", "auc"
+        pd.concat([first, bad.assign(method="bad"), *others]), "method", "accuracy"
     )
     assert len(table) == 60
     assert table.set_index("first").loc["bad", "p_holm"] < 0.05
