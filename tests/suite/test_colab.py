@@ -88,7 +88,8 @@ def test_a_home_of_ones_own_needs_no_drive(colab, tmp_path):
     assert printed(notebook).strip() == str(tmp_path / "home" / "synthetic-demo") and colab.asked == 0
 
 
-def test_headless_without_drive_goes_through(tiny, colab):
+def test_headless_without_drive_goes_through(tiny, tmp_path):
+    colab = Colab(tmp_path, pip=True)
     for stage in ("01_mount", "02_preprocess"):
         colab.run(stage, answers=False, drive=False, data=str(tiny))
     run = colab.content / "bcdlib" / f"{tiny.name}-demo"
@@ -96,8 +97,9 @@ def test_headless_without_drive_goes_through(tiny, colab):
     assert list((colab.content / "bcdlib" / "cache").glob("pixels-*/pixels.npy"))
 
 
-def test_the_upload_that_failed_to_install_does_not_stop(colab, tmp_path):
+def test_the_upload_that_failed_to_install_does_not_stop(tmp_path):
     """There is no wheel of an optional package for this Python."""
+    colab = Colab(tmp_path, pip=True)
     (colab.folder / "packages" / "sitecustomize.py").write_text(
         "import bcdlib.runs.environment as e; e.OPTIONAL = ('no-such-package-of-bcdlib',)"
     )
