@@ -24,6 +24,23 @@ def no_open_figures():
     matplotlib.pyplot.close("all")
 
 
+# of a minute or more: begun last they would leave the other worker with nothing to do
+LONG = (
+    "test_notebooks.py",
+    "test_methods.py",
+    "test_fitting.py",
+    "test_cluster.py",
+    "test_faults_crashes.py",
+    "test_colab.py",
+    "test_resume.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long files; the others stay in their order."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 COUNTS = ("tried", "survived", "reported", "lost")
 
 
