@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +114,8 @@ def load_predictions(
             )
         table = metrics.read_predictions(path)
         run.write_csv("predictions.csv", table)
-        if kept := files.kept_table(run.folder / "predictions.csv"):  # for the report
-            files.write_kept(kept, table)
+        if kept := files.kept_table(path):
+            shutil.copyfile(kept, files.kept_table(run.folder / "predictions.csv"))  # for the report
     else:
         run.need_file("predictions.csv", "04_train")
         table = metrics.read_predictions(run.folder / "predictions.csv")

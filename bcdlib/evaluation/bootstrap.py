@@ -7,6 +7,7 @@ again on other cases.
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -36,8 +37,9 @@ KEY = ["filename", "seed"]
 FEWEST_CASES = 3  # of a class: with fewer, nothing is said about other cases
 ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can add
 MOST_KINDS = 20_000  # pairs of label and probability that are told apart
+LEVELS = 250  # of probability, where there are more
 FEW_KINDS = 100
-LEVELS = 1_000  # of probability, where there are more
+FILLED = 0.05  # of a large table of counts: from here on it is sooner multiplied whole than its entries
 COUNTS, LIMITS, LIMITS_BY_IMAGE = (
     ["images", "slides", "cases"],
     ["low", "high"],
@@ -129,6 +131,7 @@ def bootstrap_cases(
     return pd.concat(blocks, ignore_index=True)
 
 
+@functools.lru_cache(maxsize=2)
 def draw_places(n: int, seed: int = 0) -> tuple[np.ndarray, int]:
     """Assign n cases to units that are drawn: the unit of each, int (n,), and how many, at most `MOST_UNITS`.
 
@@ -205,7 +208,7 @@ def _rests_on(metric, one: dict[str, pd.DataFrame], *, added: bool) -> tuple:
 
 def _count_kinds(
     metric, table: pd.DataFrame, place: np.ndarray, *, unit: str, added: bool
-) -> tuple[pd.DataFrame, sparse.csr_array]:
+) -> tuple[pd.DataFrame, np.ndarray | sparse.csr_array]:
     """Gather the rows that a metric cannot tell apart: (kinds, how many of each a unit has (K, units))."""
     columns = _columns(metric, table)
     rows = table[columns].assign(place=place[table[unit]], times=1.0)
@@ -218,9 +221,10 @@ def _count_kinds(
     kind = rows.groupby(columns, sort=False, dropna=False).ngroup().to_numpy()
     shape = kind.max() + 1, units + (len(ADDED) if added else 0)
     kinds = rows.loc[~pd.Series(kind).duplicated().to_numpy(), columns].reset_index(drop=True)
-    if shape[0] < FEW_KINDS:  # a million rows are sooner counted than sorted
-        counts = np.bincount(kind * shape[1] + rows["place"], rows["times"], shape[0] * shape[1])
-        return kinds, sparse.csr_array(counts.reshape(shape))
+    if len(rows) > FILLED * math.prod(shape):
+        counts = np.bincount(kind * shape[1] + rows["place"], rows["times"], math.prod(shape))
+        counts = counts.reshape(shape)
+        return kinds, sparse.csr_array(counts) if shape[0] < FEW_KINDS else counts
     return kinds, sparse.csr_array((rows["times"], (kind, rows["place"])), shape=shape)
 
 
@@ -419,16 +423,21 @@ def _by_case(part: pd.DataFrame, metrics: list[str], **options) -> dict[str, dic
     (point,) = metrics_table(part.assign(all=0), ["all"], options["threshold"], keys=metrics).to_dict(
         "records"
     )
-    draws = bootstrap_cases(part, metrics, **options)
-    added = bootstrap_cases(part, [name for name in metrics if METRICS[name].rate], added=True, **options)
+    limits = _limits_by_case(part, {metric: point[metric] for metric in metrics}, **options)
+    counts = {name: point[name] for name in COUNTS}
     return {
-        metric: {
-            **{name: point[name] for name in COUNTS},
-            "metric": metric,
-            "value": point[metric],
-            **dict(zip(LIMITS, metric_limits(metric, point[metric], part, draws[metric], added.get(metric)))),
-        }
+        metric: {**counts, "metric": metric, "value": point[metric], **dict(zip(LIMITS, limits[metric]))}
         for metric in metrics
+    }
+
+
+def _limits_by_case(part: pd.DataFrame, values: dict[str, float], **options) -> dict[str, tuple]:
+    """Compute the limits over cases of metrics of one group, given their values."""
+    draws = bootstrap_cases(part, list(values), **options)
+    added = bootstrap_cases(part, [name for name in values if METRICS[name].rate], added=True, **options)
+    return {
+        metric: metric_limits(metric, value, part, draws[metric], added.get(metric))
+        for metric, value in values.items()
     }
 
 
@@ -463,10 +472,9 @@ def share_interval(
         The limits are NaN where no interval can be said; see `metric_limits`.
     """
     counted = number_names(predictions.assign(label=1, probability=np.asarray(found, dtype=float)))
-    # of shares, no one asks for the same one again
-    options = {"threshold": THRESHOLD, "repeats": REPEATS, "seed": 0} | options
-    row = _by_case(counted, [metric], **options)[metric]
-    return row["value"], row["low"], row["high"]
+    options = {"threshold": THRESHOLD} | options
+    value = metrics_by_seed(counted, options["threshold"], [metric])[metric].mean(skipna=False)
+    return value, *_limits_by_case(counted, {metric: value}, **options)[metric]
 
 
 def paired_difference(

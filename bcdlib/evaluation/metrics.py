@@ -709,7 +709,7 @@ def tables_by_seed(
 def _judged_alone(predictions: pd.DataFrame) -> list[pd.DataFrame]:
     """Part one method and split into what is judged by itself: its seeds, and folds that overlap."""
     by = ["seed", "fold"] if overlapping_folds(predictions) else ["seed"]
-    if (predictions[by].nunique() == 1).all() and predictions[by].notna().all(axis=None):
+    if len(predictions) and (predictions[by] == predictions[by].iloc[0]).all(axis=None):
         return [predictions]  # not a copy of a million rows
     return [part for _, part in predictions.groupby(by)]
 

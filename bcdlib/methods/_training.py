@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import keras
@@ -18,7 +21,7 @@ from bcdlib.runs.files import atomic_write, write_csv
 MEMBER = "bcdlib.json"  # what a saved .keras file says beside the network
 AUGMENTATION = "augmentation"  # name of the layer that a saved network leaves out
 STANDARDISE = "standardise"  # name of the layer between frozen bases and their head
-_TRAINED: dict[tuple, tuple] = {}  # networks in which heads were trained, and their optimizers' first state
+_TRAINED: dict[tuple, keras.Model] = {}  # networks in which something was trained; see `_compiled`
 
 
 class KerasTraining(Method):
@@ -155,40 +158,48 @@ class KerasTraining(Method):
         return head
 
     def _train_head(self, X, y, held_out) -> None:
-        """Train the head on standardised features, in a compiled network that heads of the same build share.
-
-        Compiling takes as long as training, and a comparison trains a hundred heads.
-        """
         network = keras.models.clone_model(self.head_, clone_function=_without_standardising)
-        key = type(self), repr([self.get_params(), network.get_config()])
-        network, fresh = _TRAINED.pop(key, (network, None))  # taken out: another thread trains in its own
-        if fresh is None:
-            self._compile(network)
-            network.optimizer.build(network.trainable_variables)
-            fresh = [np.array(variable) for variable in network.optimizer.variables]
-        for variable, value in zip(network.optimizer.variables, fresh, strict=True):
-            variable.assign(value)
         networks.copy_weights(self.head_, network)
         standard = self.head_.get_layer(STANDARDISE)
         if held_out is not None:
             held_out = np.asarray(standard(held_out[0])), held_out[1]
-        self._run(network, np.asarray(standard(X)), y, held_out)
-        networks.copy_weights(network, self.head_)
-        if len(_TRAINED) >= 4:
-            _TRAINED.clear()
-        _TRAINED[key] = network, fresh
+        with self._compiled(self._compile(network)) as network:
+            self._run(network, np.asarray(standard(X)), y, held_out)
+            networks.copy_weights(network, self.head_)
 
     def _train_whole(self, X, y, held_out, folder) -> None:
-        policy = hardware.dtype_policy(self.precision)
-        with (
-            hardware.sharing_devices(self.batch_size, self.verbose) as self.devices_,
-            hardware.computing_dtype(policy),
-        ):
-            self._run(self.build(X.shape[1:]), X, y, held_out, folder, self.devices_)
-        if policy != "float32" or self.devices_ > 1:
+        policy, shape = hardware.dtype_policy(self.precision), X.shape[1:]
+        with hardware.sharing_devices(self.batch_size, self.verbose) as self.devices_:
+            with hardware.computing_dtype(policy):
+                fresh = self.build(shape)
+                with self._compiled(fresh) if self.devices_ == 1 else nullcontext(fresh) as network:
+                    self._run(network, X, y, held_out, folder, self.devices_)
+                    weights = network.get_weights()
+        if network is fresh or policy != "float32":
             # what is kept computes in float32, on one device: as exact, and quicker on a CPU
-            weights = self.model_.get_weights()
-            self.build(X.shape[1:]).set_weights(weights)
+            self.build(shape)
+        self.model_.set_weights(weights)
+
+    @contextmanager
+    def _compiled(self, fresh: keras.Model) -> Iterator[keras.Model]:
+        """Lend a network to train in instead of an untrained one, with its weights and its optimizer's state.
+
+        To compile takes as long as a short training, and a comparison trains a hundred heads: what was
+        compiled for another training with the same parameters is used again. Of whole networks one is kept.
+        """
+        told = repr([self.get_params(), fresh.get_config(), fresh.optimizer.get_config()])
+        told = re.sub(r"_\d+'", "'", told)  # Keras numbers names that it has given before
+        key = type(self), fresh.loss, told  # a loss that is made anew each time may know of its images
+        network = _TRAINED.pop(key, fresh)  # taken out: another thread trains in its own
+        fresh.optimizer.build(fresh.trainable_variables)
+        if network is not fresh:
+            network.set_weights(fresh.get_weights())
+            for variable, first in zip(network.optimizer.variables, fresh.optimizer.variables, strict=True):
+                variable.assign(first)
+        yield network
+        if len(_TRAINED) >= 4 or not self.frozen:
+            _TRAINED.clear()
+        _TRAINED[key] = network
 
     def _run(self, model, X, y, held_out, folder=None, devices=1) -> None:
         """Train, and set ``history_``."""

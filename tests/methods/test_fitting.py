@@ -288,7 +288,7 @@ def test_nothing_waits_for_the_thread_that_tunes_tf_data():
     assert endless.options().autotune.enabled is False
 
 
-def test_precision_steps_and_xla_each_can_be_set(cache):
+def test_precision_steps_and_xla_each_can_be_set(cache, capsys):
     """On a CPU "auto" is float32 without XLA, a step at a time; other settings compute the same network."""
     X, y = cache.pixels, breakhis.class_labels(cache.images)
     usual = quick().fit(X, y)
@@ -297,8 +297,8 @@ def test_precision_steps_and_xla_each_can_be_set(cache):
         and not usual.model_.jit_compile
         and usual.model_.steps_per_execution == 1
     )
-    several = quick(steps_per_execution=3).fit(X, y)
-    assert several.model_.steps_per_execution == 2  # 3 do not divide an epoch of 4
+    several = quick(steps_per_execution=3, verbose=2).fit(X, y)
+    assert "2 steps an execution" in capsys.readouterr().out  # 3 do not divide an epoch of 4
     np.testing.assert_array_equal(several.predict_proba(X), usual.predict_proba(X))
     compiled = quick(xla="on").fit(X, y)
     assert compiled.model_.jit_compile  # its random numbers are others: dropout's and the augmentation's
@@ -346,6 +346,27 @@ def test_a_head_learns_the_same_whatever_was_trained_before(epochs, monkeypatch)
         return head(epochs=epochs, batch_size=4).fit(X[:size], y[:size], (X[:9], y[:9]))
 
     one_after_another = {size: fit(size) for size in (120, 60, 90)}
+    for size, found in one_after_another.items():
+        monkeypatch.setattr(_training, "_TRAINED", {})
+        alone = fit(size)
+        pd.testing.assert_frame_equal(found.history_, alone.history_)
+        np.testing.assert_array_equal(found.predict_proba(X), alone.predict_proba(X))
+
+
+def test_a_network_learns_the_same_whatever_was_trained_before(cache, monkeypatch):
+    """Networks that are alike are trained in one that is compiled once: nothing of one may reach the next."""
+    X, y = cache.pixels, breakhis.class_labels(cache.images)
+    settings = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 4, "weights": "none", "verbose": 0}
+
+    def fit(size):  # with batch norm, dropout and augmentation
+        return methods.get_method("dcnn14")(**settings).fit(X[:size], y[:size], (X[:9], y[:9]))
+
+    monkeypatch.setattr(_training, "_TRAINED", {})
+    one_after_another, compiled = {}, set()
+    for size in (16, 12, 14):
+        one_after_another[size] = fit(size)
+        compiled |= {*_training._TRAINED.values()}
+    assert len(compiled) == 1
     for size, found in one_after_another.items():
         monkeypatch.setattr(_training, "_TRAINED", {})
         alone = fit(size)
