@@ -61,6 +61,7 @@ PROFILES = {
         steps_per_epoch=None,
         learning_rate=0.0001,
         batch_norm=0.8,
+        folds=3,
         head_epochs=6,
         needs_pretrained=False,
     ),
