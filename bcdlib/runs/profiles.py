@@ -57,10 +57,11 @@ PROFILES = {
     "demo": Profile(
         "demo",
         size=(72, 48),
-        epochs=5,
+        epochs=4,
         steps_per_epoch=None,
-        learning_rate=0.0001,
+        learning_rate=0.00005,
         batch_norm=0.8,
+        folds=3,
         head_epochs=6,
         needs_pretrained=False,
     ),

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from bcdlib.plots import panel
+from bcdlib.runs.profiles import PROFILES
 from bcdlib.suite import stamp
 from bcdlib.trials.notebook import STAGES
 from tests.command import bcdlib, here
@@ -52,6 +53,19 @@ def test_as_committed(path):
     assert all(len(c.source.splitlines()) <= 10 for c in code[2:])  # after the parameters
     names = [c.id for c in notebook.cells]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_table_of_profiles_is_right(name):
+    (plan,) = (c.source for c in cells(NOTEBOOKS[3], "markdown") if "| `paper` |" in c.source)
+    (row,) = (line for line in plan.splitlines() if line.startswith(f"| `{name}` |"))
+    profile, (_, network, epochs, rate, norm) = PROFILES[name], row.strip("| ").split(" | ")[:5]
+    size = "{}x{}".format(*profile.size)
+    assert size in network or (network == "the same" and profile.size == PROFILES["paper"].size)
+    steps = profile.steps_per_epoch
+    told = f"of {steps} steps, batch {profile.batch_size}" if steps else "passes"
+    assert epochs == f"{profile.epochs} {told}" and float(rate) == profile.learning_rate
+    assert str(profile.batch_norm or 0.99) in norm
 
 
 @pytest.mark.parametrize("number", range(6))
