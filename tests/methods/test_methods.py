@@ -30,7 +30,7 @@ from bcdlib.trials.trial import Trial, run_trial
 
 SIZE = (48, 32)
 TINY = get_profile("demo", size=SIZE, epochs=1, steps_per_epoch=1, batch_size=8, head_epochs=2)
-LARGE = ("reshist", "densenet201", "ensemble")
+LARGE = ("reshist", "densenet201", "ensemble", "resnet152")
 FROM_SCRATCH = ("lenet5", "dcnn14", "reshist", "alexnet")
 RIVALS = [name for name in published.TABLE_II["key"] if name != "resnet50"]  # which is tested elsewhere
 
