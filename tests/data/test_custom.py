@@ -23,7 +23,7 @@ from bcdlib.trials import comparison
 from tests.command import here
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TINY = get_profile("demo", size=(24, 16))
+TINY = get_profile("demo", size=(24, 16), folds=5)
 
 
 def picture(number, suffix=".jpg"):
