@@ -191,14 +191,14 @@ class KerasTraining(Method):
         told = re.sub(r"_\d+'", "'", told)  # Keras numbers names that it has given before
         key = type(self), fresh.loss, told  # a loss that is made anew each time may know of its images
         network = _TRAINED.pop(key, fresh)  # taken out: another thread trains in its own
+        if len(_TRAINED) >= 4 or not self.frozen:
+            _TRAINED.clear()
         fresh.optimizer.build(fresh.trainable_variables)
         if network is not fresh:
             network.set_weights(fresh.get_weights())
             for variable, first in zip(network.optimizer.variables, fresh.optimizer.variables, strict=True):
                 variable.assign(first)
         yield network
-        if len(_TRAINED) >= 4 or not self.frozen:
-            _TRAINED.clear()
         _TRAINED[key] = network
 
     def _run(self, model, X, y, held_out, folder=None, devices=1) -> None:
