@@ -34,10 +34,29 @@ LONG = (
     "test_colab.py",
     "test_resume.py",
 )
+# all tests of these count as slow: they train many networks, or start many processes
+SLOW = (
+    *LONG[1:],
+    "test_bench.py",
+    "test_error_analysis.py",
+    "test_explanation.py",
+    "test_foreign_models.py",
+    "test_hardware.py",
+    "test_jobs.py",
+    "test_near_duplicates.py",
+    "test_recipes.py",
+    "test_robust.py",
+    "test_sklearn.py",
+    "test_sweep.py",
+)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """Begin with the long files; the others stay in their order."""
+    """Mark what is slow, and begin with the long files; the others stay in their order."""
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
