@@ -114,8 +114,9 @@ def load_predictions(
             )
         table = metrics.read_predictions(path)
         run.write_csv("predictions.csv", table)
-        if kept := files.kept_table(path):
-            shutil.copyfile(kept, files.kept_table(run.folder / "predictions.csv"))  # for the report
+        kept, ours = files.kept_table(path), files.kept_table(run.folder / "predictions.csv")
+        if kept != ours:  # for the report; of a table that we wrote it is the same
+            shutil.copyfile(kept, ours)
     else:
         run.need_file("predictions.csv", "04_train")
         table = metrics.read_predictions(run.folder / "predictions.csv")

@@ -8,6 +8,7 @@ from bcdlib.data import published_splits
 from bcdlib.data.breakhis import class_labels, known_images
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics
+from bcdlib.runs import files
 from bcdlib.runs.folder import open_run_folder
 from bcdlib.suite.run import evaluation_parameters
 
@@ -47,6 +48,22 @@ def many(n):
     table = table.assign(probability=table["label"] * 0.8 + 0.1, fold=0, method="m", split="s", seed=0)
     table.loc[:399, "probability"] = 1 - table.loc[:399, "probability"]
     return table
+
+
+@pytest.mark.parametrize("written_by_us", [False, True])
+def test_the_copy_in_a_run_is_not_read_anew(written_by_us, tmp_path, monkeypatch):
+    """A table that we wrote ourselves has the same content as its copy."""
+    run, table = open_run_folder(tmp_path / "run"), predictions("eva-2025-02").reset_index(drop=True)
+    source = tmp_path / "mine.csv"
+    table.to_csv(source, index=False, quoting=0 if written_by_us else 1)
+    if written_by_us:
+        files.write_csv(source, metrics.read_predictions(source))
+    with files.read_once():
+        read = metrics.read_predictions(source)
+        evaluate.load_predictions(run, None, str(source))
+        assert (run.folder / "predictions.csv").read_bytes() == source.read_bytes() or not written_by_us
+        monkeypatch.setattr(files, "read_user_csv", None)
+        pd.testing.assert_frame_equal(metrics.read_predictions(run.folder / "predictions.csv"), read)
 
 
 def test_tables_by_group_are_bounded(monkeypatch):
