@@ -690,6 +690,7 @@ def evil(tmp_path, monkeypatch):
     sys.modules.pop("evil", None)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_models(name, good, evil, watch, tmp_path, monkeypatch, record_property):
     folder = tmp_path / "here"
