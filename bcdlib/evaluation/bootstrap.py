@@ -224,6 +224,7 @@ def _count_kinds(
     if len(rows) > FILLED * math.prod(shape):
         counts = np.bincount(kind * shape[1] + rows["place"], rows["times"], math.prod(shape))
         counts = counts.reshape(shape)
+        # a product with few rows waits for BLAS's threads
         return kinds, sparse.csr_array(counts) if shape[0] < FEW_KINDS else counts
     return kinds, sparse.csr_array((rows["times"], (kind, rows["place"])), shape=shape)
 

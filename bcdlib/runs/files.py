@@ -391,9 +391,9 @@ def kept_table(path) -> Path | None:
 def write_kept(path: Path, table: pd.DataFrame) -> None:
     """Write a table of numbers, texts and categories as NumPy arrays: names, and which row has which.
 
-    A name holds no line break: `read_user_csv` refuses them.
+    A name holds no line break: `read_user_csv` refuses them. What ``attrs`` notes is kept too.
     """
-    arrays: dict[str, Any] = {"columns": _joined(table.columns)}
+    arrays: dict[str, Any] = {"columns": _joined(table.columns), "attrs": _joined([json.dumps(table.attrs)])}
     for number, (_, values) in enumerate(table.items()):
         if pd.api.types.is_numeric_dtype(values):
             arrays[f"{number} numbers"] = values.to_numpy()
@@ -419,7 +419,9 @@ def read_kept(path: Path) -> pd.DataFrame:
             values = pd.Categorical.from_codes(arrays[f"{number} codes"], names)
             to = {"categories": values.dtype, "objects": object, "texts": names.dtype}[kind]
             columns[column] = pd.Series(values).astype(to)
-    return pd.DataFrame(columns)
+        table = pd.DataFrame(columns)
+        table.attrs = json.loads(*_parted(arrays["attrs"]))
+    return table
 
 
 def _joined(names: Iterable[str]) -> np.ndarray:

@@ -174,7 +174,9 @@ def _body(notebook) -> str:
                 data.pop(panel.VIEW, None)
                 if "text/html" in data:  # tables have the report's look, which fits phones and paper
                     table = re.sub(r"<style.*?</style>\s*", "", data["text/html"], flags=re.DOTALL)
-                    data["text/html"] = re.sub("<th[^<]*", lambda head: head[0].replace("_", "_<wbr>"), table)
+                    data["text/html"] = re.sub(
+                        r"(?<=>)[^<>]*(?=</th>)", lambda head: head[0].replace("_", "_<wbr>"), table
+                    )
             cell.metadata["alt"] = f"Figure of section {heading}"
     return HTMLExporter(
         config={"TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": {"hide-in-report"}}},

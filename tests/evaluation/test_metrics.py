@@ -13,6 +13,7 @@ from bcdlib import compare, evaluate
 from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, decisions, metrics, thresholds
 from bcdlib.runs import files
+from bcdlib.runs.folder import open_run_folder
 from bcdlib.trials import model_card
 
 
@@ -362,6 +363,18 @@ def test_a_table_is_read_once_within_a_command(tmp_path, monkeypatch):
             read(tmp_path, breakhis_rows().iloc[:2])
     with pytest.raises(TypeError):
         metrics.read_predictions(tmp_path / "p.csv")
+
+
+def test_what_is_noted_of_a_table_is_kept_with_it(tmp_path):
+    rows = breakhis_rows().assign(case=["p1", "p2", "p3", "p3"], slide="1")
+    alone = metrics.prediction_notes(read(tmp_path, rows))
+    with files.read_once():
+        for _ in range(2):
+            assert metrics.prediction_notes(read(tmp_path, rows)) == alone
+        run = open_run_folder(tmp_path / "run")
+        text = evaluate.leak_lines(run, evaluate.load_predictions(run, None, str(tmp_path / "p.csv")))
+    assert any("differs from the accession numbers" in note for note in alone)
+    assert "differs from the accession numbers" in text
 
 
 def test_a_kept_table_gives_no_name_the_room_of_the_longest(tmp_path):

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import keras  # what is loaded is recorded
 import nbformat
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ def html(tmp_path):
     evaluated(run, table, evaluate.flow_table(run, table))
     picture = {"image/png": PNG, panel.VIEW: {"model_id": "x"}, "text/plain": "a panel"}
     run.record(source=str(tmp_path / "my" / "BreaKHis_v1"), cache=str(tmp_path / "cache" / "pixels"))
-    shown = run.table("hostile", pd.DataFrame({HOSTILE: [HOSTILE, "b"]}))
+    shown = run.table("hostile", pd.DataFrame({HOSTILE: [HOSTILE, "b"], "a_long_name": 1}))
     cells = [
         new_markdown_cell("# 5. Evaluate"),
         new_markdown_cell("## 5.1 One\n\nWords."),
@@ -118,7 +119,8 @@ def test_what_it_was_made_with_is_recorded_and_shown(tmp_path):
     assert summary["trials"] == [
         {"trials": 2, "data": "d0123456789ab", "precision": "mixed_float16", **before}
     ]
-    assert summary["environment"]["numpy"] == np.__version__ and summary["environment"]["backend"]
+    environment = summary["environment"]
+    assert environment["numpy"] == np.__version__ and environment["backend"] == keras.backend.backend()
     html = (run.folder / "report.html").read_text()
     for text in (
         "d0123456789ab",
@@ -139,6 +141,8 @@ def test_nothing_of_the_data_becomes_html(html):
 def test_tables_have_the_look_of_the_report(html):
     body = html.split("<body>")[1]
     assert "<table id=" in body and "<style" not in body
+    assert ">a_<wbr/>long_<wbr/>name</th>" in body, "a long heading may break"
+    assert not any("wbr" in tag for tag in re.findall("<th[^>]*", body))
 
 
 def test_nothing_is_asked_of_the_network(html):
