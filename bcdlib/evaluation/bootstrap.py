@@ -39,7 +39,7 @@ ADDED = ["all correct", "all wrong"]  # the two cases that `bootstrap_cases` can
 MOST_KINDS = 20_000  # pairs of label and probability that are told apart
 LEVELS = 250  # of probability, where there are more
 FEW_KINDS = 100
-FILLED = 0.05  # of a large table of counts: from here on it is sooner multiplied whole than its entries
+FILLED = 0.05  # share of counts that are not 0: from here on a dense product is quicker than a sparse one
 COUNTS, LIMITS, LIMITS_BY_IMAGE = (
     ["images", "slides", "cases"],
     ["low", "high"],

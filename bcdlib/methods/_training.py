@@ -182,14 +182,16 @@ class KerasTraining(Method):
 
     @contextmanager
     def _compiled(self, fresh: keras.Model) -> Iterator[keras.Model]:
-        """Lend a network to train in instead of an untrained one, with its weights and its optimizer's state.
+        """Lend a compiled network to train that equals an untrained one in weights and optimizer state.
 
-        To compile takes as long as a short training, and a comparison trains a hundred heads: what was
-        compiled for another training with the same parameters is used again. Of whole networks one is kept.
+        Compiling takes as long as a short training, and a comparison trains a hundred heads: a network that
+        was compiled for an earlier training with the same parameters is used again. Of whole networks one is
+        kept.
         """
         told = repr([self.get_params(), fresh.get_config(), fresh.optimizer.get_config()])
         told = re.sub(r"_\d+'", "'", told)  # Keras numbers names that it has given before
-        key = type(self), fresh.loss, told  # a loss that is made anew each time may know of its images
+        # by the loss itself: an object that is made anew each time may depend on the training images
+        key = type(self), fresh.loss, told
         network = _TRAINED.pop(key, fresh)  # taken out: another thread trains in its own
         if len(_TRAINED) >= 4 or not self.frozen:
             _TRAINED.clear()
