@@ -179,7 +179,8 @@ class Run:
             if (width := min(30, max((len(text) for text in values if isinstance(text, str)), default=0)))
         }
         return (
-            shown.style.hide(axis="index")
+            shown.style.set_uuid(name)  # not a random one: the same tables, the same report
+            .hide(axis="index")
             .format(precision=digits, na_rep="-", escape="html")
             .format_index(escape="html", axis="columns")
             .set_table_styles(words)

@@ -60,7 +60,8 @@ def test_images_come_back_as_written(tmp_path):
 
 def test_table(tmp_path):
     table = pd.DataFrame({"method": ["paper"], "accuracy": [0.125]})
-    assert "paper" in open_run_folder(tmp_path).table("all", table).to_html()
+    html = open_run_folder(tmp_path).table("all", table).to_html()
+    assert "paper" in html and html == open_run_folder(tmp_path).table("all", table).to_html()
     assert (tmp_path / "tables" / "all.csv").read_text() == "method,accuracy\npaper,0.125\n"
 
 

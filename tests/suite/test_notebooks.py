@@ -55,6 +55,13 @@ def test_as_committed(path):
     assert len(set(names)) == len(names)
 
 
+def test_no_two_cells_write_the_same_table_or_figure():
+    """A later notebook's would replace an earlier one's in the run folder."""
+    code = "\n".join(cell.source for path in NOTEBOOKS for cell in cells(path, "code"))
+    names = re.findall(r"run\.(table|figure)\(\s*\"(\w+)\"", code)
+    assert len(names) > 30 and len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_table_of_profiles_is_right(name):
     (plan,) = (c.source for c in cells(NOTEBOOKS[3], "markdown") if "| `paper` |" in c.source)
