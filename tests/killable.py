@@ -1,8 +1,8 @@
 """A process that has loaded all that is slow to load, and forks a child for each piece of work to be killed.
 
 Reads JSON lines: {"work": name, "log": file, ...arguments} starts one and answers its process id;
-{"poll": pid} answers null while it runs, then its exit status. "dies_at": N ends a piece
-of work at the N-th renaming of a file. The children call nothing but public functions, as notebooks do.
+{"poll": pid} answers null while it runs, then its exit status. "dies_at": N ends a piece of work at the
+N-th renaming of a file, of stage 4 in `to_train`. The children call nothing but public functions, as notebooks do.
 """
 
 import itertools
@@ -27,16 +27,18 @@ def settings(size, **changes):
     return get_profile("demo", size=tuple(size), folds=2, head_epochs=3, batch_size=8, **changes)
 
 
-def to_preprocess(data, out, cache, size):
+def to_preprocess(data, out, cache, size, dies_at=0):
     """Stages 1 and 2."""
+    die_at(dies_at)
     run = mount.open_run(out)
     prepare_run(run, settings(size), data, cache_root=cache, progress=False)
     return run
 
 
-def to_train(data, out, cache, size, method, epochs, steps, trainable="all"):
+def to_train(data, out, cache, size, method, epochs, steps, trainable="all", dies_at=0):
     """Stages 1, 2 and 4."""
     run = to_preprocess(data, out, cache, size)
+    die_at(dies_at)
     profile = settings(size, epochs=epochs, steps_per_epoch=steps)
     train.train_trials(
         run,
@@ -47,9 +49,9 @@ def to_train(data, out, cache, size, method, epochs, steps, trainable="all"):
     )
 
 
-def to_compare(data, out, cache, size, methods, splits, store="", keep_models=False):
+def to_compare(data, out, cache, size, methods, splits, store="", keep_models=False, dies_at=0):
     """Stages 1, 2 and 6."""
-    run = to_preprocess(data, out, cache, size)
+    run = to_preprocess(data, out, cache, size, dies_at)
     comparison.run_comparison(
         run,
         settings(size),
@@ -88,7 +90,6 @@ def start(job: dict) -> int:
     with open(job.pop("log"), "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    die_at(job.pop("dies_at", 0))
     try:
         WORK[job.pop("work")](**job)
         status = 0

@@ -106,7 +106,10 @@ class Small(KerasMethod):
 
 
 def test_a_training_with_checkpoints(tiny, warm, tmp_path, record_property):
-    """Two epochs of a network, with a checkpoint after each: the same tables and weights, bit for bit."""
+    """Two epochs of a network, with a checkpoint after each: the same tables and weights, bit for bit.
+
+    The points of stages 1 and 2 are those of the walk above.
+    """
     (tmp_path / "small.py").write_text(SMALL)
     place = tmp_path / "walked"
     place.mkdir()
