@@ -2,7 +2,8 @@
 
 Reads JSON lines: {"work": name, "log": file, ...arguments} starts one and answers its process id;
 {"poll": pid} answers null while it runs, then its exit status. "dies_at": N ends a piece of work at the
-N-th renaming of a file, of stage 4 in `to_train`. The children call nothing but public functions, as notebooks do.
+N-th renaming of a file, of stage 4 in `to_train`. The children call nothing but public functions, as
+notebooks do.
 """
 
 import itertools

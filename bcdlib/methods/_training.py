@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from bcdlib.data.cache import resized_cache
 from bcdlib.data.stain import StainTarget, fit_stain, normalise_stain
 from bcdlib.methods._base import TASKS, Method, probability_columns
-from bcdlib.methods.parts import augmentation, features, fitting, hardware, networks
+from bcdlib.methods.parts import augmentation, features, fitting, hardware, heads, networks
 from bcdlib.runs.files import atomic_write, write_csv
 
 MEMBER = "bcdlib.json"  # what a saved .keras file says beside the network
@@ -190,8 +190,10 @@ class KerasTraining(Method):
         """
         told = repr([self.get_params(), fresh.get_config(), fresh.optimizer.get_config()])
         told = re.sub(r"_\d+'", "'", told)  # Keras numbers names that it has given before
+        # a head's layers have names of their own, of magnifications for example: weights go back by them
+        names = tuple(x.name for x in fresh.layers if self.frozen or x.name.startswith(heads.HEAD))
         # by the loss itself: an object that is made anew each time may depend on the training images
-        key = type(self), fresh.loss, told
+        key = type(self), fresh.loss, told, names
         network = _TRAINED.pop(key, fresh)  # taken out: another thread trains in its own
         if len(_TRAINED) >= 4 or not self.frozen:
             _TRAINED.clear()

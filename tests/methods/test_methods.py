@@ -21,7 +21,7 @@ from bcdlib.data import breakhis, splits, stain
 from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics, published
 from bcdlib.methods import alexnet, csdcnn, hybrid_cnn, resnet152
-from bcdlib.methods.parts import architectures, backbones, features, hardware
+from bcdlib.methods.parts import architectures, backbones, features, hardware, heads
 from bcdlib.runs.files import write_csv
 from bcdlib.runs.folder import open_run_folder
 from bcdlib.runs.profiles import get_profile
@@ -385,6 +385,18 @@ def test_votes_are_those_of_unseen_slides():
     p = np.concatenate([0.1 + 0.8 * label, np.tile([0.2, 0.8], 12), 0.9 - 0.8 * label])
     np.testing.assert_allclose(resnet152.fit_votes(p, images, (40, 100, 200)), [1, 0, 0], atol=1e-6)
     np.testing.assert_allclose(resnet152.fit_votes(1 - p[:24], images[:24], (40,)), [1])
+
+
+def test_heads_of_other_magnifications_in_the_same_process(cache):
+    """As many heads of other names: what was compiled for the first is not theirs."""
+    y = breakhis.class_labels(cache.images)
+    X = np.random.default_rng(0).normal(size=(96, 2048)).astype("float32")
+    for asked in ((40, 100), (100, 200), (40,), (100,)):
+        rows = cache.images["magnification"].isin(asked).to_numpy()
+        method = methods.get_method("resnet152")(trainable="head", epochs=1, weights="none", verbose=0)
+        method.fit(X[rows], y[rows], images=cache.images[rows])
+        assert heads.head_names(method.head_) == [str(name) for name in asked]
+        assert method.predict_proba(X[rows], cache.images[rows]).shape == (rows.sum(), 2)
 
 
 @pytest.mark.parametrize("task, outputs", [("binary", 1), ("subtype", 8)])
