@@ -53,10 +53,10 @@ from bcdlib.runs import environment
 
 environment.check_backend()
 if IN_COLAB:  # pip leaves alone what Colab has
-    pip = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*pip, *environment.requirements()], check=True)
-    # only faster, and not made for every Python at once: without them it works too
-    subprocess.run([*pip, *environment.OPTIONAL], check=False)"""
+    pip = [sys.executable, "-m", "pip", "install", "-q", *environment.requirements()]
+    # the optional packages are only faster, and not made for every Python at once: it works without them
+    if subprocess.run([*pip, *environment.OPTIONAL]).returncode:
+        subprocess.run(pip, check=True)"""
 
 # what every notebook says of the parameters that it has, in the order of its parameters cell
 PARAMETERS = {
