@@ -4,8 +4,10 @@ A method file defines one class with scikit-learn's ``fit`` and ``predict_proba`
 one, put a file into this folder, or name a file elsewhere by its path.
 """
 
+import atexit
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib.util
 import pkgutil
@@ -25,6 +27,8 @@ from bcdlib.methods._saved import SavedMethod, load_saved
 from bcdlib.runs.files import why_no_file
 
 keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json says
+# Python would search TensorFlow's modules for garbage once more before it ends, a second for nothing
+atexit.register(gc.freeze)
 
 __all__ = [
     "TASKS",
