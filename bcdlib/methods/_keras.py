@@ -7,7 +7,7 @@ from bcdlib.errors import InputError
 from bcdlib.methods._base import TASKS
 from bcdlib.methods._recipe import PAPER, RECIPES, Recipe
 from bcdlib.methods._training import AUGMENTATION, STANDARDISE, KerasTraining
-from bcdlib.methods.parts import backbones, features, hardware
+from bcdlib.methods.parts import backbones, features, hardware, networks
 from bcdlib.methods.parts.architectures import chain as chain  # for method files
 
 
@@ -260,7 +260,7 @@ class KerasMethod(KerasTraining):
             If a parameter has a value that is unknown, or the weights cannot be had.
         """
         self._prepare()
-        keras.utils.set_random_seed(self.seed)
+        networks.set_seed(self.seed)
         self.input_shape_ = tuple(input_shape)
         images = keras.Input(input_shape, dtype="uint8", name="image")
         x = keras.layers.Rescaling(1.0, name="as_float", dtype="float32")(images)

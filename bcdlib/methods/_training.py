@@ -150,7 +150,7 @@ class KerasTraining(Method):
 
         ``weights`` (N,) say how much each counts there.
         """
-        keras.utils.set_random_seed(self.seed)
+        networks.set_seed(self.seed)
         inputs = keras.Input(X.shape[1:], name="features")
         head = self._connect(inputs, inputs)
         if self.plan.standardised:

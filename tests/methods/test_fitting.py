@@ -199,6 +199,32 @@ def test_the_graph_of_a_training_goes_with_its_network():
     assert kept[0] == kept[1]
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow's graphs")
+def test_a_step_is_traced_once_and_stays_compiled(cache, monkeypatch):
+    """Large networks take longer to trace, and to make ready to run, than a short training computes."""
+    from tensorflow.python.eager import context
+
+    traced, dropped, step = [], [], keras.Model.train_step
+    monkeypatch.setattr(
+        keras.Model, "train_step", lambda self, data: traced.append(self.name) or step(self, data)
+    )
+    monkeypatch.setattr(_training, "_TRAINED", {})
+    for name in ("_set_global_seed", "clear_kernel_cache"):
+        true = getattr(context.Context, name)
+        monkeypatch.setattr(
+            context.Context,
+            name,
+            lambda self, *words, name=name, true=true: dropped.append(name) or true(self, *words),
+        )
+    X, y = cache.pixels[:16], breakhis.class_labels(cache.images)[:16]
+    settings = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 4, "weights": "none", "verbose": 0}
+    for _ in range(2):
+        methods.get_method("dcnn14")(**settings).fit(X, y, (X[:9], y[:9]))
+    for _ in range(2):
+        head().fit(X[:, 0, :, 0], y, (X[:9, 0, :, 0], y[:9]))
+    assert len(traced) == 2 and not dropped
+
+
 def test_registry():
     assert methods.method_names()[0] == "resnet50"
     with pytest.raises(InputError, match="resnet51"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from bcdlib.errors import InputError, check_known
 from bcdlib.evaluation.published import NOT_COMPARABLE
-from bcdlib.methods.parts import encoders
+from bcdlib.methods.parts import encoders, networks
 from bcdlib.methods.parts.architectures import GoogLeNet
 from bcdlib.runs.files import why_no_file
 from bcdlib.runs.places import name_only
@@ -356,7 +356,7 @@ def append_features(
         x, architecture, "normalisation" if name == "pool" else f"normalisation_{architecture}", pixels=pixels
     )
     top = pooling == "fc1" and weights.path == "imagenet" and tuple(x.shape[1:3]) == (224, 224)
-    keras.utils.set_random_seed(seed)
+    networks.set_seed(seed)
     try:
         base = about.constructor(
             include_top=top, weights=weights.path, input_shape=x.shape[1:], name=architecture

@@ -447,6 +447,8 @@ def fit_network(
                 callbacks.insert(0, HeldOutMetrics(*held_out, devices))
                 held_out = None
             share_statistics(model, devices)
+            if devices == 1 and keras.backend.backend() == "tensorflow":
+                _make_metrics(model, batches)
         while batches.epoch < epochs:
             data = batch_stream(batches)
             until = batches.epoch + 1 if batches.done else epochs  # what is left of an epoch goes by itself
@@ -501,6 +503,19 @@ def _random_states(model: keras.Model) -> list:
 def _passing_state(model: keras.Model) -> list:
     """List the variables that a saved model leaves out: of random streams, and of the epoch's curves."""
     return [*_random_states(model), *model.metrics_variables]
+
+
+def _make_metrics(model, batches: Batches) -> None:
+    """Make the metrics' variables: where the first step makes them, TensorFlow traces it a second time."""
+    outputs = getattr(model, "output", None)
+    if outputs is None:  # not known before it is called
+        return
+    X, y = batches[0]
+    nothing = keras.tree.map_structure(
+        lambda output: keras.ops.zeros((len(y), *output.shape[1:]), output.dtype), outputs
+    )
+    model.compute_metrics(X, y, nothing)
+    model.reset_metrics()
 
 
 def _callbacks(model, batches: Batches, others: list, checkpoint, *, seed: int, state: list) -> list:

@@ -2,12 +2,24 @@
 
 import contextlib
 import functools
+import random
 import weakref
 from collections.abc import Callable, Iterator
 
 import keras
+import numpy as np
 
 _TWINS: dict[str, keras.Model] = {}  # networks that have predicted, by their build
+
+
+def set_seed(seed: int) -> None:
+    """Set the seed of the layers and initial weights that are made next, without dropping what is compiled.
+
+    Keras takes the seeds of layers and initializers from Python's generator. ``keras.utils.set_random_seed``
+    would make TensorFlow forget its functions too: the next step of a ResNet-50 then takes 5 seconds longer.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 def once(build: Callable) -> Callable:
