@@ -55,7 +55,8 @@ class KerasMethod(KerasTraining):
     steps_per_execution : int
         Batches trained in one call of the backend; 0: chosen for this machine (for a head, a whole epoch).
     seed : int
-        Seed of initial weights, order of images, augmentation and dropout.
+        Seed of initial weights, order of images, augmentation and dropout. A layer of one's own that draws
+        random numbers needs a ``keras.random.SeedGenerator``, as Keras' own have.
     verbose : int or "auto"
         As in ``keras.Model.fit``.
 
