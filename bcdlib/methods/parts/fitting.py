@@ -468,11 +468,14 @@ def fit_network(
 
 
 def set_steps_at_once(model: keras.Model, number: int) -> None:
-    """Set ``steps_per_execution``, and drop the functions that Keras made for another number of steps."""
+    """Set ``steps_per_execution``, and drop the functions that Keras made for another number of steps.
+
+    Keras makes new ones when it needs them: before, a model on several devices of JAX has no optimizer yet
+    whose variables they could be told to divide.
+    """
     if model.steps_per_execution != number:
         model.steps_per_execution = number
-        model.make_train_function(force=True)
-        model.make_test_function(force=True)
+        model.train_function = model.test_function = None
 
 
 @contextlib.contextmanager
