@@ -27,7 +27,7 @@ from bcdlib.methods._saved import SavedMethod, load_saved
 from bcdlib.runs.files import why_no_file
 
 keras.config.set_image_data_format("channels_last")  # whatever the user's keras.json says
-# Python would search TensorFlow's modules for garbage once more before it ends, a second for nothing
+# before it ends Python collects garbage among all of TensorFlow's objects, which takes a second for nothing
 atexit.register(gc.freeze)
 
 __all__ = [

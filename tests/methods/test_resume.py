@@ -381,6 +381,13 @@ def test_cut_off_inside_an_epoch_and_resumed_where_more_steps_are_done_at_once(t
     same(resumed, fitted(method(steps_per_epoch=12)))
 
 
+def test_cut_off_inside_an_epoch_and_resumed_in_a_network_compiled_for_more_steps(tmp_path):
+    """An earlier training in this process did more steps at once than divide what is left of the epoch."""
+    cut_inside(method(steps_per_epoch=12, steps_per_execution=2), tmp_path, (1, 2))
+    undisturbed = fitted(method(steps_per_epoch=12, steps_per_execution=4))
+    same(fitted(method(steps_per_epoch=12, steps_per_execution=4), tmp_path), undisturbed)
+
+
 def test_cut_off_inside_an_epoch_and_resumed_in_another_precision(tmp_path, monkeypatch):
     settings = {"augment": False}
     cut_inside(method("mixed_float16", **settings), tmp_path, (2, 1))

@@ -470,8 +470,8 @@ def fit_network(
 def set_steps_at_once(model: keras.Model, number: int) -> None:
     """Set ``steps_per_execution``, and drop the functions that Keras made for another number of steps.
 
-    Keras makes new ones when it needs them: before, a model on several devices of JAX has no optimizer yet
-    whose variables they could be told to divide.
+    Keras makes new ones when it trains: on several devices of JAX they must know the optimizer's variables,
+    which are not there before.
     """
     if model.steps_per_execution != number:
         model.steps_per_execution = number
@@ -601,7 +601,7 @@ def _read_within(model: keras.Model, batches: Batches, checkpoint: Path) -> list
         raise ValueError(f"it was written after {within['steps']} of an epoch's {batches.steps} steps")
     batches.done = within["steps"]
     # this machine may do more steps at once than are left
-    model.steps_per_execution = math.gcd(model.steps_per_execution, len(batches))
+    set_steps_at_once(model, math.gcd(model.steps_per_execution, len(batches)))
     # Keras makes the variables of the curves when it first needs them
     model.evaluate(batch_stream(Ordered(*batches[0], batches.batch_size)), verbose=0)
     shapes = [tuple(variable.shape) for variable in _passing_state(model)]
