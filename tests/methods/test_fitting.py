@@ -225,6 +225,26 @@ def test_a_step_is_traced_once_and_stays_compiled(cache, monkeypatch):
     assert len(traced) == 2 and not dropped
 
 
+@pytest.mark.parametrize("rows", [1, 64, 65, 150])
+def test_a_network_that_predicts_is_traced_once(rows):
+    traced = []
+
+    class Traced(keras.layers.Layer):
+        def call(self, x):
+            traced.append(x.shape)
+            return x
+
+    inputs = keras.Input((3,))
+    x = Traced()(inputs)
+    network = keras.Model(inputs, [keras.layers.Dense(2)(x), keras.layers.Dense(1)(x)])
+    traced.clear()
+    X = np.random.default_rng(0).normal(size=(rows, 3)).astype("float32")
+    found = fitting.predict_batches(network, X)
+    assert traced == [(min(rows, 64), 3)]
+    for part, right in zip(found, network(X), strict=True):
+        np.testing.assert_allclose(part, right, rtol=1e-5, atol=1e-6)
+
+
 def test_registry():
     assert methods.method_names()[0] == "resnet50"
     with pytest.raises(InputError, match="resnet51"):

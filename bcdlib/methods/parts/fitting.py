@@ -62,6 +62,17 @@ class Ordered(keras.utils.PyDataset):
         return (X,) if self.y is None else (X, self.y[rows])
 
 
+class _OfOneSize(Ordered):
+    """Batches for prediction, the last one filled up with the first rows.
+
+    For a batch of another size TensorFlow traces the network again, and JAX compiles it: seconds.
+    """
+
+    def __getitem__(self, index):
+        size = min(len(self.X), self.batch_size)
+        return self._rows(np.arange(index * size, (index + 1) * size) % len(self.X))
+
+
 class Batches(Ordered):
     """Training batches in an order that depends on seed and step only: a resumed run sees the same ones.
 
@@ -128,7 +139,8 @@ def batch_stream(batches: Batches | Ordered):
 
 def predict_batches(network: keras.Model, X, verbose=0):
     """Predict rows (N, ...) in batches, without a copy of them all; gives what Keras' predict gives."""
-    return network.predict(batch_stream(Ordered(X)), verbose=verbose)
+    predicted = network.predict(batch_stream(_OfOneSize(X)), verbose=verbose)
+    return keras.tree.map_structure(lambda part: part[: len(X)], predicted)
 
 
 class Checkpoint(keras.callbacks.Callback):
