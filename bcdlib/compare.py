@@ -83,7 +83,7 @@ def protocol_table(predictions: pd.DataFrame, found: pd.DataFrame | None = None)
     labels = {
         key: metrics.METRICS[key].label for key in keys if key in texts
     }  # a recording: those of its day
-    table = metrics.metrics_table(predictions)
+    table = metrics.metrics_table(predictions, keys=())
     table = table[["method", "split", "images", "slides", "cases", "folds", "seeds"]].join(
         texts[list(labels)].rename(columns=labels), on=["method", "split"]
     )
@@ -178,7 +178,7 @@ def gap_text(predictions: pd.DataFrame) -> str:
     for method, part in predictions.groupby("method", sort=False):
         by_split = dict(list(part.groupby("split")))
         if {"image", "case"} <= set(by_split):
-            accuracy = metrics.metrics_table(part).set_index("split")["accuracy"]
+            accuracy = metrics.metrics_table(part, keys=["accuracy"]).set_index("split")["accuracy"]
             paired = bootstrap.paired_difference(by_split["image"], by_split["case"])
             larger = by_split["case"]["label"].value_counts(normalize=True).max()
             lines.append(
@@ -260,7 +260,7 @@ def table_ii(*predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measured(predictions: pd.DataFrame) -> pd.DataFrame:
-    table = metrics.metrics_table(predictions).assign(
+    table = metrics.metrics_table(predictions, keys=["accuracy"]).assign(
         kind="measured", key=lambda table: table["method"].map(_key)
     )
     intervals = bootstrap.interval_table(predictions, ["accuracy"], by_image=False)
@@ -513,7 +513,7 @@ def recorded_difference_figure(name: str, run: Run | None = None):
         axis.axvline(0, color="black", linestyle=":")
         axis.set_yticks(range(len(part)), order, fontsize=8)
         axis.set_xlabel(f"{metrics.METRICS[metric].label}, difference from {against}")
-    most = metrics.metrics_table(found.predictions)[["images", "slides", "cases"]].max()
+    most = metrics.metrics_table(found.predictions, keys=())[["images", "slides", "cases"]].max()
     size = ", ".join(f"{number} {name}" for name, number in most.items())
     note = f"{size}; split {splits_text}; {_trials_text(found.predictions)}; paired 95 % intervals"
     return _with_note(figure, note, found.predictions)

@@ -434,7 +434,7 @@ def findings(results: list[Result]) -> str:
     """Say how each training ended and what its test part says, as Markdown, a line a trial and one more."""
     lines, tested = [], [result for result in results if len(result.predictions)]
     for result in tested:
-        test = metrics.metrics_table(result.predictions).iloc[0]
+        test = metrics.metrics_table(result.predictions, keys=["accuracy", "auc"]).iloc[0]
         history = result.history
         learned = "" if history is None else f"{history['accuracy'].iloc[-1]:.3f} in training, "
         lines.append(

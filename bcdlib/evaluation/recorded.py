@@ -96,7 +96,7 @@ def write_recording(
     files.write_csv(
         place / f"{name}.metrics.csv",
         bootstrap.interval_table(full, shown).merge(
-            metrics.metrics_table(full)[["method", "split", "folds", "seeds", "weights"]],
+            metrics.metrics_table(full, keys=())[["method", "split", "folds", "seeds", "weights"]],
             on=["method", "split"],
         ),
     )
