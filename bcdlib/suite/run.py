@@ -1,14 +1,19 @@
 """The whole suite in one go: check what was asked for, execute the six notebooks, write the report."""
 
+import functools
+import itertools
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from bcdlib import mount
 from bcdlib.data import breakhis, custom, sources, splits
-from bcdlib.errors import InputError, check_known
+from bcdlib.data.decode import count_cores
+from bcdlib.errors import InputError, check_known, one_line
 from bcdlib.evaluation import decisions, metrics, thresholds
 from bcdlib.runs import places, profiles
 from bcdlib.runs.folder import Run
@@ -16,6 +21,7 @@ from bcdlib.suite.report import write_report
 from bcdlib.trials.notebook import STAGES, execute_notebook
 
 _MOST_COMPARED = 60
+_ROUNDS = dict(zip(STAGES, (1, 2, 3, 3, 4, 4), strict=True))  # those of a round need nothing of each other
 
 
 def absolute_parameters(parameters: dict) -> dict:
@@ -168,7 +174,9 @@ def evaluation_parameters(
 
 
 def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = (), *, final: bool = False) -> dict:
-    """Execute the notebooks in order into ``<run>/notebooks``; write ``report.html`` and ``summary.json``.
+    """Execute the notebooks into ``<run>/notebooks``; write ``report.html`` and ``summary.json``.
+
+    In order; but 03 beside 04, and 05 beside 06, where there are two cores and no accelerator.
 
     Parameters
     ----------
@@ -188,24 +196,63 @@ def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = (), *, final: 
     Raises
     ------
     StageError
-        If a notebook fails; its executed half is kept.
+        If a notebook fails; its executed half is kept, and the one beside it goes on to its end.
     InputError
         If it fails because of bad input.
     """
     stages = [stage for stage in STAGES if not only or stage in only]
-    folder = run.folder / "notebooks"
-    folder.mkdir(exist_ok=True)
-    for number, stage in enumerate(stages, 1):
-        print(f"[{number}/{len(stages)}] {stage}", flush=True)
-        own = {}
-        if final and stage == "04_train":
-            usual = splits.available_splits(run, profiles.get_profile(parameters["profile"]).splits)
-            own["splits"] = ",".join((*usual, splits.ALL))
-        execute_notebook(
-            stage,
-            parameters | own,
-            folder / f"{stage}.ipynb",
-            cwd=places.shipped("notebooks"),
-            log=sys.stdout,
-        )
+    (run.folder / "notebooks").mkdir(exist_ok=True)
+    titles = {stage: f"[{number}/{len(stages)}] {stage}" for number, stage in enumerate(stages, 1)}
+    for _, group in itertools.groupby(stages, _ROUNDS.get):
+        _do_all(functools.partial(_execute, run, stage, titles[stage], parameters, final) for stage in group)
     return write_report(run)
+
+
+def _execute(run: Run, stage: str, title: str, parameters: dict, final: bool) -> None:
+    print(title, flush=True)
+    own = {}
+    if final and stage == "04_train":
+        usual = splits.available_splits(run, profiles.get_profile(parameters["profile"]).splits)
+        own["splits"] = ",".join((*usual, splits.ALL))
+    execute_notebook(
+        stage,
+        parameters | own,
+        run.folder / "notebooks" / f"{stage}.ipynb",
+        cwd=places.shipped("notebooks"),
+        log=sys.stdout,
+    )
+
+
+def _do_all(works: Iterable[Callable[[], None]]) -> None:
+    """Do pieces of work, where there is room at the same time; raise the first error when all have ended."""
+    *others, last = works
+    if others and not _has_room():
+        for work in (*others, last):
+            work()
+        return
+    errors = []
+
+    def kept(work, kind=BaseException):
+        try:
+            work()
+        except kind as error:
+            errors.append(error)
+            if work is not last:
+                print(f"Failed: {one_line(error)}; what is done beside it goes on", flush=True)
+
+    # if this process is interrupted it ends at once, and the kernels, which look for it, with it
+    threads = [threading.Thread(target=kept, args=[work], daemon=True) for work in others]
+    for thread in threads:
+        thread.start()
+    kept(last, Exception)
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _has_room() -> bool:
+    """Tell whether a second notebook has a core, and need not share an accelerator, which one may fill."""
+    from bcdlib.methods.parts import hardware
+
+    return count_cores() > 1 and hardware.accelerator()[0] == "cpu"

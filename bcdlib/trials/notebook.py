@@ -7,7 +7,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 import nbformat
 import papermill
@@ -128,7 +127,8 @@ def _section_printer(notebook: Path, log):
     def say(cell, cell_index):
         if cell.id in titles:
             number = [*titles].index(cell.id) + 1
-            print(f"  {titles[cell.id]} ({number} of {len(titles)})", file=log, flush=True)
+            title = titles[cell.id] if titles[cell.id][0].isdigit() else f"{notebook.stem}: {titles[cell.id]}"
+            print(f"  {title} ({number} of {len(titles)})", file=log, flush=True)
 
     return say
 
@@ -136,11 +136,16 @@ def _section_printer(notebook: Path, log):
 class _ThisPython(AsyncKernelManager):
     """Starts this very Python, whatever JUPYTER_PATH or the user's Jupyter settings call "python3"."""
 
+    changes: dict[str, str] = {}  # of its environment
+
     @property
     def kernel_spec(self) -> KernelSpec:
         return KernelSpec(
             argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python"
         )
+
+    async def start_kernel(self, **options):
+        await super().start_kernel(env=os.environ | self.changes, **options)
 
 
 def papermill_path(path) -> str:
@@ -183,28 +188,26 @@ def execute_notebook(
     """
     notebook = places.shipped("notebooks") / f"{stage}.ipynb"
     known = papermill.inspect_notebook(papermill_path(notebook))
+    changes = {
+        # its caches must be ours: notebooks work in a folder of their own
+        "BCD_HOME": str(places.home_folder()),
+        "BCD_VERBOSE": os.environ.get("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2"),
+        **(env or {}),
+    }
     try:
-        with patch.dict(
-            os.environ,  # which the kernel inherits
-            {
-                # its caches must be ours: notebooks work in a folder of their own
-                "BCD_HOME": str(places.home_folder()),
-                "BCD_VERBOSE": os.environ.get("BCD_VERBOSE", "1" if sys.stdout.isatty() else "2"),
-                **(env or {}),
-            },
-        ):
-            papermill.execute_notebook(
-                papermill_path(notebook),
-                papermill_path(output),
-                {key: value for key, value in parameters.items() if key in known},
-                kernel_name="python3",
-                cwd=str(cwd),
-                progress_bar=False,
-                stdout_file=log,
-                stderr_file=log and noise.WithoutNoise(sys.stderr),
-                on_cell_start=_section_printer(notebook, log) if log else None,
-                kernel_manager_class=_ThisPython,
-            )
+        papermill.execute_notebook(
+            papermill_path(notebook),
+            papermill_path(output),
+            {key: value for key, value in parameters.items() if key in known},
+            kernel_name="python3",
+            # papermill's cwd and os.environ are this whole process's, and another notebook may run beside
+            resources={"metadata": {"path": str(cwd)}},
+            progress_bar=False,
+            stdout_file=log,
+            stderr_file=log and noise.WithoutNoise(sys.stderr),
+            on_cell_start=_section_printer(notebook, log) if log else None,
+            kernel_manager_class=type("Kernel", (_ThisPython,), {"changes": changes}),
+        )
     except papermill.PapermillExecutionError as error:
         _drop_noise(output)
         if error.ename == InputError.__name__:
