@@ -472,7 +472,7 @@ def _several_slides(images: pd.DataFrame) -> int:
 
 
 def run_others(run: Run, weights: str = "") -> None:
-    """Run the other five notebooks one after the other on this machine, and write the report.
+    """Run the other five notebooks on this machine, and write the report.
 
     For accounts that may open one notebook at a time. Their parameters are those of 01_mount; all others are
     the notebooks' own.

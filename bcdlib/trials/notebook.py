@@ -140,9 +140,9 @@ class _ThisPython(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python"
-        )
+        words = ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        # stopped inside a cell it would log that it cannot answer any more, and that its parent has gone
+        return KernelSpec(argv=[sys.executable, *words, "--log-level=CRITICAL"], language="python")
 
     async def start_kernel(self, **options):
         await super().start_kernel(env=os.environ | self.changes, **options)

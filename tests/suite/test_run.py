@@ -1,6 +1,9 @@
 """Notebooks that need nothing of each other, executed at the same time."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -70,19 +73,31 @@ def test_the_one_beside_a_failed_one_goes_on(failing, other, executed, capsys):
     assert ("goes on" in capsys.readouterr().out) == (other == "04")
 
 
-def test_each_works_in_its_folder_and_environment(tmp_path, monkeypatch):
-    """And this process in its own all the while."""
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """Write a notebook of one cell among those that `notebook.execute_notebook` knows."""
     monkeypatch.setattr(places, "shipped", lambda name: tmp_path)
-    source = (
-        "import os, time\ntime.sleep(0.5)\nprint(os.getcwd(), os.environ['WHO'], 'BCD_HOME' in os.environ)"
-    )
-    cell = nbformat.v4.new_code_cell(source)
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+
+    def write(name, source):
+        cells = [nbformat.v4.new_code_cell(source)]
+        metadata = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / f"{name}.ipynb")
+        (tmp_path / name).mkdir()
+
+    return write
+
+
+def test_each_works_in_its_folder_and_environment(shipped, tmp_path):
+    """And this process in its own all the while."""
     before = Path.cwd(), dict(os.environ)
 
     def execute(name):
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), tmp_path / f"{name}.ipynb")
-        (tmp_path / name).mkdir()
+        shipped(
+            name,
+            "import os, time\n"
+            "time.sleep(0.5)\n"
+            "print(os.getcwd(), os.environ['WHO'], 'BCD_HOME' in os.environ)",
+        )
         out = tmp_path / name / "out.ipynb"
         notebook.execute_notebook(name, {}, out, cwd=tmp_path / name, env={"WHO": f"${name}"})
 
@@ -95,3 +110,29 @@ def test_each_works_in_its_folder_and_environment(tmp_path, monkeypatch):
     for name in ("a", "b"):
         printed = nbformat.read(tmp_path / name / "out.ipynb", as_version=4).cells[0].outputs[0].text
         assert printed.split() == [str(tmp_path / name), f"${name}", "True"]
+
+
+def test_stopped_inside_a_cell_its_kernel_ends_without_a_word(shipped, tmp_path):
+    shipped("a", "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(60)")
+    code = (
+        "import pathlib, signal, sys\n"
+        "from bcdlib.runs import places\n"
+        "from bcdlib.trials import notebook\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "places.shipped = lambda name: folder\n"
+        "try:\n"
+        "    notebook.execute_notebook('a', {}, folder / 'out.ipynb', cwd=folder, log=sys.stdout)\n"
+        "except KeyboardInterrupt: sys.exit(130)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        kernel = int(next(line for line in process.stdout if line.startswith("kernel")).split()[1])
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130 and "IPKernelApp" not in said
+    deadline = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(kernel, 0)
+            time.sleep(0.1)
