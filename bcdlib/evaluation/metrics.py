@@ -757,7 +757,7 @@ def metrics_table(
     threshold : float or str
         A str names the column that has each row's threshold.
     keys : sequence of str, optional
-        Which metrics; default: all; ``()``: only the numbers of images and so on.
+        Which metrics; default: all. With ``()`` the table only says how many images, slides, ... there are.
 
     Returns
     -------

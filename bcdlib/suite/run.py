@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -202,14 +202,31 @@ def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = (), *, final: 
     """
     stages = [stage for stage in STAGES if not only or stage in only]
     (run.folder / "notebooks").mkdir(exist_ok=True)
-    titles = {stage: f"[{number}/{len(stages)}] {stage}" for number, stage in enumerate(stages, 1)}
-    for _, group in itertools.groupby(stages, _ROUNDS.get):
-        _do_all(functools.partial(_execute, run, stage, titles[stage], parameters, final) for stage in group)
+    for together in _rounds(stages):
+        for stage in together:
+            print(f"[{stages.index(stage) + 1}/{len(stages)}] {stage}", flush=True)
+        _do_all([functools.partial(_execute, run, stage, parameters, final) for stage in together])
     return write_report(run)
 
 
-def _execute(run: Run, stage: str, title: str, parameters: dict, final: bool) -> None:
-    print(title, flush=True)
+def _rounds(stages: list[str]) -> Iterator[list[str]]:
+    """Give the notebooks in order, those together that are executed at the same time."""
+    for _, group in itertools.groupby(stages, _ROUNDS.get):
+        together = list(group)
+        if len(together) > 1 and _has_room():
+            yield together
+        else:
+            yield from ([stage] for stage in together)
+
+
+def _has_room() -> bool:
+    """Tell whether a second notebook has a core, and need not share an accelerator, which one may fill."""
+    from bcdlib.methods.parts import hardware
+
+    return count_cores() > 1 and hardware.accelerator()[0] == "cpu"
+
+
+def _execute(run: Run, stage: str, parameters: dict, final: bool) -> None:
     own = {}
     if final and stage == "04_train":
         usual = splits.available_splits(run, profiles.get_profile(parameters["profile"]).splits)
@@ -223,36 +240,27 @@ def _execute(run: Run, stage: str, title: str, parameters: dict, final: bool) ->
     )
 
 
-def _do_all(works: Iterable[Callable[[], None]]) -> None:
-    """Do pieces of work, where there is room at the same time; raise the first error when all have ended."""
+def _do_all(works: list[Callable[[], None]]) -> None:
+    """Do pieces of work at the same time, the last one in this thread; then raise the first error, if any."""
     *others, last = works
-    if others and not _has_room():
-        for work in (*others, last):
-            work()
-        return
     errors = []
 
-    def kept(work, kind=BaseException):
+    def beside(work):
         try:
             work()
-        except kind as error:
+        except BaseException as error:
             errors.append(error)
-            if work is not last:
-                print(f"Failed: {one_line(error)}; what is done beside it goes on", flush=True)
+            print(f"Failed: {one_line(error)}; what runs beside it goes on", flush=True)
 
     # if this process is interrupted it ends at once, and the kernels, which look for it, with it
-    threads = [threading.Thread(target=kept, args=[work], daemon=True) for work in others]
+    threads = [threading.Thread(target=beside, args=[work], daemon=True) for work in others]
     for thread in threads:
         thread.start()
-    kept(last, Exception)
+    try:
+        last()
+    except Exception as error:
+        errors.append(error)
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-
-
-def _has_room() -> bool:
-    """Tell whether a second notebook has a core, and need not share an accelerator, which one may fill."""
-    from bcdlib.methods.parts import hardware
-
-    return count_cores() > 1 and hardware.accelerator()[0] == "cpu"

@@ -65,7 +65,8 @@ class Ordered(keras.utils.PyDataset):
 class _OfOneSize(Ordered):
     """Batches for prediction, the last one filled up with the first rows.
 
-    For a batch of another size TensorFlow traces the network again, and JAX compiles it: seconds.
+    For a batch of another size TensorFlow would trace the network again, and JAX compile it, which takes
+    seconds for a large one.
     """
 
     def __getitem__(self, index):
