@@ -250,7 +250,8 @@ def _do_all(works: list[Callable[[], None]]) -> None:
             work()
         except BaseException as error:
             errors.append(error)
-            print(f"Failed: {one_line(error)}; what runs beside it goes on", flush=True)
+            # on a line of its own: a progress bar's may be open
+            print(f"\nFailed: {one_line(error)}; what runs beside it goes on", flush=True)
 
     # if this process is interrupted it ends at once, and the kernels, which look for it, with it
     threads = [threading.Thread(target=beside, args=[work], daemon=True) for work in others]
