@@ -14,6 +14,7 @@ from bcdlib.data.breakhis import official_path
 from bcdlib.data.cache import run_cache
 from bcdlib.runs.folder import open_run_folder
 from bcdlib.suite.run import prepare_run
+from tests.shallow import stages
 
 matplotlib.use("Agg")
 
@@ -33,6 +34,7 @@ LONG = (
     "test_faults_crashes.py",
     "test_colab.py",
     "test_resume.py",
+    "test_browser.py",
 )
 # all tests of these count as slow: they train many networks, or start many processes
 SLOW = (
@@ -58,6 +60,24 @@ def pytest_collection_modifyitems(items):
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """ResNets, DenseNets, ResHist and GoogLeNet with some blocks of each stage, the last among them.
+
+    The blocks between are as these, and to trace a hundred layers takes ten times as long as to compute them.
+    The run of all notebooks has all of them.
+    """
+    with stages(few=True):
+        yield
+
+
+@pytest.fixture
+def full_depth():
+    """All blocks, where a test of a file of `shallow` asks what the networks are."""
+    with stages(few=False):
+        yield
 
 
 COUNTS = ("tried", "survived", "reported", "lost")

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import keras  # noqa: F401  the slow part; nothing of it runs before the fork
 
 from bcdlib import mount, train
+from bcdlib.data.breakhis import known_images
 from bcdlib.runs.profiles import get_profile
 from bcdlib.suite.run import prepare_run
 from bcdlib.trials import comparison
@@ -102,6 +103,7 @@ def start(job: dict) -> int:
 
 
 def main() -> None:
+    known_images()
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)

@@ -91,7 +91,7 @@ def test_a_failing_method_is_told_and_does_not_stop_the_others(run, tmp_path):
         comparison.run_comparison(run, PROFILE, method_names=names[:1], split_names=["image"], progress=False)
 
 
-def test_a_frozen_random_base_is_called_not_comparable_beside_published_numbers(run):
+def test_a_frozen_random_base_is_called_not_comparable_beside_published_numbers(run, shallow):
     """In Table II and its figure; what was trained whole is as it was."""
     names = ["resnet50", "lenet5"]
     profile = dataclasses.replace(PROFILE, epochs=1, head_epochs=1)

@@ -129,7 +129,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("method, trainable", [("lenet5", "all"), ("resnet50", "head")])
-def test_the_recipe_shows_the_calls_that_are_made(run, monkeypatch, method, trainable):
+def test_the_recipe_shows_the_calls_that_are_made(run, shallow, monkeypatch, method, trainable):
     planned = train.plan_trials(run, TINY, split_names=["case"], method=method, trainable=trainable, seed=5)
     model = train.build_network(run, TINY, method=method, trainable=trainable, weights="none")
     text = train.recipe_text(planned, TINY, model, weights="none")

@@ -4,6 +4,7 @@ Source of the naming rule: Spanhol et al., "A Dataset for Breast Cancer Histopat
 Classification", IEEE TBME 63(7), 2016, and the data set's own readme.
 """
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -154,6 +155,11 @@ def official_path(filename: str) -> str:
 
 def known_images() -> pd.DataFrame:
     """Read the table of all 7909 images of BreakHis, one row each; its columns are `COLUMNS`."""
+    return _known_images().copy()
+
+
+@functools.cache
+def _known_images() -> pd.DataFrame:
     return pd.read_csv(shipped("data_manifest.csv"), dtype=TEXTS)
 
 

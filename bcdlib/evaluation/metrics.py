@@ -154,6 +154,23 @@ def _weighted_auc(label, probability, weights) -> np.ndarray:
     )
 
 
+def _weighted_mcc(label, predicted, weights) -> np.ndarray:
+    """0 where all are predicted to be of one class, as scikit-learn's."""
+    whole, both, one, other = _weighted_counts(label, predicted, weights)
+    scale = np.sqrt(one * (whole - one) * other * (whole - other))
+    return (whole * both - one * other) / np.where(scale == 0, 1, scale)
+
+
+def _weighted_kappa(label, predicted, weights) -> np.ndarray:
+    whole, both, one, other = _weighted_counts(label, predicted, weights)
+    return _ratio(2 * (whole * both - one * other), whole * (one + other) - 2 * one * other)
+
+
+def _weighted_counts(label, predicted, weights) -> tuple[np.ndarray, ...]:
+    """Count images: all, malignant and predicted so, malignant, predicted malignant."""
+    return (weights.sum(axis=1), *(weights @ of for of in (label * predicted, label, predicted)))
+
+
 def calibration_error(label, probability) -> float:
     """Compute the calibration error of the probability of malignant, 0..1, without the bias of few images.
 
@@ -281,8 +298,8 @@ METRICS: dict[str, Metric] = {
         ),
         tables=("thresholds", "groups"),
     ),
-    "mcc": Metric("Matthews correlation", sk.matthews_corrcoef, both_classes=True, tables=()),
-    "kappa": Metric("Cohen's kappa", sk.cohen_kappa_score, both_classes=True, tables=()),
+    "mcc": Metric("Matthews correlation", sk.matthews_corrcoef, _weighted_mcc, both_classes=True, tables=()),
+    "kappa": Metric("Cohen's kappa", sk.cohen_kappa_score, _weighted_kappa, both_classes=True, tables=()),
     "auc": Metric(
         "AUC",
         sk.roc_auc_score,

@@ -76,6 +76,15 @@ def test_weighted_metrics_agree_with_sklearn():
         assert values == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("predicted", [0, 1])
+def test_agreement_of_one_answer_for_all_is_none(predicted):
+    y = np.arange(9) % 3 // 2
+    rows = pd.DataFrame({"label": y, "predicted": predicted})
+    for name, sklearns in (("mcc", sk.matthews_corrcoef), ("kappa", sk.cohen_kappa_score)):
+        found = metrics.METRICS[name].weighted_values(rows, np.vstack([np.ones(9), 1.0 * (y == 0)]))
+        assert found[0] == sklearns(y, rows["predicted"]) == 0 and np.isnan(found[1])
+
+
 def test_what_was_asked_before_is_the_same_as_asked_anew(monkeypatch):
     """Whatever was asked of the same rows before, and of others that differ a little."""
     first, second = study(8)

@@ -5,6 +5,7 @@ import pytest
 from bcdlib import evaluate, mount, preprocess, train
 from bcdlib.runs.folder import open_run_folder
 from bcdlib.runs.profiles import get_profile
+from tests.shallow import stages
 
 TINY = get_profile("demo", size=(48, 32), head_epochs=2, batch_size=8)
 
@@ -19,13 +20,9 @@ def run(tiny, tmp_path_factory):
         run, TINY, mount.open_data(run), cache_root=home / "cache", progress=False
     )
     preprocess.write_splits(run, TINY, cache)
-    train.train_trials(
-        run,
-        TINY,
-        train.plan_trials(run, TINY, split_names=("magnification", "case"), trainable="head"),
-        weights="none",
-        verbose=0,
-    )
+    trials = train.plan_trials(run, TINY, split_names=("magnification", "case"), trainable="head")
+    with stages(few=True):
+        train.train_trials(run, TINY, trials, weights="none", verbose=0)
     return run
 
 

@@ -20,7 +20,9 @@ from bcdlib.methods.parts import backbones, features, fitting, hardware
 from bcdlib.methods.parts.augmentation import FlipAndZoom
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials.trial import Trial, run_trial
+from tests.methods.small import Small
 
+pytestmark = pytest.mark.usefixtures("shallow")
 SIZE = (48, 32)
 PAPER = get_profile("paper")
 TINY = get_profile("demo", size=SIZE, epochs=3, steps_per_epoch=2, batch_size=8, head_epochs=3)
@@ -31,7 +33,7 @@ def trial(cache):
     return Trial("resnet50", "magnification", splits.make_split(cache.images, "magnification"))
 
 
-def test_paper_recipe_on_the_compiled_model(trial):
+def test_paper_recipe_on_the_compiled_model(trial, full_depth):
     model = trial.estimator(PAPER, "none").build((PAPER.size[1], PAPER.size[0], 3))
     assert model.input_shape == (None, 96, 144, 3) and model.input.dtype == "uint8"
     assert model.output_shape == (None, 1)
@@ -84,7 +86,7 @@ def test_weights_file_that_does_not_fit(trial, tmp_path):
         trial.estimator(PAPER, str(tmp_path)).build((32, 48, 3))
 
 
-def test_normalisation_is_keras_own(weights_dir):
+def test_normalisation_is_keras_own(weights_dir, full_depth):
     X = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype="uint8")
     method = methods.get_method("resnet50")(trainable="head", weights=str(weights_dir), verbose=0)
     method.build(X.shape[1:])
@@ -98,14 +100,13 @@ def test_normalisation_is_keras_own(weights_dir):
 
 
 @pytest.fixture(scope="module")
-def finished(trial, cache, large_network, tmp_path_factory):
+def finished(trial, cache, shallow, tmp_path_factory):
     """A finished trial that fine-tuned the whole network."""
     root = tmp_path_factory.mktemp("finished")
-    with large_network():
-        return run_trial(trial, cache, TINY, root=root, weights="none", verbose=0)
+    return run_trial(trial, cache, TINY, root=root, weights="none", verbose=0)
 
 
-def test_trial_cut_off_and_resumed_equals_undisturbed(trial, finished, cache, large_network, tmp_path):
+def test_trial_cut_off_and_resumed_equals_undisturbed(trial, finished, cache, tmp_path):
     """The same seed gives the same, bit for bit, also in two pieces."""
 
     class Cut(Exception):
@@ -124,10 +125,8 @@ def test_trial_cut_off_and_resumed_equals_undisturbed(trial, finished, cache, la
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
         patch.setattr(keras.Model, "fit", cut)
-        with large_network():
-            run_trial(trial, cache, TINY, root=tmp_path / "cut", weights="none", verbose=0)
-    with large_network():
-        resumed = run_trial(trial, cache, TINY, root=tmp_path / "cut", weights="none", verbose=0)
+        run_trial(trial, cache, TINY, root=tmp_path / "cut", weights="none", verbose=0)
+    resumed = run_trial(trial, cache, TINY, root=tmp_path / "cut", weights="none", verbose=0)
     assert resumed.history["epoch"].tolist() == [0, 1, 2]
     pd.testing.assert_frame_equal(resumed.history, finished.history, check_exact=True)
     pd.testing.assert_frame_equal(resumed.predictions, finished.predictions, check_exact=True)
@@ -386,12 +385,12 @@ def test_a_head_learns_the_same_in_executions_of_any_length():
 def test_a_head_learns_the_same_whatever_was_trained_before(epochs, monkeypatch):
     """Heads that are alike are trained in one compiled network: nothing of one may reach the next."""
     rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(120, 16)).astype("float32"), rng.integers(0, 2, 120)
+    X, y = rng.normal(size=(64, 16)).astype("float32"), rng.integers(0, 2, 64)
 
     def fit(size):
         return head(epochs=epochs, batch_size=4).fit(X[:size], y[:size], (X[:9], y[:9]))
 
-    one_after_another = {size: fit(size) for size in (120, 60, 90)}
+    one_after_another = {size: fit(size) for size in (64, 52, 56)}
     for size, found in one_after_another.items():
         monkeypatch.setattr(_training, "_TRAINED", {})
         alone = fit(size)
@@ -402,10 +401,10 @@ def test_a_head_learns_the_same_whatever_was_trained_before(epochs, monkeypatch)
 def test_a_network_learns_the_same_whatever_was_trained_before(cache, monkeypatch):
     """Networks that are alike are trained in one that is compiled once: nothing of one may reach the next."""
     X, y = cache.pixels, breakhis.class_labels(cache.images)
-    settings = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 4, "weights": "none", "verbose": 0}
+    settings = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 4, "verbose": 0}
 
     def fit(size):  # with batch norm, dropout and augmentation
-        return methods.get_method("dcnn14")(**settings).fit(X[:size], y[:size], (X[:9], y[:9]))
+        return Small(**settings).fit(X[:size], y[:size], (X[:9], y[:9]))
 
     monkeypatch.setattr(_training, "_TRAINED", {})
     one_after_another, compiled = {}, set()

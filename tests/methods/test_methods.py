@@ -1,6 +1,5 @@
 """The methods of Table II: networks as published, losses and rules by hand, trials from end to end."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -28,9 +27,9 @@ from bcdlib.runs.profiles import get_profile
 from bcdlib.trials import comparison
 from bcdlib.trials.trial import Trial, run_trial
 
+pytestmark = pytest.mark.usefixtures("shallow")
 SIZE = (48, 32)
 TINY = get_profile("demo", size=SIZE, epochs=1, steps_per_epoch=1, batch_size=8, head_epochs=2)
-LARGE = ("reshist", "densenet201", "ensemble", "resnet152")
 FROM_SCRATCH = ("lenet5", "dcnn14", "reshist", "alexnet")
 RIVALS = [name for name in published.TABLE_II["key"] if name != "resnet50"]  # which is tested elsewhere
 
@@ -50,13 +49,10 @@ def shown(cache, table):
 
 
 @pytest.fixture(scope="module")
-def results(cache, tables, large_network, tmp_path_factory):
+def results(cache, tables, shallow, tmp_path_factory):
     """One finished trial a method, each with its saved model."""
-    root, found = tmp_path_factory.mktemp("trials"), {}
-    for name in RIVALS:
-        with large_network() if name in LARGE else contextlib.nullcontext():
-            found[name] = run_trial(trial(name, tables), cache, TINY, root=root, weights="none", verbose=0)
-    return found
+    options = {"root": tmp_path_factory.mktemp("trials"), "weights": "none", "verbose": 0}
+    return {name: run_trial(trial(name, tables), cache, TINY, **options) for name in RIVALS}
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +170,7 @@ def convolution(size, channels, filters):
     return size * size * channels * filters + filters
 
 
-def test_googlenet_layer_by_layer():
+def test_googlenet_layer_by_layer(full_depth):
     model = architectures.GoogLeNet(input_shape=(224, 224, 3))
     count = convolution(7, 3, 64) + convolution(1, 64, 64) + convolution(3, 64, 192)
     # Szegedy et al. 2015, Table 1: what comes in, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj
@@ -212,7 +208,7 @@ def test_googlenet_has_no_top():
 
 
 @pytest.mark.parametrize("name", ["reshist", "dcnn14"])
-def test_layers_with_weights_are_as_many_as_the_name_says(name):
+def test_layers_with_weights_are_as_many_as_the_name_says(name, full_depth):
     model = methods.get_method(name)().build((48, 72, 3))
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)]
     layers = [
@@ -632,12 +628,7 @@ def test_random_weights_do_not_depend_on_what_was_built_before(cache):
 
 
 @pytest.mark.parametrize("name", ["googlenet", "csdcnn"])
-def test_fine_tuned_whole_and_resumed(name, cache, large_network, tmp_path):
-    with large_network() if name == "googlenet" else contextlib.nullcontext():
-        fine_tuned_and_resumed(name, cache, tmp_path)
-
-
-def fine_tuned_and_resumed(name, cache, tmp_path):
+def test_fine_tuned_whole_and_resumed(name, cache, tmp_path):
     X, y = cache.pixels[::8], breakhis.class_labels(cache.images)[::8]
     kind = methods.get_method(name)
     settings = {"weights": "none", "steps_per_epoch": 1, "batch_size": 4, "verbose": 0}

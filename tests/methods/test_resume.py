@@ -18,26 +18,11 @@ import pandas as pd
 import pytest
 
 from bcdlib.errors import InputError
-from bcdlib.methods import KerasMethod
 from bcdlib.methods.parts import fitting, hardware
+from tests.methods.small import Small
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 CUT, EPOCHS, STEPS = 2, 4, 3
-
-
-class Small(KerasMethod):
-    """Batch norm, dropout, MSE and RMSprop, as the paper's network has them."""
-
-    key, title, loss = "small", "test", "mean_squared_error"
-
-    def build_features(self, x):
-        x = keras.layers.Rescaling(1 / 127.5, -1)(x)
-        x = keras.layers.Conv2D(8, 3, strides=2, use_bias=False)(x)
-        x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=self.momentum)(x))
-        return keras.layers.GlobalAveragePooling2D(name="pool")(x)
-
-    def build_head(self, x):
-        return keras.layers.Dropout(0.4, seed=self.seed)(x) if self.augment else x
 
 
 def method(precision="float32", epochs=EPOCHS, **settings):

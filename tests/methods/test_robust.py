@@ -26,6 +26,7 @@ from bcdlib.methods.parts import backbones, features
 from bcdlib.runs.profiles import get_profile
 from bcdlib.trials import trial
 
+pytestmark = pytest.mark.usefixtures("shallow")
 SIZE = (48, 32)
 TINY = get_profile("demo", size=SIZE)
 
