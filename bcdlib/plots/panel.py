@@ -17,6 +17,7 @@ from IPython import get_ipython
 from IPython.core import pylabtools
 from PIL import Image, ImageOps
 
+from bcdlib.plots import style
 from bcdlib.runs.places import in_colab
 
 # which of the widgets the keyboard acts on is hardly seen otherwise, over an image above all
@@ -65,7 +66,7 @@ class Panel:
         live = is_live() and self.widget is not None
         if not (live and in_colab()):
             # beside a widget too: a site that only shows notebooks has no kernel, and takes the figure
-            data["image/png"], metadata["image/png"] = pylabtools.retina_figure(self.figure, base64=True)
+            data["image/png"], metadata["image/png"] = style.shown_png(self.figure)
         if live:  # written out, because ipywidgets 7 and 8 do it by different methods
             data[VIEW] = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
         return data, metadata

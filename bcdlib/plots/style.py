@@ -3,10 +3,15 @@
 Benign and malignant have the same two colours everywhere, told apart by colour-blind readers.
 """
 
+import base64
+import io
 import itertools
 
 import matplotlib.pyplot as plt
 from IPython import get_ipython
+from IPython.core import pylabtools
+from matplotlib.figure import Figure
+from PIL import Image
 
 from bcdlib.errors import InputError
 
@@ -60,6 +65,31 @@ def _sharpen() -> None:
         backend = InlineBackend.instance(parent=get_ipython())
         if backend.figure_formats == {"png"}:  # the default: who asked for another format keeps it
             backend.figure_formats = {"retina"}
+            get_ipython().display_formatter.formatters["image/png"].for_type(Figure, shown_png)
+
+
+def shown_png(figure) -> tuple[str, dict]:
+    """Encode a figure as notebooks show it; one that was saved, and not changed since, is not drawn again.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure
+        Perhaps with ``saved_png``, from `bcdlib.runs.folder.Run.figure`.
+
+    Returns
+    -------
+    data : str
+        PNG, base64.
+    metadata : dict
+        width and height at which it is shown, in CSS pixels: half of those that it has.
+    """
+    saved = getattr(figure, "saved_png", None)
+    if figure.stale or not saved:
+        return pylabtools.retina_figure(figure, base64=True)
+    with Image.open(io.BytesIO(saved)) as image:
+        scale = figure.dpi / image.info["dpi"][0]
+        width, height = (round(scale * side) for side in image.size)
+    return base64.b64encode(saved).decode(), {"width": width, "height": height}
 
 
 def mark_guess(axis, guess: float | None) -> None:

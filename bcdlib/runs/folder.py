@@ -189,6 +189,8 @@ class Run:
     def figure(self, name: str, figure):
         """Write ``figures/<name>.png`` and ``.svg``; return the figure.
 
+        The figure keeps the bytes of the PNG file as ``saved_png``, and counts as not changed since.
+
         Parameters
         ----------
         name : str
@@ -198,6 +200,8 @@ class Run:
         for suffix in ("png", "svg"):
             with atomic_write(self.folder / "figures" / f"{name}.{suffix}") as temporary:
                 figure.savefig(temporary, dpi=200, bbox_inches="tight")
+        figure.saved_png = (self.folder / "figures" / f"{name}.png").read_bytes()
+        figure.stale = False
         return figure
 
 

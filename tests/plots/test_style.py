@@ -1,11 +1,16 @@
 """Grids of images, and axes of the caller's own."""
 
+import base64
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from bcdlib.errors import InputError
 from bcdlib.plots import style
+from bcdlib.runs.folder import open_run_folder
 
 
 def test_grid_leaves_no_empty_axes():
@@ -29,3 +34,18 @@ def test_a_figure_is_closed():
     figure, ax = style.make_figure(width=3, height=2)
     assert ax.figure is figure and figure.get_size_inches().tolist() == [3, 2]
     assert plt.get_fignums() == before  # closed: a notebook shows it as a cell's value only
+
+
+def test_a_figure_that_was_saved_is_shown_as_it_was_saved(tmp_path):
+    """Until something in it is changed; at the size at which IPython shows a new drawing of it."""
+    figure, axis = style.make_figure(width=3, height=2)
+    axis.set_title("first")
+    drawn, size = style.shown_png(figure)
+    open_run_folder(tmp_path).figure("name", figure)
+    saved, saved_size = style.shown_png(figure)
+    assert base64.b64decode(saved) == (tmp_path / "figures" / "name.png").read_bytes()
+    assert saved_size == pytest.approx(size, abs=1)
+    one, other = (np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in (drawn, saved))
+    assert one.shape == other.shape and np.abs(one.astype(int) - other).mean() < 1
+    axis.set_title("second")
+    assert style.shown_png(figure)[0] not in (drawn, saved)

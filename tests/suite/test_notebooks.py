@@ -1,6 +1,7 @@
 """The six notebooks: consistent as committed, and running under papermill, elsewhere and on Colab's path."""
 
 import ast
+import base64
 import importlib
 import inspect
 import json
@@ -190,6 +191,8 @@ def check_headless(folder):
         notebook = nbformat.read(folder / "notebooks" / f"{stage}.ipynb", as_version=4)
         (outputs,) = [c.outputs for c in notebook.cells if c["id"] == cell]
         data = [output.data for output in outputs if "data" in output]
+        png = base64.b64decode(data[0]["image/png"])
+        assert png in [file.read_bytes() for file in (folder / "figures").glob("*.png")], "drawn twice"
         assert len(data) == 1 and len(data[0]["image/png"]) > 10_000 and panel.VIEW not in data[0]
         assert not notebook.metadata.get("widgets")
 
