@@ -6,11 +6,14 @@ Benign and malignant have the same two colours everywhere, told apart by colour-
 import base64
 import io
 import itertools
+import textwrap
 
 import matplotlib.pyplot as plt
 from IPython import get_ipython
 from IPython.core import pylabtools
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from bcdlib.errors import InputError
@@ -106,6 +109,16 @@ def note_figure(text: str):
     return figure
 
 
+def _wrapped(text: str, size: float, inches: float) -> str:
+    """Break each line of text of this size, in points, that would be wider."""
+    lines, font = text.split("\n"), FontProperties(size=size)
+    widths = [text_to_path.get_text_width_height_descent(line, font, False)[0] / 72 for line in lines]
+    return "\n".join(
+        textwrap.fill(line, max(int(len(line) * inches / width), 1)) if width > inches else line
+        for line, width in zip(lines, widths)
+    )
+
+
 def image_grid(images, captions, columns: int, *, title: str = "", headings=(), colours=None):
     """Draw images in rows of `columns`, each with its caption below.
 
@@ -114,6 +127,7 @@ def image_grid(images, captions, columns: int, *, title: str = "", headings=(), 
     images : sequence of uint8 arrays (height, width, 3)
         The first sets the height of the rows. None leaves a place without frame, with its caption as text.
     captions : sequence of str
+        Lines that are wider than an image are wrapped.
     columns : int
     title : str
         Above the whole figure.
@@ -137,6 +151,11 @@ def image_grid(images, captions, columns: int, *, title: str = "", headings=(), 
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     height, width = images[0].shape[:2]
+    size = 8 if rows * columns > 12 else 9
+    captions = [
+        caption if image is None else _wrapped(caption, size, 6.9 / columns)
+        for image, caption in zip(images, captions)
+    ]
     lines = 1 + max(caption.count("\n") for image, caption in zip(images, captions) if image is not None)
     figure, axes = make_figure(
         rows,
@@ -154,7 +173,7 @@ def image_grid(images, captions, columns: int, *, title: str = "", headings=(), 
         else:
             axis.imshow(image)
             axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(caption, fontsize=8 if axes.size > 12 else 9)
+            axis.set_xlabel(caption, fontsize=size)
             axis.spines[:].set(visible=colour is not None, color=colour, linewidth=2)
     for axis in axes.flat[len(images) :]:
         axis.remove()
