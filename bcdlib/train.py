@@ -417,7 +417,7 @@ def predictions_figure(run: Run, results: list[Result], per_class: int = 4, *, s
     )
     images, names = cache.run_cache(run), breakhis.CLASSES
     captions = [
-        f"{names[row.label]}, predicted {names[row.predicted]}\n"
+        f"{names[row.label]},\npredicted {names[row.predicted]}\n"
         f"P(malignant) {row.probability:.2f}: {'right' if row.correct else 'wrong'}"
         for row in table.itertuples()
     ]

@@ -213,5 +213,5 @@ def test_what_was_found_and_the_exercise(run):
     shown = [axes.get_xlabel() for axes in figure.axes]
     assert len(shown) == 4 and [text.split(",")[0] for text in shown] == ["benign"] * 2 + ["malignant"] * 2
     for text in shown:
-        truth, said = re.match(r"(\w+), predicted (\w+)", text).groups()
+        truth, said = re.match(r"(\w+),\spredicted (\w+)", text).groups()
         assert text.endswith("right" if truth == said else "wrong")
