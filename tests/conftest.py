@@ -66,8 +66,8 @@ def pytest_collection_modifyitems(items):
 def shallow():
     """ResNets, DenseNets, ResHist and GoogLeNet with some blocks of each stage, the last among them.
 
-    The blocks between are as these, and to trace a hundred layers takes ten times as long as to compute them.
-    The run of all notebooks has all of them.
+    The blocks left out are like these, and tracing a hundred layers takes ten times as long as computing
+    them. The run of all notebooks has all blocks.
     """
     with stages(few=True):
         yield

@@ -103,7 +103,7 @@ def start(job: dict) -> int:
 
 
 def main() -> None:
-    known_images()
+    known_images()  # each child would read them anew
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)

@@ -37,7 +37,7 @@ STAGES = {
 
 @contextlib.contextmanager
 def stages(*, few: bool):
-    """Build large networks with few blocks a stage inside, or with all of them."""
+    """Give large networks few blocks a stage, or all of them, until the context ends."""
     with pytest.MonkeyPatch.context() as patch:
         for (owner, name), known in STAGES.items():
             patch.setattr(owner, name, known[few])

@@ -17,6 +17,7 @@ from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from bcdlib.errors import InputError
+from bcdlib.runs import folder
 
 # Okabe & Ito's palette: told apart under all common kinds of colour blindness, and in grey
 COLOURS = {"benign": "#0072B2", "malignant": "#D55E00"}
@@ -72,22 +73,23 @@ def _sharpen() -> None:
 
 
 def shown_png(figure) -> tuple[str, dict]:
-    """Encode a figure as notebooks show it; one that was saved, and not changed since, is not drawn again.
+    """Encode a figure as notebooks show it: sharp, and as large as its size in inches says.
+
+    One that `bcdlib.runs.folder.Run.figure` saved is not drawn again, unless it was changed since.
 
     Parameters
     ----------
     figure : matplotlib Figure
-        Perhaps with ``saved_png``, from `bcdlib.runs.folder.Run.figure`.
 
     Returns
     -------
     data : str
         PNG, base64.
     metadata : dict
-        width and height at which it is shown, in CSS pixels: half of those that it has.
+        width and height at which it is shown, in CSS pixels.
     """
-    saved = getattr(figure, "saved_png", None)
-    if figure.stale or not saved:
+    saved = folder.SAVED.get(figure)
+    if saved is None:
         return pylabtools.retina_figure(figure, base64=True)
     with Image.open(io.BytesIO(saved)) as image:
         scale = figure.dpi / image.info["dpi"][0]
@@ -152,8 +154,11 @@ def image_grid(images, captions, columns: int, *, title: str = "", headings=(), 
     rows = -(-len(images) // columns)
     height, width = images[0].shape[:2]
     size = 8 if rows * columns > 12 else 9
+    room = (
+        6.9 / columns
+    )  # of 8 inches: some lie between the images, and letters are drawn wider than measured
     captions = [
-        caption if image is None else _wrapped(caption, size, 6.9 / columns)
+        caption if image is None else _wrapped(caption, size, room)
         for image, caption in zip(images, captions)
     ]
     lines = 1 + max(caption.count("\n") for image, caption in zip(images, captions) if image is not None)

@@ -1,6 +1,7 @@
 """The run folder: everything that one execution of the suite makes."""
 
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ TRIAL_COLUMNS = ["method", "split", "fold", "seed"]  # name a trial in a predict
 MODEL = "model.keras"  # a trial's stored model
 LOCK = "locked.csv"  # threshold and calibration: of a run's trials, and beside each stored model its own
 CROSS_VALIDATION = "cross_validation.csv"  # beside a final model: the predictions that its figures rest on
+# matplotlib Figure -> its PNG file's bytes, which a notebook shows instead of drawing it a second time
+SAVED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 RUN_SUBFOLDERS = ("figures", "notebooks", "prepared", "splits", "tables", "trials")
 # what depends on the images, their size and splits; trials do too, but are named by all that they depend on
 _RESULTS = (
@@ -189,7 +192,7 @@ class Run:
     def figure(self, name: str, figure):
         """Write ``figures/<name>.png`` and ``.svg``; return the figure.
 
-        The figure keeps the bytes of the PNG file as ``saved_png``, and counts as not changed since.
+        `SAVED` has the PNG file's bytes until something in the figure is changed.
 
         Parameters
         ----------
@@ -200,9 +203,14 @@ class Run:
         for suffix in ("png", "svg"):
             with atomic_write(self.folder / "figures" / f"{name}.{suffix}") as temporary:
                 figure.savefig(temporary, dpi=200, bbox_inches="tight")
-        figure.saved_png = (self.folder / "figures" / f"{name}.png").read_bytes()
-        figure.stale = False
+        SAVED[figure] = (self.folder / "figures" / f"{name}.png").read_bytes()
+        figure.stale_callback = _forget_saved
         return figure
+
+
+def _forget_saved(figure, stale: bool) -> None:
+    """Drop what was saved of a figure; matplotlib calls it when something in the figure is changed."""
+    SAVED.pop(figure, None)
 
 
 def open_run_folder(folder) -> Run:

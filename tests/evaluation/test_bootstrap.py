@@ -77,7 +77,7 @@ def test_weighted_metrics_agree_with_sklearn():
 
 
 @pytest.mark.parametrize("predicted", [0, 1])
-def test_agreement_of_one_answer_for_all_is_none(predicted):
+def test_mcc_and_kappa_are_0_where_all_are_predicted_alike(predicted):
     y = np.arange(9) % 3 // 2
     rows = pd.DataFrame({"label": y, "predicted": predicted})
     for name, sklearns in (("mcc", sk.matthews_corrcoef), ("kappa", sk.cohen_kappa_score)):
