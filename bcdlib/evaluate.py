@@ -350,10 +350,10 @@ def _panels(table: pd.DataFrame, *, width: float, height: float, columns: int = 
     for axis in axes.flat[len(parts) :]:
         axis.remove()
     for axis, (method, split), part in zip(axes.flat, names, parts):
-        axis.set_title(
-            f"{method}, split {split}\n{part['filename'].nunique()} images, {part['case'].nunique()} cases",
-            fontsize=9,
+        title = (
+            f"{method}, split {split}\n{part['filename'].nunique()} images, {part['case'].nunique()} cases"
         )
+        axis.set_title(style.wrap(title, 9, width - 0.3), fontsize=9)
     return figure, zip(axes.flat, parts)
 
 
@@ -476,7 +476,8 @@ def case_figure(table: pd.DataFrame):
         axis.set(xlabel="predicted", ylabel="true")
         axis.tick_params(labelsize=8)
         axis.tick_params(axis="y", labelrotation=90)
-        axis.set_title("{method}\nsplit {split}".format(**part.iloc[0]), fontsize=8.5)
+        title = "{method}\nsplit {split}".format(**part.iloc[0])
+        axis.set_title(style.wrap(title, 8.5, 1.8), fontsize=8.5)
     return figure
 
 

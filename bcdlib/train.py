@@ -389,8 +389,9 @@ def curves_figure(results: list[Result], quantity: str = "loss"):
             xlabel="epoch",
             ylabel=_loss_label(result.trial) if quantity == "loss" else "accuracy",
             ylim=(0, 1.02 if quantity == "accuracy" else None),
-            title=f"{methods.get_method(result.trial.method).title}, split {result.trial.split}",
         )
+        title = f"{methods.get_method(result.trial.method).title}, split {result.trial.split}"
+        axis.set_title(style.wrap(title, 12, 4.2))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize=8)
     tables = [table for result in results for table in (result.predictions, result.validation) if len(table)]

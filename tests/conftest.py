@@ -1,5 +1,6 @@
 """Shared fixtures: real images and weights where the environment names them, and a tiny made data set."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -132,6 +133,20 @@ def tiny(tmp_path_factory, tiny_names):
         noise = np.random.default_rng([99, number]).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(file)
     return folder
+
+
+@pytest.fixture(scope="session")
+def apart():
+    """Check that no title or caption of a figure's axes runs into another one."""
+
+    def check(figure):
+        figure.canvas.draw()
+        texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label) if text.get_text()]
+        assert len(texts) > 1
+        for one, other in itertools.combinations(texts, 2):
+            assert not one.get_window_extent().overlaps(other.get_window_extent()), (one, other)
+
+    return check
 
 
 @pytest.fixture(scope="session")

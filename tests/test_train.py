@@ -100,6 +100,19 @@ def test_figure_8_names_the_loss_that_was_minimised(method, task, label, tmp_pat
     assert all(tick == round(tick) for tick in figure.axes[0].get_xticks()), "epochs are whole"
 
 
+def test_titles_of_curves_do_not_run_into_each_other(apart, tmp_path):
+    trial = Trial("ensemble", "breakhis-case-5fold", pd.DataFrame())
+    table = pd.DataFrame({"filename": ["a"], "case": ["b"], "weights": ["random"]})
+    history = pd.DataFrame({"epoch": [0, 1], "loss": [2.0, 1.0], "val_loss": [2.0, 1.5]})
+    (tmp_path / "trial.json").write_text('{"curves_on": "validation"}')
+    figure = train.curves_figure([Result(trial, tmp_path, table, table, history)] * 2)
+    apart(figure)
+    assert (
+        figure.axes[0].get_title().split()
+        == f"{get_method('ensemble').title}, split breakhis-case-5fold".split()
+    )
+
+
 def test_paper_on_a_cpu_stops_with_the_time_it_would_take(run, monkeypatch):
     """From the first steps; not if it is told to go on, and no other profile."""
     monkeypatch.delenv("BCD_ANYWAY", raising=False)

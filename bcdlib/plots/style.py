@@ -111,12 +111,27 @@ def note_figure(text: str):
     return figure
 
 
-def _wrapped(text: str, size: float, inches: float) -> str:
-    """Break each line of text of this size, in points, that would be wider."""
+def wrap(text: str, size: float, inches: float) -> str:
+    """Break the lines of a title or caption that would run into the one beside it.
+
+    Parameters
+    ----------
+    text : str
+    size : float
+        Of the font, in points.
+    inches : float
+        Width of the axes, with the space to the next one.
+
+    Examples
+    --------
+    >>> wrap("malignant, predicted malignant", 9, 2).splitlines()
+    ['malignant, predicted', 'malignant']
+    """
     lines, font = text.split("\n"), FontProperties(size=size)
-    widths = [text_to_path.get_text_width_height_descent(line, font, False)[0] / 72 for line in lines]
+    room = 0.86 * 72 * inches  # points: the rest is space, and letters are drawn wider than measured
+    widths = [text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines]
     return "\n".join(
-        textwrap.fill(line, max(int(len(line) * inches / width), 1)) if width > inches else line
+        textwrap.fill(line, max(int(len(line) * room / width), 1)) if width > room else line
         for line, width in zip(lines, widths)
     )
 
@@ -154,11 +169,8 @@ def image_grid(images, captions, columns: int, *, title: str = "", headings=(), 
     rows = -(-len(images) // columns)
     height, width = images[0].shape[:2]
     size = 8 if rows * columns > 12 else 9
-    room = (
-        6.9 / columns
-    )  # of 8 inches: some lie between the images, and letters are drawn wider than measured
     captions = [
-        caption if image is None else _wrapped(caption, size, room)
+        caption if image is None else wrap(caption, size, 8 / columns)
         for image, caption in zip(images, captions)
     ]
     lines = 1 + max(caption.count("\n") for image, caption in zip(images, captions) if image is not None)

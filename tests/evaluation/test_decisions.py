@@ -187,6 +187,16 @@ def test_precision_by_hand():
     assert shown["counted"].tolist() == ["all", "malignant", "benign"] and "cases for +- 0.05" in shown
 
 
+def test_titles_of_panels_do_not_run_into_each_other(apart):
+    """Methods with settings of one's own, and files, have long names."""
+    names = ["resnet50:learning_rate=0.0001:augment=False-head", "robust:bases=resnet50+xception:stages=234"]
+    rows = pd.concat([table(CASES, threshold=0.6, method=name) for name in names])
+    for figure in (evaluate.case_figure(rows), evaluate.confusion_figure(rows)):
+        apart(figure)
+        titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+        assert all(name in "".join(title.split()) for name, title in zip(names, titles, strict=True))
+
+
 def test_figures_show_what_the_tables_say():
     rows = pd.concat([table(CASES, threshold=0.6), table(CASES, threshold=0.6, method="other")])
     matrices = [axis for axis in evaluate.case_figure(rows).axes if axis.get_title()]
