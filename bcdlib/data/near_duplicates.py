@@ -23,7 +23,7 @@ CANDIDATES = 10  # images held against each: bounds the time, also where thousan
 SAME_CORRELATION = 0.7  # unrelated images of BreakHis reach 0.57
 _FLAT = 1.0  # grey levels: an image without structure is like every other one
 _SMALLEST_OVERLAP = 0.6
-_BLOCK = 256  # pairs at a time: bounds the memory
+_BLOCK = 64  # pairs at a time: bounds the memory, and what is at work stays in the processor's cache
 
 
 def near_duplicates(cache) -> pd.DataFrame:
@@ -168,16 +168,17 @@ def _candidates(features: np.ndarray, block: int = 512) -> np.ndarray:
 def _correlations(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Correlation of pairs of standardised images at their best shift and orientation; float (pairs,)."""
     oriented = _orientations(two)
-    spectra = fft.rfft2(one, axes=(1, 2), workers=-1)[:, None] * np.conj(fft.rfft2(oriented, workers=-1))
+    spectra = fft.rfft2(oriented, workers=-1)
+    np.multiply(fft.rfft2(one, axes=(1, 2), workers=-1)[:, None], spectra.conj(), out=spectra)
     surface = fft.irfft2(spectra, s=(SIDE, SIDE), workers=-1)
     best = np.unravel_index(surface.reshape(len(one), -1).argmax(axis=1), surface.shape[1:])
     values = np.zeros(len(one))
-    for number, (orientation, down, right) in enumerate(zip(*best)):
-        left, other = one[number], oriented[number, orientation]
-        for axis, shift in enumerate((down, right)):
-            shift = shift - SIDE if shift > SIDE // 2 else shift
-            left = np.take(left, range(max(shift, 0), SIDE + min(shift, 0)), axis=axis)
-            other = np.take(other, range(max(-shift, 0), SIDE + min(-shift, 0)), axis=axis)
+    for number, (orientation, *shifts) in enumerate(zip(*best)):
+        shifts = [shift - SIDE if shift > SIDE // 2 else shift for shift in shifts]
+        left = one[number][tuple(slice(max(shift, 0), SIDE + min(shift, 0)) for shift in shifts)]
+        other = oriented[number, orientation][
+            tuple(slice(max(-shift, 0), SIDE + min(-shift, 0)) for shift in shifts)
+        ]
         if left.size >= _SMALLEST_OVERLAP * SIDE**2:
             values[number] = np.corrcoef(left.ravel(), other.ravel())[0, 1]
     return values

@@ -43,7 +43,7 @@ def fitted(estimator, folder=None):
 
 
 @functools.cache
-def in_one_piece(precision="float32", **settings):
+def in_one_piece(precision, **settings):
     """An undisturbed training: the same for all tests, which only look at it."""
     return fitted(method(precision, **settings))
 
@@ -107,7 +107,7 @@ def killed(tmp_path_factory):
 def whole_and_cut(killed, every_epoch, tmp_path):
     """An undisturbed training, and the folder of one that was killed."""
     killed(tmp_path / "cut")
-    return in_one_piece(), tmp_path / "cut"
+    return in_one_piece("float32"), tmp_path / "cut"
 
 
 def gone_on(state, precision, **settings):
@@ -339,11 +339,12 @@ def cut_inside(estimator, folder, place):
         fitted(estimator, folder)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("place", [(0, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_cut_off_inside_an_epoch(place, precision, tmp_path, capsys):
     """Random streams, batches, weights and the epoch's curves go on where they were, bit for bit."""
-    cut_inside(method(precision), tmp_path, place)
+    cut_inside(method(precision, verbose=2), tmp_path, place)
+    capsys.readouterr()
     resumed = fitted(method(precision, verbose=2), tmp_path)
     epochs, steps = place
     said = f"Going on after epoch {epochs} of {EPOCHS} and {steps} of the next one's {STEPS} steps\n"
@@ -355,7 +356,7 @@ def test_cut_off_inside_an_epoch(place, precision, tmp_path, capsys):
 def test_cut_off_twice_inside_the_same_epoch(tmp_path):
     cut_inside(method(), tmp_path, (1, 1))
     cut_inside(method(), tmp_path, (1, 2))
-    same(fitted(method(), tmp_path), in_one_piece())
+    same(fitted(method(), tmp_path), in_one_piece("float32"))
 
 
 def test_cut_off_inside_an_epoch_and_resumed_where_more_steps_are_done_at_once(tmp_path, monkeypatch):
@@ -398,7 +399,7 @@ def test_what_a_checkpoint_says_of_the_inside_of_an_epoch_may_be_wrong(way, tmp_
     with zipfile.ZipFile(checkpoint, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    same(fitted(method(), tmp_path), in_one_piece())
+    same(fitted(method(), tmp_path), in_one_piece("float32"))
     assert "it is now checkpoint-unusable-1.keras" in capsys.readouterr().out
 
 
