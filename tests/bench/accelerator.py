@@ -48,6 +48,7 @@ METHODS = [key for key in methods.method_names() if key not in ("embeddings", "e
 @click.option("--precision", default="auto", show_default=True)
 @click.option("--flags", multiple=True, help="XLA_FLAGS with which the first batch size is timed too.")
 @click.option("--torch/--no-torch", default=True, help="Whether PyTorch is timed too.")
+@click.option("--few-blocks", is_flag=True, help="Time networks of few blocks a stage, to try this script.")
 def main(**options):
     """Try the paper's recipe on an accelerator, measure it, and record what it finds; nothing is lost."""
     setting = Setting(**options)
@@ -173,6 +174,7 @@ def speed(setting: Setting) -> None:
         "precision": setting.precision,
         "lock": setting.lock,
         "others": [60],
+        "few_blocks": setting.few_blocks,
     }
     ours, peers = setting.start("speed", arguments, "speed"), []
     if setting.torch and importlib.util.find_spec("torch"):

@@ -140,10 +140,15 @@ def all_methods(*, source, key, **options):
     trial(cache=cache.folder, method=key, needs=False, **options)
 
 
-def speed(*, cache, weights, batches, steps, size, precision, lock, others=()):
+def speed(*, cache, weights, batches, steps, size, precision, lock, others=(), few_blocks=False):
     """Images/s of the training step by batch size, of prediction and of frozen features; where time goes."""
     width, height = size
-    with FileLock(lock):
+    blocks = contextlib.nullcontext()
+    if few_blocks:
+        from tests.shallow import stages  # wants pytest, which an accelerator's machine may lack
+
+        blocks = stages(few=True)
+    with FileLock(lock), blocks:
         steps_of_training(batches, steps, height, width, precision, others)
         if cache:
             prediction(cache, weights)

@@ -381,16 +381,16 @@ def test_a_head_learns_the_same_in_executions_of_any_length():
         np.testing.assert_allclose(other.predict_proba(X), fitted[0].predict_proba(X), atol=1e-6)
 
 
-@pytest.mark.parametrize("epochs", [3, 40], ids=["a step an execution", "an epoch an execution"])
+@pytest.mark.parametrize("epochs", [3, 10], ids=["a step an execution", "an epoch an execution"])
 def test_a_head_learns_the_same_whatever_was_trained_before(epochs, monkeypatch):
     """Heads that are alike are trained in one compiled network: nothing of one may reach the next."""
     rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(64, 16)).astype("float32"), rng.integers(0, 2, 64)
+    X, y = rng.normal(size=(256, 16)).astype("float32"), rng.integers(0, 2, 256)
 
     def fit(size):
         return head(epochs=epochs, batch_size=4).fit(X[:size], y[:size], (X[:9], y[:9]))
 
-    one_after_another = {size: fit(size) for size in (64, 52, 56)}
+    one_after_another = {size: fit(size) for size in (256, 208, 224)}
     for size, found in one_after_another.items():
         monkeypatch.setattr(_training, "_TRAINED", {})
         alone = fit(size)
