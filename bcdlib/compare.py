@@ -72,8 +72,8 @@ def protocol_table(predictions: pd.DataFrame, found: pd.DataFrame | None = None)
     Returns
     -------
     DataFrame
-        method, split, images, slides, cases, folds, seeds, what is shared, and before that the metrics that
-        comparisons show (accuracy, AUC, ...), each as text with its 95 % interval over cases.
+        method, split, what is shared, the metrics that comparisons show (accuracy, AUC, ...), each as text
+        with its 95 % interval over cases; images, slides, cases, folds, seeds.
     """
     keys = metrics.shown_in("comparison")
     found = bootstrap.interval_table(predictions, keys) if found is None else found
@@ -84,10 +84,10 @@ def protocol_table(predictions: pd.DataFrame, found: pd.DataFrame | None = None)
         key: metrics.METRICS[key].label for key in keys if key in texts
     }  # a recording: those of its day
     table = metrics.metrics_table(predictions, keys=())
-    table = table[["method", "split", "images", "slides", "cases", "folds", "seeds"]].join(
-        texts[list(labels)].rename(columns=labels), on=["method", "split"]
-    )
-    return table.assign(**{"what is shared": table["split"].map(splits.describe_protocol)})
+    table["what is shared"] = table["split"].map(splits.describe_protocol)
+    table = table.join(texts[list(labels)].rename(columns=labels), on=["method", "split"])
+    counts = ["images", "slides", "cases", "folds", "seeds"]
+    return table[["method", "split", "what is shared", *labels.values(), *counts]]
 
 
 def protocol_figure(
@@ -106,13 +106,17 @@ def protocol_figure(
     found = found.sort_values(
         "split", key=lambda names: pd.Categorical(names, list(splits.PROTOCOLS)), kind="stable"
     )
-    methods, larger = found["method"].unique(), predictions["label"].value_counts(normalize=True).max()
+    methods = found["method"].unique()
+    # the accuracy of one answer for all, counted as that of the methods: over folds where these overlap
+    constant = predictions.groupby(["method", "split"])["label"].transform("mean").round()
+    constant = predictions.filter(regex="^(?!p_)").assign(probability=constant)
+    larger = metrics.metrics_table(constant, keys=["accuracy"]).set_index(["method", "split"])["accuracy"]
     figure, axes = style.make_figure(
         1, 2, width=9, height=0.5 * (found["metric"] == "accuracy").sum() + 1.7, sharey=True
     )
-    floors = (("accuracy", larger, "always the larger class"), ("auc", 0.5, "chance"))
-    for axis, (metric, floor, what) in zip(axes, floors, strict=True):
+    for axis, (metric, what) in zip(axes, (("accuracy", "always the larger class"), ("auc", "chance"))):
         rows = found[found["metric"] == metric].iloc[::-1].reset_index(drop=True)
+        floors = [larger[row.method, row.split] if metric == "accuracy" else 0.5 for row in rows.itertuples()]
         names = [
             f"{row.split}{f', {row.method}' if len(methods) > 1 else ''}\n"
             f"{row.images} images, {row.slides} slides, {row.cases} cases"
@@ -133,7 +137,9 @@ def protocol_figure(
             text = f"{value:.2f}" if rows["low"].notna()[place] else f"{value:.2f}, interval cannot be said"
             white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # no line runs through a number
             axis.annotate(text, (value, place), (0, 7), textcoords="offset points", ha="center", bbox=white)
-        axis.axvline(floor, color="black", linestyle=":", label=f"{what}, {floor:.2f}")
+        if len({f"{floor:.2f}" for floor in floors}) == 1:
+            what += f", {floors[0]:.2f}"
+        axis.vlines(floors, rows.index - 0.5, rows.index + 0.5, "black", ":", label=what, zorder=1)
         if metric == "accuracy":
             style.mark_guess(axis, guess)
         axis.set_yticks(range(len(rows)), names)
@@ -144,7 +150,10 @@ def protocol_figure(
         )
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
     if found["split"].nunique() > 1 and set(found["split"]) <= set(splits.PROTOCOLS):
-        figure.suptitle("From top to bottom the test images have less in common with training", fontsize=10)
+        title = "From top to bottom the test images have less in common with training"
+        if {"magnification", "image"} <= set(found["split"]):
+            title = title.replace("top to bottom", "image down") + "; magnification: all slides, other views"
+        figure.suptitle(title, fontsize=10)
     note = f"{_trials_text(predictions, named=True)}; 95 % intervals"
     return _with_note(figure, note, predictions)
 
@@ -195,17 +204,26 @@ def findings(predictions: pd.DataFrame, guess: float | None = None) -> str:
     """Say in a few lines what the comparison showed, as Markdown; `guess` as in `protocol_figure`."""
     found = bootstrap.interval_table(predictions, ["accuracy"], by_image=False)
     known = [name for name in splits.STRICTEST if name in set(found["split"])] or list(found["split"])
-    strict, loose = (found[found["split"] == name].iloc[0] for name in (known[0], known[-1]))
+    strict = found[found["split"] == known[0]].iloc[0]
+    same = found[found["method"] == strict["method"]].set_index("split")
+    loose = same.loc[[name for name in known if name in same.index][-1]]
     labels = predictions.loc[predictions["split"] == strict["split"], "label"]
     lines = [
         f"Accuracy under `{strict['split']}`: {bootstrap.interval_text(strict)}. Always predicting the "
         f"larger class: {labels.value_counts(normalize=True).max():.3f}."
         + lesson.guess_text(guess, strict["value"])
     ]
-    if strict["split"] != loose["split"]:
+    if strict["split"] != loose.name:
+        pair = predictions[predictions["method"] == strict["method"]]
+        pair = pair[pair["split"].isin([strict["split"], loose.name])]
+        differences = bootstrap.paired_differences(pair, "split", against=strict["split"])
         lines += [
-            f"The same network under `{loose['split']}`: {bootstrap.interval_text(loose)}. "
-            f"The difference is {loose['value'] - strict['value']:+.3f}.",
+            f"The same network under `{loose.name}`: {bootstrap.interval_text(loose)}."
+            + "".join(
+                f" On the {row.images} images that both predicted, the difference is {row.value:+.3f} "
+                f"({bootstrap.range_text(row.low, row.high)})."
+                for row in differences.itertuples()
+            ),
             f"A published number may be compared with that under `{strict['split']}` only if its split "
             "shares no more with training.",
         ]

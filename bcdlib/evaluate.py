@@ -236,8 +236,10 @@ def metrics_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     if column == "slide":
         return found[[*by, "images", *metrics.shown_in("groups")]]
     limits = bootstrap.interval_table(table, ["accuracy"], by, by_image=False)
-    found["accuracy, 95 % by case"] = list(map(bootstrap.range_text, limits["low"], limits["high"]))
-    return found[[*by, "images", "cases", *metrics.shown_in("groups"), "accuracy, 95 % by case"]]
+    texts = list(map(bootstrap.range_text, limits["low"], limits["high"]))
+    found.insert(found.columns.get_loc("accuracy") + 1, "accuracy, 95 % by case", texts)
+    others = [key for key in metrics.shown_in("groups") if key != "accuracy"]
+    return found[[*by, "images", "cases", "accuracy", "accuracy, 95 % by case", *others]]
 
 
 def leak_lines(run: Run, table: pd.DataFrame) -> str:
@@ -320,7 +322,8 @@ def confusion_figure(table: pd.DataFrame):
     """Draw confusion matrices at threshold 0.5, a panel a method and split; rows true, columns predicted."""
     found = metrics.with_correct(table).rename(columns={"label": "truth"})
     # numbers, not words: a million of these take seconds to sort
-    return _confusion_panels(found, dict(enumerate(breakhis.CLASSES)), size=3.6, colours="Purples")
+    names, predicted = dict(enumerate(breakhis.CLASSES)), f"predicted at threshold {metrics.THRESHOLD:g}"
+    return _confusion_panels(found, names, size=3.6, colours="Purples", predicted=predicted)
 
 
 def subtype_confusion_figure(table: pd.DataFrame):
@@ -333,6 +336,7 @@ def subtype_confusion_figure(table: pd.DataFrame):
         dict(zip(breakhis.SUBTYPES, breakhis.SUBTYPES)),
         size=4.6,
         colours="Blues",
+        predicted="predicted",
     )
 
 
@@ -357,7 +361,7 @@ def _panels(table: pd.DataFrame, *, width: float, height: float, columns: int = 
     return figure, zip(axes.flat, parts)
 
 
-def _confusion_panels(table: pd.DataFrame, names: dict, *, size: float, colours: str):
+def _confusion_panels(table: pd.DataFrame, names: dict, *, size: float, colours: str, predicted: str):
     figure, panels = _panels(table, width=size, height=size - 0.2)
     for axis, part in panels:
         ConfusionMatrixDisplay.from_predictions(
@@ -369,6 +373,7 @@ def _confusion_panels(table: pd.DataFrame, names: dict, *, size: float, colours:
             colorbar=False,
             ax=axis,
         )
+        axis.set_xlabel(predicted)
     return _with_note(figure, table)
 
 
@@ -445,9 +450,13 @@ def calibration_table(table: pd.DataFrame) -> pd.DataFrame:
             del looks["after"]
         tables += [
             bootstrap.interval_table(
-                part.assign(probability=values), keys, by_image=False, repeats=REFITS
+                part.assign(probability=values),
+                [key],
+                by_image=False,
+                repeats=bootstrap.REPEATS if key == "brier" else REFITS,
             ).assign(when=when)
             for when, values in looks.items()
+            for key in keys
         ]
     found = pd.concat(tables, ignore_index=True)
     return pd.DataFrame(
@@ -531,12 +540,15 @@ def net_benefit_figure(table: pd.DataFrame):
     for (axis, _), (_, part) in zip(panels, found.groupby(GROUP, sort=False)):
         most = part["act_on_all"].max()
         axis.fill_between(part["threshold"], part["low"], part["high"], color=style.MEASURED, alpha=0.15)
+        # the two are often the same: the wide one stays in sight under the other
+        axis.plot(
+            part["threshold"], part["act_on_all"], color=style.PUBLISHED, lw=4, label="act on every case"
+        )
         axis.plot(part["threshold"], part["net_benefit"], color=style.MEASURED, label="act on the model")
-        axis.plot(part["threshold"], part["act_on_all"], color=style.PUBLISHED, label="act on every case")
         axis.axhline(0, color="#222222", linewidth=0.8, linestyle=":", label="act on none")
         axis.set(
             xlim=(0, 1),
-            ylim=(-0.4 * max(most, 0.1), 1.25 * max(most, 0.1)),
+            ylim=(-0.4 * max(most, 0.1), 1.8 * max(most, 0.1)),
             xlabel="threshold probability of acting",
             ylabel="net benefit, per case",
         )

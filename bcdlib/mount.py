@@ -373,15 +373,16 @@ def overview(run: Run, scan: breakhis.Scan | custom.CustomScan) -> pd.DataFrame:
         rows |= {"manifest": name_only(run.settings["manifest"]), **custom.custom_overview(scan)}
     else:
         names = breakhis.known_images()["filename"]
+        present = int(names.isin(scan.images["filename"]).sum())
         rows |= {
             "images": len(scan.images),
             "slides": breakhis.count_slide_folders(scan.images),
             "cases": int(scan.images["case"].nunique()),
-            f"present of BreakHis's {len(names)}": int(names.isin(scan.images["filename"]).sum()),
+            f"present of BreakHis's {len(names)}": present,
             "duplicates left out": len(scan.duplicates),
             "other image names left out": len(scan.not_breakhis),
             "left out for another reason": len(scan.reasons) - len(scan.not_breakhis) - len(scan.duplicates),
-            "BreakHis is": "partial" if scan.partial else "complete",
+            "BreakHis is": ("partial" if present else "not here") if scan.partial else "complete",
         }
     return pd.DataFrame({"found": pd.Series(rows, dtype=object)})
 

@@ -148,7 +148,7 @@ def plan_table(planned: list[Trial]) -> pd.DataFrame:
             {
                 "method": trial.label,
                 "split": trial.split,
-                "fold": f"{trial.fold} of 0 to {trial.split_table['fold'].max()}",
+                "fold": f"{trial.fold} (of {trial.split_table['fold'].nunique()})",
                 "seed": trial.seed,
             }
             | {role: int((roles == role).sum()) for role in splits.ROLES}

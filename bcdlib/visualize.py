@@ -245,7 +245,7 @@ def findings(cache) -> str:
             f"{len(counts)} subtypes, from {counts.iloc[-1]} images ({_subtype_name(counts.index[-1])}) to "
             f"{counts.iloc[0]} ({_subtype_name(counts.index[0])}).",
             f"The mean brightness of a slide lies between {bright.min():.0f} and {bright.max():.0f} (of "
-            "255), and neither flips nor zooms change it.",
+            "255), and flips and zooms hardly change it.",
             f"{100 * share:.0f} % of the variance of the images' mean colour lies between slides: a "
             "network can recognise a slide by its colour alone.",
         ]

@@ -328,9 +328,12 @@ def test_published_splits_on_real_images(prepare, breakhis, tmp_path, capsys):
         "split `eva`, fold 0: **0 of 6 test slides and 1 of 5 test cases were also in training (6 of 51"
         in text
     )
-    assert "This split keeps slides and cases apart, as none of the 9 published ones" in text
+    assert (
+        "This split keeps slides and cases apart, which none of the 9 published ones in the register does"
+        in text
+    )
     again = train.plan_table(train.plan_trials(run, profile, split_names=["eva", "case"]))  # 04_train too
-    assert again["test"].tolist()[0] == 51 and again["fold"].tolist()[0] == "0 of 0 to 0"
+    assert again["test"].tolist()[0] == 51 and again["fold"].tolist()[0] == "0 (of 1)"
     with pytest.raises(InputError, match="'compact-cnn', fold 0: train part has only malignant images"):
         splits.make_split(cache.images[cache.images["class"] == "malignant"], "compact-cnn")
 
@@ -353,3 +356,41 @@ def test_published_splits_are_drawn(run):
     table = compare.published_splits_table().set_index("split")
     assert table.loc["gupta", "slide also in training"] == 673
     assert len(compare.published_splits_table(run)) == 9  # drawn tissue has BreakHis' names
+
+
+@pytest.fixture
+def two_protocols():
+    """60 images under `case`, 40 of them, with fewer benign ones, under `image`, where all is right."""
+    label = np.repeat([0, 1], 30)
+    rows = pd.DataFrame(
+        {
+            "filename": [f"{k}.png" for k in range(60)],
+            "slide": np.repeat([f"14-{k}" for k in range(20)], 3),
+            "case": np.repeat([f"14-{k}" for k in range(20)], 3),
+            "magnification": 40,
+            "subtype": "A",
+            "label": label,
+            "fold": 0,
+            "method": "m",
+            "seed": 0,
+            "weights": "random",
+        }
+    )
+    wrong = np.arange(60) % 3 == 0
+    case = rows.assign(split="case", probability=np.where(wrong, 1 - label, label) * 0.8 + 0.1)
+    image = rows[20:].assign(split="image", probability=label[20:] * 0.8 + 0.1)
+    return pd.concat([image, case], ignore_index=True)
+
+
+def test_the_dotted_line_is_that_of_each_rows_own_images(two_protocols):
+    found = []
+    for axis in compare.protocol_figure(two_protocols).axes:
+        (lines,) = [one for one in axis.collections if not one.get_label().startswith("_")]
+        found.append({round(float(segment[0, 0]), 3) for segment in lines.get_segments()})
+    assert found == [{0.5, 0.75}, {0.5}]
+
+
+def test_what_was_found_compares_on_the_images_that_both_predicted(two_protocols):
+    said = compare.findings(two_protocols)
+    assert "On the 40 images that both predicted, the difference is +0.325" in said
+    assert "Always predicting the larger class: 0.500" in said

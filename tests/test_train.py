@@ -36,7 +36,7 @@ def test_plan(run):
     planned = train.plan_trials(run, TINY, method="lenet5", seed=3)
     assert [(trial.split, trial.seed) for trial in planned] == [("magnification", 3), ("case", 3)]
     table = train.plan_table(planned)
-    assert table["fold"].tolist() == ["0 of 0 to 0", "0 of 0 to 1"] and table["seed"].tolist() == [3, 3]
+    assert table["fold"].tolist() == ["0 (of 1)", "0 (of 2)"] and table["seed"].tolist() == [3, 3]
     assert table[["train", "validation", "test"]].sum(axis=1).tolist() == [96, 96]
     assert table.loc[0, ["train", "validation", "test"]].tolist() == [72, 0, 24]
 

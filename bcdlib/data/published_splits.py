@@ -276,10 +276,10 @@ def kept_apart_text(counts) -> str:
     slides, cases = counts["slide_leak"] > 0, counts["case_leak_trainval"] > 0
     same = ((table["slide_leak"] > 0) == slides) & ((table["case_leak_trainval"] > 0) == cases)
     what = "keeps slides apart but not cases" if cases else "keeps slides and cases apart"
-    return (
-        f"This split {'has slides on both sides' if slides else what}, as {same.sum() or 'none'} of the "
-        f"{len(table)} published ones in the register (`python -m bcdlib audit --split published`)."
-    )
+    what = "has slides on both sides" if slides else what
+    ones = f"of the {len(table)} published ones in the register"
+    found = f"as {same.sum()} {ones} do" if same.any() else f"which none {ones} does"
+    return f"This split {what}, {found} (`python -m bcdlib audit --split published`)."
 
 
 def recognise(filenames: Iterable[str]) -> list[str]:

@@ -144,7 +144,8 @@ def _balanced(images: pd.DataFrame, seed: int) -> pd.DataFrame:
     if images.empty:
         raise InputError("split 'image-400-balanced': there is no 400X image; choose another split")
     fewest = int(images["class"].value_counts().min())
-    return images.groupby("class").sample(fewest, random_state=seed).sort_index()
+    drawn = images.sort_values("filename").groupby("class").sample(fewest, random_state=seed)
+    return drawn.sort_index()
 
 
 def _drawn_roles(images: pd.DataFrame, protocol: str, seed: int) -> np.ndarray:

@@ -202,7 +202,7 @@ def _columns(metric, table: pd.DataFrame) -> list[str]:
 
 
 def _rests_on(metric, one: dict[str, pd.DataFrame], *, added: bool) -> tuple:
-    classes = (metric.both_classes, metric.classes) if added and metric.rate else ()
+    classes = (metric.any_task, metric.classes) if added and metric.rate else ()
     return metric.unit, *_columns(metric, one[metric.unit]), classes
 
 
@@ -231,8 +231,9 @@ def _count_kinds(
 
 def _added_cases(metric, table: pd.DataFrame, first: int) -> pd.DataFrame:
     """Make rows that stand for a case predicted correctly throughout and, one place on, for a wrong one."""
-    by_class = metric.both_classes or len(metric.classes) == 1
-    parts = {label: table[table["label"] == label] for label in metric.classes} if by_class else {1: table}
+    # where only what is correct counts, the class of the images does not
+    by_class = {label: table[table["label"] == label] for label in metric.classes}
+    parts = {1: table} if metric.any_task else by_class
     return pd.DataFrame(
         [
             {
@@ -336,24 +337,33 @@ def metric_limits(metric: str, value: float, predictions: pd.DataFrame, draws, a
     if about.rate:
         pairs.append(confidence_limits(added, units))
     if about.compute is roc_auc_score:
-        cases = predictions.groupby("label")["case"].nunique()
+        cases = _cases_by_class(metric, predictions)
         newcombe = auc_limits(value, cases[1], cases[0])
         if about.unit == "case":
             pairs = [newcombe]
         elif abs(value - 0.5) > 0.4:
             pairs.append(newcombe)
     low, high = np.min(pairs, axis=0)[0], np.max(pairs, axis=0)[1]
-    return (float(low), float(high)) if low < high else (float("nan"), float("nan"))
+    # limits that differ by rounding alone are the same
+    return (float(low), float(high)) if high - low > 1e-9 else (float("nan"), float("nan"))
+
+
+def _cases_by_class(metric: str, predictions: pd.DataFrame) -> pd.Series:
+    """Count cases by label: those with images of it, or with a metric by case each once, by its own label."""
+    if METRICS[metric].unit == "case":
+        return predictions.groupby("case")["label"].max().value_counts()
+    return predictions.groupby("label")["case"].nunique()
 
 
 def _effective_cases(metric: str, predictions: pd.DataFrame) -> int:
     """Count the cases that an interval rests on; 0 with too few of a class concerned."""
     about = METRICS[metric]
-    cases = predictions.groupby("label")["case"].nunique()
+    cases = _cases_by_class(metric, predictions)
     cases = cases[cases.index.isin(about.classes)]
     if cases.empty or cases.min() < FEWEST_CASES:
         return 0
-    return int(cases.min() if about.both_classes else cases.sum())
+    # a case with images of both classes is one case
+    return int(cases.min() if about.both_classes else min(cases.sum(), predictions["case"].nunique()))
 
 
 def interval_table(
@@ -491,9 +501,9 @@ def paired_difference(
     Returns
     -------
     dict
-        value (first minus second), low, high, p (two-sided, of no difference, from the same interval: it is
-        below 0.05 where the 95 % interval leaves out 0), images, cases. low, high and p are NaN where they
-        cannot be said; see `metric_limits`.
+        value (first minus second), low, high, p (two-sided, of no difference, from the same interval: but
+        for the error of resampling it is below 0.05 where the 95 % interval leaves out 0), images, cases.
+        low, high and p are NaN where they cannot be said; see `metric_limits`.
 
     Raises
     ------
@@ -506,7 +516,7 @@ def paired_difference(
     gaps = (draws[0] - draws[1]).dropna().to_numpy()
     units = _effective_cases(metric, both[0])
     low, high = confidence_limits(gaps, units)
-    if low < high:
+    if high - low > 1e-9:
         tail = (min((gaps <= 0).sum(), (gaps >= 0).sum()) + 1) / (len(gaps) + 1)
         # confidence_limits, solved for the level whose interval ends at 0
         p = min(1.0, 2 * stats.t.cdf(stats.norm.ppf(tail) * np.sqrt((units - 1) / units), units - 1))
@@ -557,15 +567,23 @@ def difference_limits(first, second) -> tuple[float, float]:
 def matched_predictions(first: pd.DataFrame, second: pd.DataFrame) -> list[pd.DataFrame]:
     """Select the images and seeds that both tables predicted; the cases are those of the first.
 
-    The fold tells predictions apart only where both tables test an image more than once: the same image may
-    lie in another fold.
+    Where one of them tests images in several folds (`official`), the other's predictions are repeated for
+    these folds, so that an image counts alike on both sides. Else the fold does not tell predictions apart:
+    the same image may lie in another one.
 
     Raises
     ------
     InputError
         If there is none.
     """
-    key = [*KEY, "fold"] if overlapping_folds(first) and overlapping_folds(second) else KEY
+    overlapping, key = (overlapping_folds(first), overlapping_folds(second)), KEY
+    if any(overlapping):
+        key = [*KEY, "fold"]
+        folds = (first if overlapping[0] else second)[key].drop_duplicates()
+        first, second = (
+            one if overlaps else one.drop(columns="fold").merge(folds, on=KEY)
+            for one, overlaps in zip((first, second), overlapping)
+        )
     found = [
         one.merge(other[key].drop_duplicates(), on=key) for one, other in ((first, second), (second, first))
     ]

@@ -212,16 +212,19 @@ def calibration_slope(label, probability, weights=None) -> float:
     """Compute the slope of a logistic regression of the label on the logit of the probability.
 
     1 is right; below 1 the probabilities are too extreme, as after overfitting (Van Calster et al. 2019,
-    "Calibration: the Achilles heel of predictive analytics"). Where the classes lie apart it is very large.
+    "Calibration: the Achilles heel of predictive analytics"). NaN where all probabilities are the same. Where
+    they tell the classes apart without a mistake it has no bound, and says nothing.
 
     Examples
     --------
     >>> round(calibration_slope([0, 0, 0, 1, 0, 1, 1, 1], [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9]), 2)
     0.5
     """
-    model = LogisticRegression(C=1e6, solver="newton-cholesky").fit(
-        clipped_logit(probability)[:, None], label, sample_weight=weights
-    )
+    x = clipped_logit(probability)
+    if np.ptp(x if weights is None else x[np.asarray(weights) > 0]) == 0:
+        return float("nan")
+    model = LogisticRegression(C=1e6, solver="newton-cholesky", tol=1e-8)
+    model.fit(x[:, None], label, sample_weight=weights)
     return float(model.coef_[0, 0])
 
 
@@ -288,6 +291,7 @@ METRICS: dict[str, Metric] = {
         "precision",
         partial(sk.precision_score, zero_division=np.nan),
         lambda label, predicted, weights: _weighted_recall(predicted, label, weights),  # roles exchanged
+        rate=True,
         tables=("thresholds", "groups"),
     ),
     "f1": Metric(
@@ -296,6 +300,7 @@ METRICS: dict[str, Metric] = {
         lambda label, predicted, weights: _ratio(
             weights @ (2 * label * predicted), weights @ (label + predicted)
         ),
+        rate=True,
         tables=("thresholds", "groups"),
     ),
     "mcc": Metric("Matthews correlation", sk.matthews_corrcoef, _weighted_mcc, both_classes=True, tables=()),

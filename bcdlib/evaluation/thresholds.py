@@ -217,6 +217,7 @@ def lock_thresholds(
     )
     counts = ["validation_images", "benign_cases", "malignant_cases"]
     table = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *counts, *floats, "note"])
+    table.insert(table.columns.get_loc("threshold") + 1, "note", table.pop("note"))
     # an empty table (no validation anywhere) must merge and calculate like any other
     return table.astype(dict.fromkeys(floats, float) | dict(validation[TRIAL_COLUMNS].dtypes))
 
@@ -307,8 +308,9 @@ def selective_accuracy(
 ) -> pd.DataFrame:
     """Compute the accuracy on the images that are decided when the least certain are referred elsewhere.
 
-    Certainty is the distance of the probability from its threshold, in logits. The threshold is the column
-    ``threshold`` where there is one (see `apply_lock`), else 0.5.
+    Certainty is the distance of the probability from its threshold, in logits; equally certain images are
+    decided together. The threshold is the column ``threshold`` where there is one (see `apply_lock`), else
+    0.5.
 
     Returns
     -------
@@ -320,10 +322,12 @@ def selective_accuracy(
     for key, part in predictions.groupby(["method", "split"], sort=False):
         at = part["threshold"] if "threshold" in part else metrics.THRESHOLD
         certain = np.abs(metrics.clipped_logit(part["probability"]) - metrics.clipped_logit(at))
-        part = metrics.with_correct(part, at).iloc[np.argsort(-certain, kind="stable")]
-        part = metrics.number_names(part)
+        part, most_certain = metrics.number_names(metrics.with_correct(part, at)), np.sort(certain)[::-1]
         for share in shares:
-            kept = part.iloc[: max(1, round(share * len(part)))]
+            wanted = max(1, round(share * len(part)))
+            kept = part[certain >= most_certain[wanted - 1]]
+            if len(kept) > wanted:
+                share = len(kept) / len(part)
             interval = bootstrap.share_interval(kept, kept["correct"], repeats=_REPEATS)
             rows.append([*key, share, kept["filename"].nunique(), kept["case"].nunique(), *interval])
     return pd.DataFrame(rows, columns="method split decided images cases accuracy low high".split())

@@ -27,8 +27,8 @@ def worst_errors(table: pd.DataFrame, by: str | None = None, n: int = 6) -> pd.D
     Returns
     -------
     DataFrame
-        Rows of `table` with the column ``distance`` between probability and label, 0.5..1. An image comes
-        once, with the prediction that is farthest off.
+        Rows of `table` with the column ``off_by``: how far the probability is from the label, 0.5..1. An
+        image comes once, with the prediction that is farthest off.
 
     Examples
     --------
@@ -37,8 +37,8 @@ def worst_errors(table: pd.DataFrame, by: str | None = None, n: int = 6) -> pd.D
     ['c', 'a']
     """
     wrong = table[(table["probability"] >= metrics.THRESHOLD) != table["label"]]
-    wrong = wrong.assign(distance=(wrong["probability"] - wrong["label"]).abs())
-    wrong = wrong.sort_values("distance", ascending=False, kind="stable").drop_duplicates("filename")
+    wrong = wrong.assign(off_by=(wrong["probability"] - wrong["label"]).abs())
+    wrong = wrong.sort_values("off_by", ascending=False, kind="stable").drop_duplicates("filename")
     if by is None:
         return wrong.head(n).reset_index(drop=True)
     return wrong.groupby(by).head(n).sort_values(by, kind="stable", ignore_index=True)

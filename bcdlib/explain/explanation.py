@@ -65,11 +65,13 @@ class Explanation:
     def summary(self) -> str:
         """The probability in words, for example "probability of malignant 0.812 (calibrated 0.744)".
 
-        A threshold other than 0.5 is named too.
+        What changes nothing is left out: a calibration where none was fitted, a threshold of 0.5.
         """
-        calibrated = "" if self.calibrated is None else f" (calibrated {self.calibrated:.3f})"
+        probability, calibrated = f"{self.probability:.3f}", ""
+        if self.calibrated is not None and f"{self.calibrated:.3f}" != probability:
+            calibrated = f" (calibrated {self.calibrated:.3f})"
         at = "" if self.threshold == metrics.THRESHOLD else f", threshold {self.threshold:.3f}"
-        return f"probability of malignant {self.probability:.3f}{calibrated}{at}"
+        return f"probability of malignant {probability}{calibrated}{at}"
 
     @property
     def line(self) -> str:

@@ -25,7 +25,7 @@ class KerasMethod(KerasTraining):
     recipe : "authors" or "paper"
         Train as the method's authors did (`Recipe`), as far as known, or as the paper that compares.
     task : str
-        "binary" (benign or malignant), "subtype" (the eight tumour types), or of some "magnification".
+        "binary" (benign or malignant), "subtype" (the eight tumour types); some know "magnification" too.
     stain : None, "macenko" or "reinhard"
         Stain normalisation in front of the network, its target fitted on the training images.
     weights : str, optional

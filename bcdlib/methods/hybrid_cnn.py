@@ -39,7 +39,7 @@ GRID = {"logistic": (0.001, 0.01, 0.1, 1, 10), "svm": (0.001, 0.01, 0.1, 1, 10, 
 
 
 class HybridCNN(KerasMethod):
-    """Frozen VGG16, VGG19, Xception or ResNet-50, and an SVM or logistic regression a magnification.
+    """Frozen VGG16, VGG19, Xception or ResNet-50, and an SVM or logistic regression per magnification.
 
     Publication: Gupta & Chawla, "Analysis of Histopathological Images for Prediction of Breast Cancer Using
     Traditional Classifiers with Pre-Trained CNN", Procedia Computer Science 167, 2020. Printed: 93.27 %

@@ -17,7 +17,7 @@ from bcdlib.methods.parts.heads import shares
 
 
 class ResNet152(KerasMethod):
-    """ResNet-152 with one head a magnification; an image gets the decision over its slide's magnifications.
+    """ResNet-152 with one head per magnification; an image gets the decision over its slide's magnifications.
 
     Publication: Gandomkar, Brennan & Mello-Thoms, "MuDeRN: Multi-category classification of breast
     histopathological image using deep residual networks", Artificial Intelligence in Medicine 88, 2018.

@@ -1,6 +1,7 @@
 """What makes the notebooks a lesson: the reader's guess, what was found, and answers to exercises."""
 
 import math
+import numbers
 
 from bcdlib.errors import InputError
 from bcdlib.runs.folder import Run
@@ -40,8 +41,8 @@ def read_guess(run: Run, guess: float = 0) -> float | None:
     InputError
         If it is no percentage.
     """
-    if not 0 <= guess <= 100 or 0 < guess <= 1:
-        raise InputError(f"guess = {guess}: give percent, for example 80")
+    if not _is_number(guess) or not 0 <= guess <= 100 or 0 < guess <= 1:
+        raise InputError(f"guess = {guess!r}: give percent, for example 80")
     guess = guess or run.recorded().get("guess", 0)
     return guess / 100 if guess else None
 
@@ -94,6 +95,12 @@ def check_answer(answer: float | None, truth: float, *, tolerance: float = 0, le
         return "This run has no answer to that."
     if answer is None:
         return "Write your answer in place of `None`, and run the cell again."
+    if not _is_number(answer):
+        return f"**Not yet:** {in_markdown(repr(answer))} is not one number: write it like 5.3, with a point."
     if abs(answer - truth) <= tolerance:
         return f"**Right: {truth:.4g}.** {lesson}" if truth % 1 else f"**Right: {truth:.0f}.** {lesson}"
     return f"**Not yet:** {answer:g} is too {'low' if answer < truth else 'high'}."
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -115,7 +115,7 @@ def _tested(run: Run, summary: dict) -> list[str]:
 
 def _whom(kind: str, flow: pd.DataFrame, results: pd.DataFrame, names: list[str]) -> list[str]:
     lines = {
-        DRAWN: ["Nobody: the images are drawn, or are others with BreakHis names that are not in BreakHis."],
+        DRAWN: ["Nobody: the images are drawn tissue, or bear BreakHis names that are not in BreakHis."],
         BREAKHIS: ["Patients of one laboratory in Paraná, Brazil, 2014 (BreakHis; see below)."],
         OWN: ["Images of the user's own: whose they are must be written by the author."],
     }[kind]

@@ -356,6 +356,6 @@ def test_how_others_keep_apart():
     for slides, cases, text in (
         (0, 5, "keeps slides apart but not cases, as 7 of the 9 published ones"),
         (3, 5, "has slides on both sides, as 2 of the 9"),
-        (0, 0, "keeps slides and cases apart, as none of the 9"),
+        (0, 0, "keeps slides and cases apart, which none of the 9"),
     ):
         assert text in published.kept_apart_text({"slide_leak": slides, "case_leak_trainval": cases})

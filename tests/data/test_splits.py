@@ -436,3 +436,12 @@ def test_splits_of_publications_have_their_sizes(protocol, sizes, images):
 def test_balanced_split_without_400x(images):
     with pytest.raises(InputError, match="no 400X image"):
         splits.make_split(images[images["magnification"] == 40], "image-400-balanced")
+
+
+@pytest.mark.parametrize("protocol", [*splits.PROTOCOLS, *splits.AUTHORS])
+def test_the_order_of_the_images_does_not_matter(protocol, images):
+    one, other = (
+        splits.make_split(table, protocol).sort_values(["fold", "filename"], ignore_index=True)
+        for table in (images, images.sample(frac=1, random_state=1))
+    )
+    pd.testing.assert_frame_equal(one, other)

@@ -328,3 +328,58 @@ def test_kinds_count_what_rows_do():
         expected = {key: metrics.METRICS[key].value(metrics.with_correct(rows)) for key in keys[:4]}
         expected |= {key: metrics.METRICS[key].value(metrics.with_correct(rows)) for key in keys[5:]}
         assert {key: row[key] for key in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "auc", "case_auc"])
+def test_the_same_predictions_do_not_differ_where_only_one_split_tests_images_twice(metric):
+    """Each image counts on both sides as often as the folds of the one that overlaps test it."""
+    table, _ = study(3)
+    cases = table["case"].drop_duplicates().to_numpy()
+    folds = [cases[:30], cases[15:50], cases[40:]]  # some cases in two folds, some in one
+    overlapping = pd.concat(
+        [
+            table[table["case"].isin(part)].assign(fold=fold, split="official")
+            for fold, part in enumerate(folds)
+        ]
+    )
+    for first, second in ((table, overlapping), (overlapping, table)):
+        found = bootstrap.paired_difference(first, second, metric, repeats=200)
+        assert found["value"] == 0 and found["images"] == len(table)
+    other = overlapping.assign(probability=1 - overlapping["probability"])
+    by_fold, upside_down = (
+        [metrics.metrics_table(part, keys=[metric])[metric].item() for _, part in one.groupby("fold")]
+        for one in (overlapping, other)
+    )
+    found = bootstrap.paired_difference(table, other, metric, repeats=200)
+    assert found["value"] == pytest.approx(np.mean(by_fold) - np.mean(upside_down))
+
+
+def test_a_case_with_images_of_both_classes_is_one_case():
+    """The interval is as wide as with as many cases of one class each."""
+    rng = np.random.default_rng(0)
+    mixed = pd.DataFrame(
+        {
+            "filename": [f"{k}.png" for k in range(130)],
+            "case": np.repeat([f"14-{k}" for k in range(13)], 10),
+            "label": [*np.tile([0, 1], 50), *[0] * 30],
+            "probability": rng.random(130),
+            "slide": "14-1",
+            "subtype": "A",
+            "magnification": 40,
+            "fold": 0,
+            "seed": 0,
+            "method": "m",
+            "split": "case",
+        }
+    )
+    (row,) = bootstrap.interval_table(mixed, ["case_auc"], by_image=False).itertuples()
+    assert (row.low, row.high) == pytest.approx(bootstrap.auc_limits(row.value, 10, 3))
+    two = mixed[mixed["case"] != "14-12"]  # two benign cases: too few to say anything
+    assert bootstrap.interval_table(two, ["case_auc"], by_image=False)["low"].isna().all()
+
+
+def test_limits_that_differ_by_rounding_alone_are_none():
+    table, _ = study(0)
+    certain = table.assign(probability=np.where(table["label"] == 1, 0.7, 0.3))
+    found = bootstrap.interval_table(certain, ["average_precision"], by_image=False)
+    assert found["value"].item() == pytest.approx(1) and found["low"].isna().all()

@@ -204,8 +204,8 @@ def test_figures_show_what_the_tables_say():
     assert [text.get_text() for text in matrices[0].texts] == ["3", "1", "2", "4"]
     curves = evaluate.net_benefit_figure(rows).axes[0].lines
     expected = decisions.net_benefit(table(CASES))
-    assert curves[0].get_ydata().tolist() == expected["net_benefit"].tolist()
-    assert curves[1].get_ydata().tolist() == expected["act_on_all"].tolist()
+    assert curves[1].get_ydata().tolist() == expected["net_benefit"].tolist()
+    assert curves[0].get_ydata().tolist() == expected["act_on_all"].tolist()
     panels = evaluate.precision_figure(rows).axes
     assert [axis.get_xlabel() for axis in panels] == ["test cases", "malignant cases", "benign cases"]
     many = pd.concat([table(CASES, method=f"m{n}") for n in range(30)])

@@ -255,3 +255,16 @@ def test_calibration_in_numbers_before_and_after():
     assert set(same["probability"]) == {"before"}  # nothing was fitted: once is enough
     panel = evaluate.reliability_figure(rows).axes[0]
     assert len(panel.collections) >= 2  # the band and its bars
+
+
+def test_equally_certain_images_are_decided_together():
+    """Whatever the order of the rows: tables come sorted by name, the benign ones first."""
+    label = np.arange(40) % 2
+    probability = np.where(np.arange(40) < 8, 0.999999999, 0.4)
+    rows = table(label, probability, case=[f"14-{k // 2}" for k in range(40)])
+    found = [
+        thresholds.selective_accuracy(part, [0.1, 0.5])
+        for part in (rows.sort_values("label"), rows.sort_values("label", ascending=False))
+    ]
+    pd.testing.assert_frame_equal(*found)
+    assert found[0]["decided"].tolist() == [0.2, 1.0] and found[0]["accuracy"].tolist() == [0.5, 0.5]

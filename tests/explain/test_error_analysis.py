@@ -9,7 +9,7 @@ def test_worst_errors_come_first(table):
     worst = evaluate.worst_errors(table, n=5)
     wrong = table[(table["probability"] >= 0.5).astype(int) != table["label"]]
     distance = (wrong["probability"] - wrong["label"]).abs()
-    assert worst["distance"].is_monotonic_decreasing and worst["distance"].iloc[0] == distance.max()
+    assert worst["off_by"].is_monotonic_decreasing and worst["off_by"].iloc[0] == distance.max()
     assert worst["filename"].is_unique and len(worst) == min(5, wrong["filename"].nunique())
     by = evaluate.worst_errors(table, "magnification", 2)
     assert by["magnification"].is_monotonic_increasing and by.groupby("magnification").size().max() <= 2

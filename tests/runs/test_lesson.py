@@ -36,3 +36,11 @@ def test_answers():
     assert "no answer" in lesson.check_answer(3, math.nan, lesson="")
     assert "too high" in lesson.check_answer(5, 3, tolerance=1, lesson="")
     assert lesson.check_answer(3.9, 3.125, tolerance=1, lesson="Why.") == "**Right: 3.125.** Why."
+
+
+@pytest.mark.parametrize("answer", [(5, 3), "5", "5,3", [5], {}, True, math.nan, math.inf, 1j])
+def test_what_is_not_one_number_is_no_answer(answer, tmp_path):
+    found = lesson.check_answer(answer, 5, lesson="")
+    assert found.startswith("**Not yet:**") and "one number" in found and "\n" not in found
+    with pytest.raises(InputError, match="give percent"):
+        lesson.record_guess(open_run_folder(tmp_path), answer)
