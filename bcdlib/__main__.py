@@ -188,6 +188,9 @@ def verify(source):
             click.echo(f"{kind}: {printable(line)}")
         if len(lines) > most:
             click.echo(f"{kind}: and {len(lines) - most} more")
+    counts = found.summary()
+    if not counts["present"] + counts["extra"]:
+        raise InputError(f"{source}: no image with a BreakHis name can be read there")
     click.echo("partial copy: usable" if found.partial else "complete")
 
 
@@ -484,6 +487,10 @@ def predict(model, images, as_json, values, manifest, csv, adapt):
     """
     if manifest and len(images) > 1:
         raise InputError(f"{images[1]}: with --manifest name one folder or archive")
+    if not all(images):
+        raise InputError("an image has an empty name: name a file, a folder or an archive")
+    if csv:
+        _check_table_name(csv, manifest)
     from bcdlib import evaluate
     from bcdlib.runs import files
 
@@ -508,6 +515,17 @@ def predict(model, images, as_json, values, manifest, csv, adapt):
         )
     elif as_json or not csv:
         click.echo(evaluate.as_json(table) if as_json else table.to_string(index=False))
+
+
+def _check_table_name(csv: str, manifest: str) -> None:
+    """Refuse a table's name before there is anything to lose."""
+    path = Path(csv).expanduser()
+    if path.suffix.lower() != ".csv" or path.is_dir():
+        raise InputError(f"--csv {csv}: name a file that ends with .csv")
+    if not path.parent.is_dir():
+        raise InputError(f"--csv {csv}: there is no folder {path.parent}")
+    if manifest and path.resolve() == Path(manifest).expanduser().resolve():
+        raise InputError(f"--csv {csv}: that is the manifest; name another file")
 
 
 @main.command(params=[input_option])

@@ -48,11 +48,14 @@ def open_run(out=None, data="synthetic", profile: str = "demo") -> Run:
     Raises
     ------
     InputError
-        If Drive cannot be mounted or the folder cannot be written to.
+        If Drive cannot be mounted, or the folder cannot be written to or holds files of somebody else's (see
+        `Run.claim`).
     """
     check_backend()
     mount_drive()
-    return open_run_folder(out or _default_folder(data, profile))
+    run = open_run_folder(out or _default_folder(data, profile))
+    run.claim()
+    return run
 
 
 def _run_name(data, profile: str) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from bcdlib.data.breakhis import class_labels, known_images
+from bcdlib.data.breakhis import class_labels, known_images, official_path
 from tests.command import ROOT, bcdlib, here, refused
 from tests.test_strangers import harmless, hostile_predictions
 
@@ -262,6 +262,11 @@ def test_table_ii_and_gap():
         (["frobnicate"], ["frobnicate"]),
         (["run", "--final", "--only", "05_evaluate"], ["--final", "04_train"]),
         (["predict", "m.keras", "a", "b", "--manifest", "l.csv"], ["b: with --manifest", "one folder"]),
+        (["predict", "m.keras", ""], ["empty name"]),
+        (["predict", "m.keras", "a.png", "--csv", "m.keras"], ["--csv m.keras", ".csv"]),
+        (["predict", "m.keras", "a.png", "--csv", "."], ["--csv .", ".csv"]),
+        (["predict", "m.keras", "a.png", "--csv", "nowhere/o.csv"], ["--csv nowhere/o.csv", "no folder"]),
+        (["predict", "m.keras", "a", "--manifest", "l.csv", "--csv", "./l.csv"], ["./l.csv", "manifest"]),
         (["audit", "--split"], ["--split"]),
         (["evaluate", "p\u00fcnktchen.csv"], ["no such predictions table"]),
     ],
@@ -386,3 +391,44 @@ def test_a_table_is_evaluated_without_keras():
         "assert 'sklearn' in sys.modules and 'keras' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "images.csv",
+        "report.html",
+        "predictions.csv",
+        "figures/one.pdf",
+        "notebooks/mine.ipynb",
+        "tables/t.csv",
+    ],
+)
+def test_a_folder_with_files_of_ones_own_is_no_run_folder(name, tiny, tmp_path):
+    """Nothing is written or removed there; what holds nothing that a run would replace may be used."""
+    own = tmp_path / "project"
+    (own / name).parent.mkdir(parents=True)
+    (own / name).write_text("mine")
+    done = here("run", "--data", tiny, "--out", own, "--only", "01_mount", BCD_HOME=str(tmp_path))
+    refused(done, name, "another --out")
+    assert [file for file in own.rglob("*") if file.is_file()] == [own / name]
+    assert (own / name).read_text() == "mine"
+
+
+def test_a_table_beside_its_report_is_not_replaced(tmp_path):
+    table = tmp_path / "predictions.csv"
+    table.write_text("filename,slide,case,magnification,subtype,label,probability,fold,method,split,seed\n")
+    before = table.read_bytes()
+    rows = "a.png,1,1,40,A,0,0.2,0,m,s,0\nb.png,2,2,40,A,1,0.7,0,m,s,0\n"
+    table.write_bytes(before + rows.encode())
+    refused(here("evaluate", table, "--out", tmp_path), "predictions.csv", "another --out")
+    assert table.read_bytes() == before + rows.encode()
+
+
+def test_a_copy_of_which_nothing_can_be_read_is_not_usable(tmp_path):
+    file = tmp_path / "data" / official_path("SOB_B_A-14-22549AB-40-001.png")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no image")
+    done = here("verify", tmp_path / "data")
+    assert done.returncode == 2 and "usable" not in done.stdout
+    assert done.stderr.count("\n") == 1 and "no image with a BreakHis name can be read" in done.stderr

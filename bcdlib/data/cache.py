@@ -105,7 +105,7 @@ def open_cache(folder) -> PixelCache:
             pixels=np.load(local_copy(folder / "pixels.npy"), mmap_mode="r", allow_pickle=False),
             skipped=pd.read_csv(folder / "skipped.csv", dtype=str),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{folder}: no readable pixel cache ({error}); run 02_preprocess first") from None
 
 

@@ -130,6 +130,8 @@ def read_prevalences(text: str) -> list[float]:
     --------
     >>> read_prevalences("0.1, 0.25"), read_prevalences("")
     ([0.1, 0.25], [0.05, 0.1, 0.25, 0.5])
+    >>> read_prevalences("0.5 0.1 .5")
+    [0.5, 0.1]
     """
     shares = []
     for word in split_words(text):
@@ -139,7 +141,7 @@ def read_prevalences(text: str) -> list[float]:
             shares.append(float("nan"))
         if not 0 < shares[-1] < 1:
             raise InputError(f"prevalence {word!r}: give a share between 0 and 1, such as 0.1")
-    return shares or list(PREVALENCES)
+    return list(dict.fromkeys(shares)) or list(PREVALENCES)
 
 
 def predictive_values(predictions: pd.DataFrame, prevalences: Sequence[float] = PREVALENCES) -> pd.DataFrame:

@@ -522,15 +522,18 @@ def _with_breakhis_facts(table: pd.DataFrame, name: str) -> pd.DataFrame:
             f"{name}: {wrong.sum()} of {len(table)} labels contradict the file name, the first of "
             f"{facts['filename'][wrong.argmax()]}; were the images shuffled after the labels were listed?"
         )
-    table = table.copy()
-    for column in ("slide", "case", "subtype"):
-        other = known.copy()
-        other[known] = facts[column].to_numpy() != table.loc[known, column].to_numpy()
-        table[column] = table[column].astype(object)
-        table.loc[known, column] = facts[column].to_numpy()
-        if column == "case" and other.any():
-            note = "the column `case` differs from the accession numbers in the file names, which were taken"
-            table.attrs["notes"] = [f"{note} ({other.sum()} of {len(table)} rows)."]
+    table, notes = table.copy(), []
+    said = {"case": "accession numbers", "magnification": "magnifications"}
+    for column in ("slide", "case", "subtype", "magnification"):
+        kind = table[column].dtype if column == "magnification" else object
+        values, table[column] = facts[column].to_numpy(dtype=kind), table[column].astype(kind)
+        other = (values != table.loc[known, column].to_numpy()).sum()
+        table.loc[known, column] = values
+        if column in said and other:
+            what = f"the column `{column}` differs from the {said[column]} in the file names"
+            notes.append(f"{what}, which were taken ({other} of {len(table)} rows).")
+    if notes:
+        table.attrs["notes"] = notes
     return table
 
 

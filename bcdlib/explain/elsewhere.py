@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bcdlib.data import breakhis
-from bcdlib.errors import InputError
+from bcdlib.errors import InputError, one_line
 from bcdlib.evaluation import bootstrap, metrics, thresholds
 from bcdlib.explain import models, ood, prediction
 from bcdlib.plots import style
@@ -101,15 +101,25 @@ def internal_predictions(model_file) -> pd.DataFrame | None:
     """
     folder, lock = Path(model_file).parent, models.saved_lock(model_file)
     if (folder / CROSS_VALIDATION).is_file():
-        return pd.read_csv(folder / CROSS_VALIDATION, dtype=TEXTS)
+        return _read_predictions(folder / CROSS_VALIDATION)
     if not models.trial_record(model_file) or not (folder / "predictions.csv").is_file():
         return None
-    table = pd.read_csv(folder / "predictions.csv", dtype=TEXTS)
+    table = _read_predictions(folder / "predictions.csv")
     lock = lock or {"threshold": metrics.THRESHOLD, "slope": 1.0, "intercept": 0.0}
     return table.assign(
         threshold=lock["threshold"],
         calibrated=thresholds.calibrate(table["probability"], lock["slope"], lock["intercept"]),
     )
+
+
+def _read_predictions(file: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(file, dtype=TEXTS)
+        return table.astype({"probability": float, "label": int})
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{file}: is damaged ({one_line(error)}); delete it, or train this model again"
+        ) from None
 
 
 def elsewhere_table(found: pd.DataFrame, model_file) -> pd.DataFrame:

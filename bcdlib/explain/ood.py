@@ -161,5 +161,5 @@ def load_reference(folder) -> OODReference | None:
         if len(found) != len(rows):
             raise ValueError("of different lengths")
         return OODReference(found, rows, float(stored["threshold"]), stored["set_on"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: {', '.join(FILES)} are damaged ({error}); delete them") from None

@@ -1,5 +1,7 @@
 """A linear classifier of scikit-learn as the weights of a Keras layer, and methods with such a head."""
 
+import math
+import numbers
 import warnings
 
 import keras
@@ -7,6 +9,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from bcdlib.errors import InputError
 from bcdlib.methods import _training
 from bcdlib.methods._keras import KerasMethod
 
@@ -68,6 +71,11 @@ class LinearHead(KerasMethod):
         super().__init__(**settings)
         self.C = C
         self.balance = balance
+
+    def _prepare(self):
+        if not (isinstance(self.C, numbers.Real) and 0 < self.C < math.inf):
+            raise InputError(f"{self.key}: C={self.C!r}; give a number above 0, for example 0.003")
+        super()._prepare()
 
     def build_head(self, x):
         """Cut the standardised features off at `LIMIT` either way; they are then -1..1."""

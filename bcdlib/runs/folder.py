@@ -56,19 +56,36 @@ class Run:
         InputError
             If no stage has written here yet.
         """
-        file = self.folder / "settings.json"
-        if not file.is_file():
+        if not (found := self.recorded()):
             raise InputError(
                 f"{self.folder}: no settings.json there; run 01_mount with this run folder first"
             )
-        try:
-            return read_json(file)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file}: cannot be read ({one_line(error)}); name another run folder") from None
+        return found
 
     def recorded(self) -> dict:
         """Give the settings; empty if no stage has written here yet."""
-        return self.settings if (self.folder / "settings.json").is_file() else {}
+        file = self.folder / "settings.json"
+        try:
+            return read_json(file) if file.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: cannot be read ({one_line(error)}); name another run folder") from None
+
+    def claim(self) -> None:
+        """Make the folder a run folder, if it is none yet.
+
+        Raises
+        ------
+        InputError
+            If it is none, and holds files with names that a run would replace.
+        """
+        if (self.folder / "settings.json").exists():
+            return
+        if found := [file for pattern in ("images.csv", *_RESULTS) for file in self.folder.glob(pattern)]:
+            raise InputError(
+                f"{self.folder}: is no run folder, and holds {found[0].relative_to(self.folder)}, which a "
+                "run would replace; name another --out"
+            )
+        write_json(self.folder / "settings.json", {})
 
     def record(self, **values) -> None:
         """Add values to the settings.

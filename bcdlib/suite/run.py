@@ -198,8 +198,9 @@ def run_suite(run: Run, parameters: dict, only: tuple[str, ...] = (), *, final: 
     StageError
         If a notebook fails; its executed half is kept, and the one beside it goes on to its end.
     InputError
-        If it fails because of bad input.
+        If it fails because of bad input, or the folder holds somebody else's files (see `Run.claim`).
     """
+    run.claim()
     stages = [stage for stage in STAGES if not only or stage in only]
     (run.folder / "notebooks").mkdir(exist_ok=True)
     for together in _rounds(stages):

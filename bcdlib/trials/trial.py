@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from bcdlib import methods
 from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
-from bcdlib.errors import InputError, check_seed
+from bcdlib.errors import InputError, check_seed, one_line
 from bcdlib.evaluation import thresholds
 from bcdlib.evaluation.metrics import COLUMNS, MAGNIFICATION_COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods._base import TASKS, Method, malignant_probability, predict_checked, wanted
@@ -262,14 +262,16 @@ def run_trial(
     if keep_model and type(estimator).save is not Method.save:
         names.append(model_name)
     with files.lock_path(folder, busy=f"{folder}: {fitting.BUSY}"):
-        if store and not _holds(folder, names):
+        result = _finished(trial, folder, names)
+        if store and result is None:
             fetch_trial(store, folder)
-        found = _holds(folder, names)
+            result = _finished(trial, folder, names)
+        found = result is not None
         if not found:
             with methods.explain_errors(trial.method):
                 _train(trial, estimator, cache, part=part, folder=folder, profile=profile, names=names)
+            result = load_trial(trial, folder)
         # what comes after the trial's results are stored: here also if it was cut off there
-        result = load_trial(trial, folder)
         if (folder / model_name).is_file():
             if len(result.validation) and trial.task != "magnification" and not (folder / LOCK).is_file():
                 files.write_csv(folder / LOCK, thresholds.lock_thresholds(result.validation))
@@ -282,8 +284,15 @@ def run_trial(
         return result
 
 
-def _holds(folder: Path, names: tuple[str, ...]) -> bool:
-    return all((folder / name).is_file() for name in names)
+def _finished(trial: Trial, folder: Path, names: list[str]) -> Result | None:
+    """Read a finished trial; None if a file of it is not there, is damaged or was cut."""
+    if not all((folder / name).is_file() for name in names):
+        return None
+    try:
+        result, facts = load_trial(trial, folder), files.read_json(folder / "trial.json")
+        return result if len(result.predictions) == facts["images"].get("test", 0) else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _train(
@@ -442,10 +451,15 @@ def add_predictions(path, *tables: pd.DataFrame, replaced: pd.MultiIndex | None 
     """
     new = pd.concat(tables) if tables else pd.DataFrame()
     if Path(path).is_file():
-        old = pd.read_csv(path, dtype=files.TEXTS)
         if replaced is None:
             replaced = pd.MultiIndex.from_frame(new[TRIAL_COLUMNS])
-        others = old[~pd.MultiIndex.from_frame(old[replaced.names]).isin(replaced)]
+        try:
+            old = pd.read_csv(path, dtype=files.TEXTS)
+            others = old[~pd.MultiIndex.from_frame(old[replaced.names]).isin(replaced)]
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({one_line(error)}); delete it: finished trials are kept"
+            ) from None
         if len(new):
             others = others[others["data"].isin(new["data"])] if "data" in others else others[:0]
         tables = (others, *tables)

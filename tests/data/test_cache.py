@@ -282,6 +282,15 @@ def test_open_cache_where_there_is_none(tmp_path):
     assert str(tmp_path / "nothing") in str(caught.value)
 
 
+def test_a_cache_that_lost_its_pixels_is_named_and_built_again(tiny, tmp_path):
+    folder, pixels = build(tiny, tmp_path).folder, np.array(build(tiny, tmp_path).pixels)
+    (folder / "pixels.npy").unlink()  # emptied in place it would be lost to whoever has it mapped
+    (folder / "pixels.npy").touch()
+    with pytest.raises(InputError, match="no readable pixel cache"):
+        open_cache(folder)
+    assert np.array_equal(build(tiny, tmp_path).pixels, pixels)
+
+
 def test_rows(tiny, tmp_path):
     cache = build(tiny, tmp_path)
     wanted = cache.images["filename"].tolist()[::-7]

@@ -526,3 +526,11 @@ def test_predictions_of_magnifications_have_no_class(tmp_path):
     rows.drop(columns="p_40X").to_csv(tmp_path / "p.csv", index=False)
     with pytest.raises(InputError, match="probability"):
         metrics.read_predictions(tmp_path / "p.csv", any_task=True)
+
+
+def test_magnifications_are_those_of_the_names(tmp_path):
+    rows = breakhis_rows().assign(magnification=[40, 999, 40, 999])
+    found = read(tmp_path, rows)
+    assert found["magnification"].tolist() == [40] * 4 and found["magnification"].dtype == int
+    said = "differs from the magnifications in the file names"
+    assert any(said in note for note in metrics.prediction_notes(found))

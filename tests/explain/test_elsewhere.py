@@ -162,6 +162,16 @@ def test_a_model_without_its_folder(model, other, tmp_path):
         models.saved_lock(tmp_path / "alone.keras")
 
 
+@pytest.mark.parametrize("damaged", ["", "a,b\n1,2\n", "probability,label\nx,1\n"])
+def test_damaged_predictions_beside_a_model_are_named(damaged, final_run, tmp_path):
+    run, _ = final_run
+    file = sorted((run.folder / "trials").glob("texture-case-*/trial.json"))[0]
+    folder = shutil.copytree(file.parent, tmp_path / "model")
+    (folder / "predictions.csv").write_text(damaged)
+    with pytest.raises(InputError, match=r"predictions.csv: is damaged .*; delete it"):
+        elsewhere.internal_predictions(folder / "model.keras")
+
+
 def test_another_model_is_judged_by_its_test_part(final_run):
     """Of a trial by case the internal figures are those of its test part, at its locked threshold."""
     run, _ = final_run

@@ -237,6 +237,12 @@ def test_values_that_do_not_exist(change, message, cache):
         methods.get_method("robust")(weights="none", **{change: message}).inputs(cache)
 
 
+@pytest.mark.parametrize("C", [-1.0, 0.0, float("nan"), float("inf"), "strong"])
+def test_a_penalty_that_cannot_be(C, cache):
+    with pytest.raises(InputError, match=r"robust: C=.*; give a number above 0"):
+        methods.get_method("robust")(weights="none", C=C).inputs(cache)
+
+
 def test_settings_get_the_types_of_the_defaults():
     assert methods.method_settings("robust") == {}
     found = methods.method_settings("robust:stages=4:C=1:deviations=false:stain=macenko:stain_copies=2")

@@ -3,12 +3,14 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 
 from bcdlib.data import splits
+from bcdlib.errors import InputError
 from bcdlib.methods.parts import architectures
 from bcdlib.runs.profiles import get_profile
-from bcdlib.trials.trial import Trial, run_trial
+from bcdlib.trials.trial import Trial, add_predictions, run_trial
 
 PROFILE = get_profile("demo", size=(20, 15), folds=3)
 METHOD = '''
@@ -129,3 +131,25 @@ def test_weights_are_known_by_content(run, tmp_path):
         assert str(written.name) in result.predictions["weights"].unique().item()
         names.append(result.folder.name)
     assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "validation.csv", "trial.json"])
+def test_a_trial_with_a_cut_or_damaged_file_is_run_again(name, tried):
+    whole = tried()
+    content = (whole.folder / name).read_bytes()
+    ways = [b"", content[:40] if name == "trial.json" else b"a,b,c\n1,2\n3,4,5,6\n"]
+    if name == "predictions.csv":
+        ways.append(b"".join(content.splitlines(keepends=True)[:5]))
+    for damaged in ways:
+        (whole.folder / name).write_bytes(damaged)
+        again = tried()
+        pd.testing.assert_frame_equal(again.predictions, whole.predictions)
+        if name != "trial.json":
+            assert (whole.folder / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("damaged", ["", "a,b\n1,2\n"])
+def test_a_damaged_table_of_predictions_is_named(damaged, tried, tmp_path):
+    (tmp_path / "comparison_predictions.csv").write_text(damaged)
+    with pytest.raises(InputError, match=r"comparison_predictions.csv: cannot be read .* delete it"):
+        add_predictions(tmp_path / "comparison_predictions.csv", tried().predictions)

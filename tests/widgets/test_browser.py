@@ -366,6 +366,23 @@ def test_report(made, browser, screenshots, width, scheme):
     context.close()
 
 
+@pytest.mark.parametrize("width", [1280, 800, 390])
+def test_links_of_the_contents_land_where_they_say(made, browser, width):
+    """At the first opening, when nothing below has been seen yet."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    address = (made.folder / "report.html").as_uri()
+    page.goto(address)
+    chapters = page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
+    assert len(chapters) > 4
+    for chapter in chapters[-3:-1]:  # below the last one there may be too little to scroll it up
+        page.goto("about:blank")
+        page.goto(f"{address}#{chapter}")
+        page.wait_for_timeout(300)
+        top = page.evaluate("id => document.getElementById(id).getBoundingClientRect().top", chapter)
+        assert 0 <= top < 80, (chapter, top)
+    page.close()
+
+
 def test_report_tables_sort(made, browser):
     page = browser.new_page()
     page.goto((made.folder / "report.html").as_uri())
