@@ -431,4 +431,4 @@ def test_a_copy_of_which_nothing_can_be_read_is_not_usable(tmp_path):
     file.write_bytes(b"no image")
     done = here("verify", tmp_path / "data")
     assert done.returncode == 2 and "usable" not in done.stdout
-    assert done.stderr.count("\n") == 1 and "no image with a BreakHis name can be read" in done.stderr
+    assert done.stderr.count("Error") == 1 and "no image with a BreakHis name can be read" in done.stderr
