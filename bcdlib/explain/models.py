@@ -129,6 +129,8 @@ def saved_lock(model_file) -> dict | None:
         [row] = table[["threshold", "slope", "intercept"]].astype(float).to_dict("records")
         if not np.isfinite(list(row.values())).all():
             raise ValueError("a number is missing")
+        if not 0 <= row["threshold"] <= 1:
+            raise ValueError(f"threshold {row['threshold']:g} is not in 0..1")
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise InputError(
             f"{file}: cannot be read ({one_line(error)}); delete it, or run again what made it"

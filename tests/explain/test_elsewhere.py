@@ -154,6 +154,9 @@ def test_a_model_without_its_folder(model, other, tmp_path):
     (tmp_path / "locked.csv").write_text("threshold,slope,intercept\n0.5,,0\n")
     with pytest.raises(InputError, match="locked.csv: cannot be read"):
         models.saved_lock(tmp_path / "alone.keras")
+    (tmp_path / "locked.csv").write_text("threshold,slope,intercept\n7,1,0\n")
+    with pytest.raises(InputError, match="locked.csv: cannot be read .threshold 7 is not in 0..1"):
+        models.saved_lock(tmp_path / "alone.keras")
     (tmp_path / "locked.csv").write_text(model.with_name("locked.csv").read_text())
     assert models.saved_lock(tmp_path / "alone.keras") == models.saved_lock(model)
     record = json.loads(model.with_name("trial.json").read_text())
