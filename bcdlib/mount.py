@@ -71,9 +71,8 @@ def _default_folder(data, profile: str) -> Path:
     name = _run_name(data, profile)
     for number in itertools.count(1):
         folder = home_folder() / (name if number == 1 else f"{name}-{number}")
-        if not (folder / "settings.json").is_file():
+        if not (settings := Run(folder).recorded()):
             return folder
-        settings = Run(folder).settings
         if str(data) in ("", *DRAWN_OR_FETCHED, settings.get("asked")) or "source" not in settings:
             same = str(data) in (settings.get("data", str(data)), settings.get("asked"))
         else:
