@@ -519,7 +519,7 @@ def predict(model, images, as_json, values, manifest, csv, adapt):
 
 def _check_table_name(csv: str, manifest: str) -> None:
     """Refuse a table's name before there is anything to lose."""
-    path = Path(csv).expanduser()
+    path = Path(csv)
     if path.suffix.lower() != ".csv" or path.is_dir():
         raise InputError(f"--csv {csv}: name a file that ends with .csv")
     if not path.parent.is_dir():

@@ -107,10 +107,7 @@ def protocol_figure(
         "split", key=lambda names: pd.Categorical(names, list(splits.PROTOCOLS)), kind="stable"
     )
     methods = found["method"].unique()
-    # the accuracy of one answer for all, counted as that of the methods: over folds where these overlap
-    constant = predictions.groupby(["method", "split"])["label"].transform("mean").round()
-    constant = predictions.filter(regex="^(?!p_)").assign(probability=constant)
-    larger = metrics.metrics_table(constant, keys=["accuracy"]).set_index(["method", "split"])["accuracy"]
+    larger = metrics.larger_class(predictions)
     figure, axes = style.make_figure(
         1, 2, width=9, height=0.5 * (found["metric"] == "accuracy").sum() + 1.7, sharey=True
     )
@@ -189,7 +186,7 @@ def gap_text(predictions: pd.DataFrame) -> str:
         if {"image", "case"} <= set(by_split):
             accuracy = metrics.metrics_table(part, keys=["accuracy"]).set_index("split")["accuracy"]
             paired = bootstrap.paired_difference(by_split["image"], by_split["case"])
-            larger = by_split["case"]["label"].value_counts(normalize=True).max()
+            larger = metrics.larger_class(by_split["case"])[method, "case"]
             lines.append(
                 f"**{in_markdown(method)}: accuracy {accuracy['image']:.3f} with a split by image, "
                 f"{accuracy['case']:.3f} with a split by case (always predicting the larger class: "
@@ -207,11 +204,10 @@ def findings(predictions: pd.DataFrame, guess: float | None = None) -> str:
     strict = found[found["split"] == known[0]].iloc[0]
     same = found[found["method"] == strict["method"]].set_index("split")
     loose = same.loc[[name for name in known if name in same.index][-1]]
-    labels = predictions.loc[predictions["split"] == strict["split"], "label"]
+    larger = metrics.larger_class(predictions)[strict["method"], strict["split"]]
     lines = [
         f"Accuracy under `{strict['split']}`: {bootstrap.interval_text(strict)}. Always predicting the "
-        f"larger class: {labels.value_counts(normalize=True).max():.3f}."
-        + lesson.guess_text(guess, strict["value"])
+        f"larger class: {larger:.3f}." + lesson.guess_text(guess, strict["value"])
     ]
     if strict["split"] != loose.name:
         pair = predictions[predictions["method"] == strict["method"]]

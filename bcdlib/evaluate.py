@@ -69,7 +69,7 @@ def lock(
         As from `thresholds.lock_thresholds`.
     """
     path = Path(validation) if validation else run.folder / "validation.csv"
-    known = validation or (path.is_file() and len(pd.read_csv(path, nrows=1)))
+    known = validation or (path.is_file() and len(files.read_table(path, nrows=1)))
     table = metrics.read_predictions(path) if known else pd.DataFrame(columns=metrics.COLUMNS)
     table = table if validation else run.check_origin(table, path.name)
     locked = thresholds.lock_thresholds(table, rule, sensitivity, calibration=calibration)
@@ -646,7 +646,7 @@ def findings(run: Run, table: pd.DataFrame, guess: float = 0) -> str:
         [
             f"Under the strictest split here, `{strictest}`: accuracy "
             f"{bootstrap.interval_text(accuracy)} on {accuracy['cases']} cases. Always predicting the larger "
-            f"class: {part['label'].value_counts(normalize=True).max():.3f}."
+            f"class: {metrics.larger_class(part).item():.3f}."
             + lesson.guess_text(lesson.read_guess(run, guess), accuracy["value"]),
             f"AUC {bootstrap.interval_text(auc)}: in this share of pairs of a malignant and a benign image, "
             "the malignant one gets the higher probability.",

@@ -601,6 +601,23 @@ def with_correct(predictions: pd.DataFrame, threshold=THRESHOLD) -> pd.DataFrame
     return predictions.assign(predicted=predicted, correct=predicted == predictions["label"])
 
 
+def larger_class(predictions: pd.DataFrame) -> pd.Series:
+    """Compute the accuracy of always predicting the larger class: float, by method and split.
+
+    It is counted as the accuracy of a method is: as a mean over folds where these overlap.
+
+    Examples
+    --------
+    >>> rows = dict.fromkeys(COLUMNS, 0) | {"filename": ["a", "b", "c", "d"], "label": [0, 1, 1, 1]}
+    >>> larger_class(pd.DataFrame(rows)).item()
+    0.75
+    """
+    larger = predictions.groupby(["method", "split"])["label"].transform("mean").round()
+    # without what was predicted, which could say another class
+    same = predictions.filter(regex="^(?!p_)").assign(probability=larger)
+    return metrics_table(same, keys=["accuracy"]).set_index(["method", "split"])["accuracy"]
+
+
 def compute_metrics(label, probability, threshold=THRESHOLD) -> dict[str, float]:
     """Compute the metrics that count images.
 

@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 
 from bcdlib.data import breakhis
-from bcdlib.errors import InputError, one_line
+from bcdlib.errors import InputError
 from bcdlib.evaluation import bootstrap, metrics, thresholds
 from bcdlib.explain import models, ood, prediction
 from bcdlib.plots import style
-from bcdlib.runs.files import TEXTS
+from bcdlib.runs.files import TEXTS, read_table
 from bcdlib.runs.folder import CROSS_VALIDATION, Run
 from bcdlib.runs.names import in_markdown
 from bcdlib.runs.places import name_only
 
 _METRICS = ("auc", "case_auc", "balanced_accuracy", "sensitivity", "specificity", "accuracy")
+_TYPES = TEXTS | {"probability": float, "label": int}
 HOW = (
     "Nothing was asked: set `external` to a folder or archive of images from elsewhere, and "
     "`external_labels` to a CSV with the columns `path`, `label` and `group`."
@@ -101,25 +102,15 @@ def internal_predictions(model_file) -> pd.DataFrame | None:
     """
     folder, lock = Path(model_file).parent, models.saved_lock(model_file)
     if (folder / CROSS_VALIDATION).is_file():
-        return _read_predictions(folder / CROSS_VALIDATION)
+        return read_table(folder / CROSS_VALIDATION, metrics.COLUMNS, dtype=_TYPES)
     if not models.trial_record(model_file) or not (folder / "predictions.csv").is_file():
         return None
-    table = _read_predictions(folder / "predictions.csv")
+    table = read_table(folder / "predictions.csv", metrics.COLUMNS, dtype=_TYPES)
     lock = lock or {"threshold": metrics.THRESHOLD, "slope": 1.0, "intercept": 0.0}
     return table.assign(
         threshold=lock["threshold"],
         calibrated=thresholds.calibrate(table["probability"], lock["slope"], lock["intercept"]),
     )
-
-
-def _read_predictions(file: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(file, dtype=TEXTS)
-        return table.astype({"probability": float, "label": int})
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{file}: is damaged ({one_line(error)}); delete it, or train this model again"
-        ) from None
 
 
 def elsewhere_table(found: pd.DataFrame, model_file) -> pd.DataFrame:

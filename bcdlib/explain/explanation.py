@@ -19,6 +19,7 @@ from bcdlib.errors import InputError
 from bcdlib.evaluation import metrics, thresholds
 from bcdlib.explain import models, ood
 from bcdlib.plots import style
+from bcdlib.runs.files import read_table
 from bcdlib.runs.folder import MODEL, TRIAL_COLUMNS, Run, has_cache, trial_folder
 from bcdlib.runs.names import in_markdown
 
@@ -173,8 +174,8 @@ def trial_reference(model_file, model: SavedMethod) -> ood.OODReference | None:
     split = run.folder / "splits" / f"{record['split']}.csv"
     if cached is None or not split.is_file():
         return None
-    part = splits.fold_of(pd.read_csv(split), record["fold"])
-    tested = set(pd.read_csv(folder / "predictions.csv")["filename"])
+    part = splits.fold_of(read_table(split, ["filename", "role", "fold"]), record["fold"])
+    tested = set(read_table(folder / "predictions.csv", ["filename"])["filename"])
     counts = {role: (part["role"] == role).sum() for role in splits.ROLES}
     if counts != record["images"] or tested != set(part.loc[part["role"] == "test", "filename"]):
         return None  # preprocessed anew since: these are no longer the images that it was trained on

@@ -1,5 +1,8 @@
 """What defines a method that is trained with Keras; `_training` trains it."""
 
+import math
+import numbers
+
 import keras
 
 from bcdlib.data.stain import KINDS
@@ -82,6 +85,7 @@ class KerasMethod(KerasTraining):
     pooling = "average"
     loss = "binary_crossentropy"
     tasks = ("binary", "subtype")
+    positive: tuple[str, ...] = ()  # parameters that must be above 0; the other numbers are 0 or more
     choices = {  # what a parameter can be
         "trainable": ("all", "head"),
         "recipe": RECIPES,
@@ -274,6 +278,11 @@ class KerasMethod(KerasTraining):
 
     def _prepare(self) -> None:
         """Check the parameters and find the weights."""
+        for name, value in self.get_params().items():
+            number = isinstance(value, numbers.Real)
+            if number and not 0 <= value < math.inf or name in self.positive and not (number and value > 0):
+                least = "a number above 0" if name in self.positive else "0 or more"
+                raise InputError(f"{self.key}: {name}={value!r}; give {least}")
         for name, known in {"task": self.tasks, **self.choices}.items():
             if getattr(self, name) not in known:
                 raise InputError(

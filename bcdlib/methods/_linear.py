@@ -1,7 +1,5 @@
 """A linear classifier of scikit-learn as the weights of a Keras layer, and methods with such a head."""
 
-import math
-import numbers
 import warnings
 
 import keras
@@ -9,7 +7,6 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from bcdlib.errors import InputError
 from bcdlib.methods import _training
 from bcdlib.methods._keras import KerasMethod
 
@@ -65,17 +62,13 @@ class LinearHead(KerasMethod):
 
     always = "head"
     fits_with_keras = False
+    positive = ("C",)
     choices = KerasMethod.choices | {"balance": ("case", "class", "none")}
 
     def __init__(self, *, C=0.003, balance="case", **settings):
         super().__init__(**settings)
         self.C = C
         self.balance = balance
-
-    def _prepare(self):
-        if not (isinstance(self.C, numbers.Real) and 0 < self.C < math.inf):
-            raise InputError(f"{self.key}: C={self.C!r}; give a number above 0, for example 0.003")
-        super()._prepare()
 
     def build_head(self, x):
         """Cut the standardised features off at `LIMIT` either way; they are then -1..1."""

@@ -234,6 +234,39 @@ def write_json(path, value) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_table(path, columns=(), **options) -> pd.DataFrame:
+    """Read a table that a stage wrote; texts stay texts.
+
+    Parameters
+    ----------
+    path : str or path-like
+    columns : sequence of str
+        Which must be there.
+    **options
+        As of `pandas.read_csv`.
+
+    Raises
+    ------
+    InputError
+        If the file is not there, is damaged or lacks a column.
+
+    Examples
+    --------
+    >>> write_csv(file := Path(tempfile.mkdtemp(), "a.csv"), pd.DataFrame({"slide": ["0012"], "label": 1}))
+    >>> read_table(file, ["label"])["slide"].tolist()
+    ['0012']
+    """
+    try:
+        table = pd.read_csv(path, **{"dtype": TEXTS} | options)
+        if missing := set(columns) - set(table):
+            raise ValueError(f"no column {min(missing)}")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({one_line(error)}); delete it, and run again what made it"
+        ) from None
+    return table
+
+
 def read_json(path) -> dict:
     """Read a JSON object.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from bcdlib.errors import InputError, one_line
-from bcdlib.runs.files import TEXTS, atomic_write, read_json, write_csv, write_json
+from bcdlib.runs.files import atomic_write, read_json, read_table, write_csv, write_json
 
 TRIAL_COLUMNS = ["method", "split", "fold", "seed"]  # name a trial in a predictions table
 MODEL = "model.keras"  # a trial's stored model
@@ -80,7 +80,8 @@ class Run:
         """
         if (self.folder / "settings.json").exists():
             return
-        if found := [file for pattern in ("images.csv", *_RESULTS) for file in self.folder.glob(pattern)]:
+        replaced = ("images.csv", "left_out.csv", "external.csv", *_RESULTS)
+        if found := [file for pattern in replaced for file in self.folder.glob(pattern)]:
             raise InputError(
                 f"{self.folder}: is no run folder, and holds {found[0].relative_to(self.folder)}, which a "
                 "run would replace; name another --out"
@@ -155,10 +156,10 @@ class Run:
         Raises
         ------
         InputError
-            If the file does not exist yet.
+            If the file does not exist yet, or is damaged.
         """
         self.need_file(name, stage)
-        return pd.read_csv(self.folder / name, dtype=TEXTS)
+        return read_table(self.folder / name)
 
     def need_file(self, name: str, stage: str) -> None:
         """Raise InputError if a file of the run does not exist yet; see `read_csv`."""
@@ -271,7 +272,8 @@ def trial_folder(run: Run, row, table: str = "predictions.csv") -> Path | None:
         folder, facts = file.parent, read_json(file)
         if (folder / MODEL).is_file() and all(facts[name] == row[name] for name in TRIAL_COLUMNS):
             # trials of other settings may share these four values: compare the prediction too
-            made = pd.read_csv(folder / table).set_index("filename")["probability"]
+            made = read_table(folder / table, ["filename", "probability"])
+            made = made.set_index("filename")["probability"]
             if row["filename"] in made and abs(made[row["filename"]] - row["probability"]) < 1e-9:
                 return folder
     return None

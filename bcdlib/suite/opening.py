@@ -7,7 +7,7 @@ import pandas as pd
 
 from bcdlib.data import breakhis, splits
 from bcdlib.evaluation import decisions
-from bcdlib.runs.files import TEXTS
+from bcdlib.runs.files import TEXTS, read_table
 from bcdlib.runs.folder import Run
 
 MOST_ROWS = 8  # methods and splits on the first page
@@ -62,7 +62,7 @@ def _table(run: Run, name: str) -> pd.DataFrame:
     """Read a table of the run; empty if it is not there."""
     file = Path(run.folder, name)
     texts = TEXTS | {"method": str, "split": str}
-    return pd.read_csv(file, dtype=texts) if file.is_file() else pd.DataFrame()
+    return read_table(file, dtype=texts) if file.is_file() else pd.DataFrame()
 
 
 def _row(pair: tuple, by_case: pd.DataFrame, flow: pd.DataFrame, results: pd.DataFrame) -> dict:

@@ -233,7 +233,7 @@ def _rows(folder: Path, names: list[str], parameters: dict, error: str | None) -
     settings = {name: parameters[name] for name in names}
     if error:
         return pd.DataFrame([settings | {"error": error, "folder": folder.name}])
-    locked = pd.read_csv(folder / "tables" / "thresholds.csv").query("at == 'locked'")
+    locked = files.read_table(folder / "tables" / "thresholds.csv", ["at"]).query("at == 'locked'")
     found = (
         metrics.metrics_table(metrics.read_predictions(folder / "predictions.csv"))
         .merge(

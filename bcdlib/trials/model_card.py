@@ -92,7 +92,7 @@ def write_card(folder, images: pd.DataFrame, part: pd.DataFrame) -> Path:
 
 
 def _read(table: Path) -> pd.DataFrame | None:
-    return pd.read_csv(table, dtype=files.TEXTS) if table.is_file() else None
+    return files.read_table(table) if table.is_file() else None
 
 
 def _hub_metadata(facts: dict, shown: pd.DataFrame, images: pd.DataFrame, *, final: bool) -> dict:

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from bcdlib import methods
 from bcdlib.data import breakhis, splits
 from bcdlib.data.cache import PixelCache
-from bcdlib.errors import InputError, check_seed, one_line
+from bcdlib.errors import InputError, check_seed
 from bcdlib.evaluation import thresholds
 from bcdlib.evaluation.metrics import COLUMNS, MAGNIFICATION_COLUMNS, SUBTYPE_COLUMNS
 from bcdlib.methods._base import TASKS, Method, malignant_probability, predict_checked, wanted
@@ -290,7 +290,8 @@ def _finished(trial: Trial, folder: Path, names: list[str]) -> Result | None:
         return None
     try:
         result, facts = load_trial(trial, folder), files.read_json(folder / "trial.json")
-        return result if len(result.predictions) == facts["images"].get("test", 0) else None
+        lengths = [len(result.predictions), len(result.validation)]
+        return result if facts.get("rows", lengths) == lengths else None
     except (OSError, ValueError, KeyError):
         return None
 
@@ -370,6 +371,7 @@ def _train(
             "curves_on": curves_on,
             "out_of_fold": int(number.max(initial=-1) + 1) if number.any() else 0,
             "images": {role: len(found) for role, found in rows.items()},
+            "rows": [len(rows["test"]), len(validated)],  # of predictions.csv and validation.csv
             # a method of one's own may have parameters that JSON does not know
             "parameters": json.loads(json.dumps(estimator.get_params(), default=str)),
             "weights": weights_label,
@@ -430,8 +432,8 @@ def load_trial(trial: Trial, folder) -> Result:
     return Result(
         trial,
         folder,
-        predictions=pd.read_csv(folder / "predictions.csv", dtype=files.TEXTS),
-        validation=pd.read_csv(folder / "validation.csv", dtype=files.TEXTS),
+        predictions=files.read_table(folder / "predictions.csv", COLUMNS),
+        validation=files.read_table(folder / "validation.csv", COLUMNS),
         history=pd.read_csv(history) if history.is_file() else None,
     )
 
@@ -453,13 +455,8 @@ def add_predictions(path, *tables: pd.DataFrame, replaced: pd.MultiIndex | None 
     if Path(path).is_file():
         if replaced is None:
             replaced = pd.MultiIndex.from_frame(new[TRIAL_COLUMNS])
-        try:
-            old = pd.read_csv(path, dtype=files.TEXTS)
-            others = old[~pd.MultiIndex.from_frame(old[replaced.names]).isin(replaced)]
-        except (ValueError, KeyError) as error:
-            raise InputError(
-                f"{path}: cannot be read ({one_line(error)}); delete it: finished trials are kept"
-            ) from None
+        old = files.read_table(path, replaced.names)
+        others = old[~pd.MultiIndex.from_frame(old[replaced.names]).isin(replaced)]
         if len(new):
             others = others[others["data"].isin(new["data"])] if "data" in others else others[:0]
         tables = (others, *tables)

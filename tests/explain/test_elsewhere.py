@@ -165,13 +165,16 @@ def test_a_model_without_its_folder(model, other, tmp_path):
         models.saved_lock(tmp_path / "alone.keras")
 
 
-@pytest.mark.parametrize("damaged", ["", "a,b\n1,2\n", "probability,label\nx,1\n"])
+@pytest.mark.parametrize("damaged", ["", "a,b\n1,2\n", "a word among the probabilities"])
 def test_damaged_predictions_beside_a_model_are_named(damaged, final_run, tmp_path):
     run, _ = final_run
     file = sorted((run.folder / "trials").glob("texture-case-*/trial.json"))[0]
     folder = shutil.copytree(file.parent, tmp_path / "model")
+    if " " in damaged:
+        table = pd.read_csv(folder / "predictions.csv", dtype=str)
+        damaged = table.assign(probability=["x", *table["probability"][1:]]).to_csv(index=False)
     (folder / "predictions.csv").write_text(damaged)
-    with pytest.raises(InputError, match=r"predictions.csv: is damaged .*; delete it"):
+    with pytest.raises(InputError, match=r"predictions.csv: cannot be read .*; delete it"):
         elsewhere.internal_predictions(folder / "model.keras")
 
 

@@ -243,6 +243,23 @@ def test_a_penalty_that_cannot_be(C, cache):
         methods.get_method("robust")(weights="none", C=C).inputs(cache)
 
 
+@pytest.mark.parametrize(
+    "method, name, value",
+    [
+        ("lenet5", "learning_rate", -1.0),
+        ("lenet5", "batch_size", -3),
+        ("lenet5", "epochs", float("nan")),
+        ("lenet5", "steps_per_epoch", -2),
+        ("lenet5", "seed", -1),
+        ("csdcnn", "margin", float("inf")),
+        ("robust", "stain_copies", -1),
+    ],
+)
+def test_numbers_that_cannot_be(method, name, value, cache):
+    with pytest.raises(InputError, match=f"{method}: {name}=.*; give 0 or more"):
+        methods.get_method(method)(weights="none", **{name: value}).inputs(cache)
+
+
 def test_settings_get_the_types_of_the_defaults():
     assert methods.method_settings("robust") == {}
     found = methods.method_settings("robust:stages=4:C=1:deviations=false:stain=macenko:stain_copies=2")

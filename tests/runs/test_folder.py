@@ -12,7 +12,7 @@ from PIL import Image
 
 from bcdlib.data import breakhis
 from bcdlib.errors import InputError
-from bcdlib.runs.files import write_csv
+from bcdlib.runs.files import read_table, write_csv
 from bcdlib.runs.folder import has_cache, is_run_folder, open_run_folder
 
 
@@ -104,3 +104,23 @@ def test_settings_of_a_stranger(tmp_path, text):
     assert not is_run_folder(tmp_path)
     with pytest.raises(InputError, match="settings.json: cannot be read .*; name another run folder"):
         open_run_folder(tmp_path).settings  # noqa: B018
+
+
+@pytest.mark.parametrize("damaged", [b"", b"a,b\n1,2,3\n", b"\xff\xfe\x00"])
+def test_a_damaged_table_of_a_run_is_named(tmp_path, damaged):
+    run = open_run_folder(tmp_path)
+    (tmp_path / "images.csv").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"images.csv: cannot be read .*; delete it, and run again"):
+        read_table(tmp_path / "images.csv", ["filename"])
+    if damaged != b"a,b\n1,2,3\n":
+        with pytest.raises(InputError, match=r"images.csv: cannot be read"):
+            run.images()
+
+
+def test_a_claimed_folder_has_no_settings_yet_and_is_taken_again(tmp_path):
+    run = open_run_folder(tmp_path)
+    for _ in range(2):
+        run.claim()
+        assert run.recorded() == {}
+        with pytest.raises(InputError, match="run 01_mount"):
+            run.settings  # noqa: B018

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from bcdlib.data import stain, vectors
+from bcdlib.errors import InputError, one_line
 from bcdlib.methods.parts import augmentation, backbones, fitting
 from bcdlib.runs.files import atomic_write, local_copy, lock_path
 
@@ -74,7 +75,10 @@ def cached_features(
                     ),
                     allow_pickle=False,
                 )
-    return np.load(local_copy(path), mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(local_copy(path), mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); delete it") from None
 
 
 def extract_features(
