@@ -349,7 +349,10 @@ def metric_limits(metric: str, value: float, predictions: pd.DataFrame, draws, a
 
 
 def _cases_by_class(metric: str, predictions: pd.DataFrame) -> pd.Series:
-    """Count cases by label: those with images of it, or with a metric by case each once, by its own label."""
+    """Count the cases of each label.
+
+    A case with images of both labels counts for both; where the metric is by case, once, as malignant.
+    """
     if METRICS[metric].unit == "case":
         return predictions.groupby("case")["label"].max().value_counts()
     return predictions.groupby("label")["case"].nunique()
