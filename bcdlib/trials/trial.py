@@ -291,7 +291,9 @@ def _finished(trial: Trial, folder: Path, names: list[str]) -> Result | None:
     try:
         result, facts = load_trial(trial, folder), files.read_json(folder / "trial.json")
         lengths = [len(result.predictions), len(result.validation)]
-        return result if facts.get("rows", lengths) == lengths else None
+        # a final model's validation.csv is what its folds predicted: final.finish_final
+        checked = 1 if trial.split == splits.ALL else 2
+        return result if facts.get("rows", lengths)[:checked] == lengths[:checked] else None
     except (OSError, ValueError, KeyError):
         return None
 
